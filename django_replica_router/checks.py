@@ -1,0 +1,266 @@
+"""System checks: what is wrong with the configuration, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.apps import apps
+from django.apps.config import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.cache.backends.dummy import DummyCache
+from django.db import connections
+from django.utils.module_loading import import_string
+
+from django_replica_router.conf import BALANCERS, Config, find_problems, get_config
+from django_replica_router.errors import StoreError
+from django_replica_router.middleware import ReplicaRouterMiddleware
+from django_replica_router.routers import ReplicaRouter
+from django_replica_router.stores import get_store
+
+APP = "django_replica_router"
+_ROUTER = f"{APP}.ReplicaRouter"
+_MIDDLEWARE = f"{APP}.middleware.ReplicaRouterMiddleware"
+_SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
+
+
+def _error(code: str, message: str, hint: str) -> checks.CheckMessage:
+    return checks.Error(message, hint=hint, id=f"{APP}.{code}")
+
+
+def _warning(code: str, message: str, hint: str) -> checks.CheckMessage:
+    return checks.Warning(message, hint=hint, id=f"{APP}.{code}")
+
+
+def check_settings(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """Check the setting, and the settings of Django that the package depends on."""
+    problems = [_error(p.code, p.message, p.hint) for p in find_problems()]
+    if problems:
+        return problems
+    config = get_config()
+    return [
+        *_check_topology(config),
+        *_check_engines(config),
+        *_check_times(config),
+        *_check_names(config),
+        *_check_cache(config),
+        *_check_router(),
+        *_check_middleware(),
+        *_check_atomic_requests(config),
+    ]
+
+
+def _check_topology(config: Config) -> Iterator[checks.CheckMessage]:
+    clusters = config.topology.clusters
+    where = "TEST['MIRROR']" if config.CLUSTERS is None else "REPLICA_ROUTER['CLUSTERS']"
+    seen: dict[str, str] = {}
+    if not any(clusters.values()):
+        yield _warning(
+            "W001",
+            "No replica is configured: every read goes to the primary.",
+            "Set TEST = {'MIRROR': 'default'} on the alias of a replica in DATABASES.",
+        )
+    for primary, replicas in clusters.items():
+        for alias in (primary, *replicas):
+            if alias not in connections:
+                yield _error(
+                    "E004",
+                    f"{where} names {alias!r}, which is not in DATABASES.",
+                    f"Use one of: {', '.join(sorted(connections))}.",
+                )
+        for alias in replicas:
+            if alias == primary:
+                yield _error(
+                    "E005",
+                    f"{where} makes {alias!r} a replica of itself.",
+                    "Name the alias of its primary.",
+                )
+            elif alias in clusters:
+                yield _error(
+                    "E005",
+                    f"{where} makes {alias!r} a replica of {primary!r} and a primary as well.",
+                    "Name the primary at the head of the chain for every replica of it.",
+                )
+            elif seen.setdefault(alias, primary) != primary:
+                yield _error(
+                    "E005",
+                    f"{where} makes {alias!r} a replica of both {seen[alias]!r} and {primary!r}.",
+                    "Name it under the one primary that it follows.",
+                )
+
+
+def _check_engines(config: Config) -> Iterator[checks.CheckMessage]:
+    for alias in config.topology.primary_of:
+        if alias not in connections:
+            continue
+        connection: Any = connections[alias]
+        driver = getattr(getattr(connection, "Database", None), "__name__", "?")
+        if connection.vendor != "postgresql":
+            problem = f"is {connection.display_name}"
+        elif driver != "psycopg":
+            problem = f"uses the driver {driver}"
+        else:
+            continue
+        yield _warning(
+            "W002",
+            f"The database {alias!r} {problem}: no replica of its cluster will ever serve a read.",
+            "Use PostgreSQL with psycopg 3 ('pip install psycopg').",
+        )
+
+
+def _check_times(config: Config) -> Iterator[checks.CheckMessage]:
+    if config.TOKEN_TTL <= config.MAX_LAG + config.WAIT:
+        yield _error(
+            "E006",
+            f"REPLICA_ROUTER['TOKEN_TTL'] ({config.TOKEN_TTL:g} s) should be more than MAX_LAG "
+            f"plus WAIT ({config.MAX_LAG:g} s + {config.WAIT:g} s).",
+            "A token that expires while a replica may still lag behind it protects nobody: raise "
+            "TOKEN_TTL or lower MAX_LAG.",
+        )
+
+
+def _check_names(config: Config) -> Iterator[checks.CheckMessage]:
+    paths = {"IDENTITY": config.IDENTITY}
+    if config.BALANCER not in BALANCERS:
+        paths["BALANCER"] = config.BALANCER
+    for key, path in paths.items():
+        if path is None:
+            continue
+        try:
+            found: Any = import_string(path)
+        except ImportError as error:
+            yield _error(
+                "E007",
+                f"REPLICA_ROUTER[{key!r}] names {path!r}, which cannot be imported: {error}.",
+                "Give the dotted path of a callable.",
+            )
+            continue
+        if not callable(found):
+            yield _error(
+                "E007",
+                f"REPLICA_ROUTER[{key!r}] names {path!r}, which is not callable.",
+                "Give the dotted path of a callable.",
+            )
+    for label in config.PRIMARY_ONLY:
+        if not _is_app_or_model(label):
+            yield _error(
+                "E008",
+                f"REPLICA_ROUTER['PRIMARY_ONLY'] names {label!r}, which is no app and no model.",
+                "Give the label of an app ('auth') or of a model ('auth.User').",
+            )
+
+
+def _is_app_or_model(label: str) -> bool:
+    app, _, model = label.partition(".")
+    try:
+        if model:
+            apps.get_model(app, model)
+        else:
+            apps.get_app_config(app)
+    except LookupError:
+        return False
+    return True
+
+
+def _check_cache(config: Config) -> Iterator[checks.CheckMessage]:
+    if config.CACHE not in settings.CACHES:
+        yield _error(
+            "E009",
+            f"REPLICA_ROUTER['CACHE'] names {config.CACHE!r}, which is not in CACHES.",
+            f"Use one of: {', '.join(sorted(settings.CACHES))}.",
+        )
+        return
+    try:
+        store = get_store(config.CACHE)
+    except StoreError as error:
+        yield _error("E010", f"The cache {config.CACHE!r} cannot be used: {error}", "Mend CACHES.")
+        return
+    backend = settings.CACHES[config.CACHE].get("BACKEND", "")
+    if not store.is_shared or isinstance(store._cache, DummyCache):
+        yield _warning(
+            "W003",
+            f"The cache {config.CACHE!r} ({backend}) is not shared between processes: what a user "
+            f"writes in one is not known in another.",
+            "Use Redis or Valkey in production, as with django-redis.",
+        )
+    elif not store.is_atomic:
+        yield _warning(
+            "W004",
+            f"The cache {config.CACHE!r} ({backend}) has no atomic merge: of two tokens of one "
+            f"user that are stored at the same moment, the higher one may be lost.",
+            "Use Redis or Valkey, as with django-redis.",
+        )
+
+
+def _find(paths: Sequence[Any], wanted: str, kind: type[Any]) -> int | None:
+    """Return the place of a class, or of a subclass of it, in a list of dotted paths."""
+    for place, path in enumerate(paths):
+        if path == wanted:
+            return place
+        try:
+            found = import_string(path) if isinstance(path, str) else type(path)
+        except ImportError:
+            continue  # Django's own checks, or its start, complain of it
+        if isinstance(found, type) and issubclass(found, kind):
+            return place
+    return None
+
+
+def _check_router() -> Iterator[checks.CheckMessage]:
+    if _find(settings.DATABASE_ROUTERS, _ROUTER, ReplicaRouter) is None:
+        yield _warning(
+            "W005",
+            "The router is not in DATABASE_ROUTERS: nothing is routed.",
+            f"Add {_ROUTER!r} to DATABASE_ROUTERS.",
+        )
+
+
+def _check_middleware() -> Iterator[checks.CheckMessage]:
+    mine = _find(settings.MIDDLEWARE, _MIDDLEWARE, ReplicaRouterMiddleware)
+    if mine is None:
+        yield _warning(
+            "W006",
+            "The middleware is not in MIDDLEWARE: requests read from the primary only.",
+            f"Put {_MIDDLEWARE!r} first in MIDDLEWARE.",
+        )
+    elif _SESSIONS in settings.MIDDLEWARE[:mine]:
+        yield _error(
+            "E011",
+            "The middleware is inside SessionMiddleware, which writes after it has finished.",
+            f"Put {_MIDDLEWARE!r} first in MIDDLEWARE.",
+        )
+    elif mine != 0:
+        yield _warning(
+            "W007",
+            f"The middleware is not first in MIDDLEWARE: what {settings.MIDDLEWARE[0]!r} reads and "
+            f"writes is outside of it.",
+            f"Put {_MIDDLEWARE!r} first in MIDDLEWARE.",
+        )
+
+
+def _check_atomic_requests(config: Config) -> Iterator[checks.CheckMessage]:
+    for alias, primary in config.topology.primary_of.items():
+        if alias not in connections or not connections.settings[alias].get("ATOMIC_REQUESTS"):
+            continue
+        if alias == primary:
+            yield _warning(
+                "W008",
+                f"ATOMIC_REQUESTS of {alias!r} sends every read of every view to the primary.",
+                "Turn it off, and use transaction.atomic() where a view writes; or mark views "
+                "that only read with @transaction.non_atomic_requests.",
+            )
+        else:
+            yield _warning(
+                "W009",
+                f"ATOMIC_REQUESTS of the replica {alias!r} opens a useless transaction for every "
+                f"request.",
+                f"Remove it from {alias!r}.",
+            )
+
+
+def register() -> None:
+    """Register the checks with Django."""
+    checks.register(check_settings, APP)

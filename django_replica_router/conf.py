@@ -1,0 +1,273 @@
+"""The setting ``REPLICA_ROUTER`` and the topology, read when they are asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.db import connections
+
+from django_replica_router.errors import ConfigurationError
+
+SETTING = "REPLICA_ROUTER"
+BALANCERS = ("rendezvous", "random", "round_robin", "least_in_flight")
+
+
+class SettingError(ConfigurationError):
+    """A value of the setting that cannot be used.
+
+    Args:
+        code: id of the system check that reports it, such as "E001".
+        message: one sentence that names the setting.
+        hint: what to do.
+    """
+
+    def __init__(self, code: str, message: str, hint: str) -> None:
+        super().__init__(f"{message} {hint}")
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+def _is_seconds(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )
+
+
+def _is_positive(value: object) -> bool:
+    return _is_seconds(value) and value != 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list | tuple | set | frozenset) and all(map(_is_text, value))
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_optional_text(value: object) -> bool:
+    return value is None or _is_text(value)
+
+
+def _is_clusters(value: object) -> bool:
+    return value is None or (
+        isinstance(value, Mapping)
+        and all(map(_is_text, value))
+        and all(
+            _is_texts(replicas)
+            or (
+                isinstance(replicas, Mapping)
+                and all(map(_is_text, replicas))
+                and all(map(_is_positive, replicas.values()))
+            )
+            for replicas in value.values()
+        )
+    )
+
+
+_SECONDS = (_is_seconds, "a number of seconds, 0 or more")
+_POSITIVE = (_is_positive, "a number of seconds above 0")
+_TEXTS = (_is_texts, "a list of strings")
+
+_RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "ENABLED": (_is_bool, "True or False"),
+    "CLUSTERS": (
+        _is_clusters,
+        "a dict of primary alias to a list of replica aliases, or to a dict of replica alias "
+        "to a weight above 0",
+    ),
+    "MAX_LAG": _POSITIVE,
+    "WAIT": _SECONDS,
+    "TOKEN_TTL": _POSITIVE,
+    "SESSION_TTL": _POSITIVE,
+    "INTERVAL": _POSITIVE,
+    "CACHE": (_is_text, "the alias of a cache"),
+    "PRIMARY_ONLY": _TEXTS,
+    "SAFE_METHODS": _TEXTS,
+    "BALANCER": (_is_text, f"one of {', '.join(BALANCERS)}, or the dotted path of a callable"),
+    "IDENTITY": (_is_optional_text, "None or the dotted path of a callable"),
+    "DEBUG": (_is_bool, "True or False"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The values of ``REPLICA_ROUTER``, one field a key. Durations are seconds."""
+
+    ENABLED: bool = True
+    CLUSTERS: Mapping[str, Sequence[str] | Mapping[str, float]] | None = None
+    MAX_LAG: float = 10.0
+    WAIT: float = 0.05
+    TOKEN_TTL: float = 60.0
+    SESSION_TTL: float = 24 * 60 * 60.0
+    INTERVAL: float = 1.0
+    CACHE: str = "default"
+    PRIMARY_ONLY: Sequence[str] = ()
+    SAFE_METHODS: Sequence[str] = ("GET", "HEAD", "OPTIONS", "TRACE")
+    BALANCER: str = "rendezvous"
+    IDENTITY: str | None = None
+    DEBUG: bool = False
+
+    @cached_property
+    def interval(self) -> float:
+        """Seconds between two readings.
+
+        At most a quarter of ``MAX_LAG``: a replica's data is known to be as old as the latest
+        reading at least, so a longer interval would rule out replicas that do not lag.
+        """
+        return min(self.INTERVAL, self.MAX_LAG / 4)
+
+    @cached_property
+    def primary_only(self) -> frozenset[str]:
+        """``PRIMARY_ONLY`` in lower case: labels of apps and of models."""
+        return frozenset(label.lower() for label in self.PRIMARY_ONLY)
+
+    @cached_property
+    def _primary_only_models(self) -> dict[Any, bool]:
+        return {}
+
+    def is_primary_only(self, model: Any) -> bool:
+        """Tell whether the setting reserves reads of the model for the primary.
+
+        The table of Django's database cache always is: a cache that forgets what was just put
+        into it, or remembers what was deleted, is worse than a slow one.
+        """
+        try:
+            return self._primary_only_models[model]
+        except KeyError:
+            meta = model._meta
+            app = meta.app_label.lower()
+            answer = (
+                app == "django_cache"
+                or app in self.primary_only
+                or f"{app}.{meta.model_name}" in self.primary_only
+            )
+            self._primary_only_models[model] = answer
+            return answer
+
+    @cached_property
+    def topology(self) -> Topology:
+        """The clusters, from ``CLUSTERS`` or else from ``DATABASES``."""
+        if self.CLUSTERS is None:
+            return Topology(_mirrors())
+        return Topology(
+            {
+                primary: (
+                    dict(replicas)
+                    if isinstance(replicas, Mapping)
+                    else dict.fromkeys(replicas, 1.0)
+                )
+                for primary, replicas in self.CLUSTERS.items()
+            }
+        )
+
+
+class Topology:
+    """Which alias is a primary, which is a replica of whom.
+
+    Args:
+        clusters: for each primary, the weight of each of its replicas.
+    """
+
+    def __init__(self, clusters: Mapping[str, Mapping[str, float]]) -> None:
+        self.clusters = MappingProxyType(clusters)
+        self.primary_of: Mapping[str, str] = MappingProxyType(
+            {primary: primary for primary in clusters}
+            | {replica: primary for primary in clusters for replica in clusters[primary]}
+        )
+        """The primary of every alias of every cluster. A primary is its own."""
+
+    def is_replica(self, alias: str) -> bool:
+        """Tell whether the alias is a replica of some primary."""
+        return self.primary_of.get(alias, alias) != alias
+
+
+def _mirrors() -> dict[str, dict[str, float]]:
+    """Return the clusters that ``TEST["MIRROR"]`` of the databases describes.
+
+    It is Django's own way to say "this alias is a replica of that one".
+    """
+    clusters: dict[str, dict[str, float]] = {}
+    for alias in connections:
+        primary = connections.settings[alias].get("TEST", {}).get("MIRROR")
+        if primary:
+            clusters.setdefault(primary, {})[alias] = 1.0
+    return clusters
+
+
+def _raw() -> Any:
+    return getattr(settings, SETTING, None) or {}
+
+
+def find_problems() -> Iterator[SettingError]:
+    """Yield what is wrong with the form of the setting, key by key."""
+    raw = _raw()
+    if not isinstance(raw, Mapping):
+        yield SettingError(
+            "E001",
+            f"{SETTING} should be a dict, not {type(raw).__name__}.",
+            "Write REPLICA_ROUTER = {} to use the defaults.",
+        )
+        return
+    for key, value in raw.items():
+        if key not in _RULES:
+            yield SettingError(
+                "E002",
+                f"{SETTING} has the unknown key {key!r}.",
+                f"Use one of: {', '.join(sorted(_RULES))}.",
+            )
+            continue
+        is_valid, expected = _RULES[key]
+        if not is_valid(value):
+            yield SettingError(
+                "E003",
+                f"{SETTING}[{key!r}] should be {expected}, not {value!r}.",
+                "Correct the value, or remove the key to use the default.",
+            )
+
+
+class _Cache:
+    """The parsed setting, kept as long as the setting is the same object."""
+
+    raw: Any = None
+    config: Config | None = None
+
+
+def get_config() -> Config:
+    """Return the present settings.
+
+    Raises:
+        ConfigurationError: names the key whose value cannot be used, and what is expected.
+    """
+    raw = getattr(settings, SETTING, None)
+    config = _Cache.config
+    if config is not None and _Cache.raw is raw:
+        return config
+    for problem in find_problems():
+        raise problem
+    config = Config(**(raw or {}))
+    _Cache.raw, _Cache.config = raw, config
+    return config
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    if setting in {SETTING, "DATABASES"}:
+        _Cache.config = None
+
+
+setting_changed.connect(_forget, dispatch_uid="django_replica_router.conf")

@@ -1,0 +1,157 @@
+"""The scope: what one request, task or ``scope()`` block knows, whatever threads it runs in."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from django_replica_router.policy import Decision
+from django_replica_router.tokens import Floor, Record
+
+# Enough for the page of a developer who looks at one request; a bound, since a report may run
+# a million queries in one scope.
+_MAX_DECISIONS = 1000
+
+
+class Identity(Protocol):
+    """Whom a scope works for, as far as that is known at the moment."""
+
+    settled: bool
+    """No later look can find more."""
+
+    def sessions(self) -> tuple[str, ...]:
+        """Return the keys of what the reader carries: session cookie, credential."""
+
+    def users(self) -> tuple[str, ...]:
+        """Return the keys of the users that are known so far, without any query."""
+
+    def look_again(self) -> None:
+        """Take into account that the user may have changed."""
+
+    def load_user(self) -> None:
+        """Find out by a query who the user is, where nobody has asked yet."""
+
+    def has_session_data(self) -> bool:
+        """Tell whether there is a session that is not empty."""
+
+
+@dataclass(slots=True, eq=False)
+class WriteMark:
+    """What a scope has written to one primary and not yet recorded.
+
+    Args:
+        transactions: the driver's connections on which a write ran inside a transaction. Whether
+            that was committed is known only while the connection lives.
+        uncertain: a write failed in a way that leaves open whether it was committed.
+    """
+
+    transactions: list[Any] = field(default_factory=list)
+    uncertain: bool = False
+
+    def merge(self, other: WriteMark) -> None:
+        """Add the writes of another mark."""
+        self.uncertain |= other.uncertain
+        for raw in other.transactions:
+            if not any(raw is known for known in self.transactions):
+                self.transactions.append(raw)
+
+
+@dataclass(slots=True, eq=False)
+class ClusterScope:
+    """What a scope knows of one cluster.
+
+    Args:
+        wrote: the scope has written to it; never taken back.
+        failed: a replica failed under the scope; the rest is read from the primary.
+        pending: the writes that no token covers yet.
+        floor: what the reader must see; None until the store was asked.
+        seen_users: the users whose records are in the floor.
+        sessions: what the store knew of each session and credential that the reader carries.
+        store_failed: the store could not be read.
+        choices: the decision that holds for the rest of the scope, by allowed lag.
+        entered: replicas that the scope is counted for as in flight.
+        wait_left: seconds of the wait budget that are left.
+    """
+
+    wrote: bool = False
+    failed: bool = False
+    pending: WriteMark | None = None
+    floor: Floor | None = None
+    seen_users: tuple[str, ...] = ()
+    sessions: dict[str, Record | None] = field(default_factory=dict)
+    store_failed: bool = False
+    choices: dict[float, Decision] = field(default_factory=dict)
+    entered: list[str] = field(default_factory=list)
+    wait_left: float | None = None
+
+    def add_write(self, mark: WriteMark) -> None:
+        """Remember a write, and that whatever was decided before does not hold any more."""
+        self.wrote = True
+        self.choices.clear()
+        if self.pending is None:
+            self.pending = WriteMark()
+        self.pending.merge(mark)
+
+
+class Scope:
+    """One mutable object for all threads and tasks that work for one request.
+
+    A plain value in a ``ContextVar`` is copied into the tasks of ``asyncio.gather`` and into
+    ``sync_to_async`` and what they set is lost; what they change in a shared object is not.
+    """
+
+    __slots__ = ("clusters", "decisions", "identity", "unsafe")
+
+    def __init__(self, identity: Identity, *, unsafe: bool = False, debug: bool = False) -> None:
+        self.identity = identity
+        self.unsafe = unsafe
+        self.clusters: dict[str, ClusterScope] = {}
+        self.decisions: list[tuple[str, str]] | None = [] if debug else None
+
+    def cluster(self, primary: str) -> ClusterScope:
+        """Return what the scope knows of the cluster of that primary."""
+        try:
+            return self.clusters[primary]
+        except KeyError:
+            return self.clusters.setdefault(primary, ClusterScope())
+
+    def inherit_writes(self, inner: Scope) -> None:
+        """Take over what a scope inside this one has written, before that one forgets it."""
+        for primary, state in inner.clusters.items():
+            if state.wrote:
+                self.cluster(primary).add_write(state.pending or WriteMark())
+
+    def note_decision(self, decision: Decision) -> None:
+        """Keep a decision for the developer, where the setting DEBUG asks for it."""
+        if self.decisions is not None and len(self.decisions) < _MAX_DECISIONS:
+            self.decisions.append((decision.alias, decision.reason.name))
+
+
+class Override(NamedTuple):
+    """What ``use_primary`` or ``use_replica`` asks for.
+
+    Args:
+        primary: True for the primary, False for a replica.
+        max_lag: seconds a replica's data may be old, or None for the setting's.
+    """
+
+    primary: bool
+    max_lag: float | None = None
+
+
+class Frame(NamedTuple):
+    """The present scope and override. Immutable: nested blocks put back the one before."""
+
+    scope: Scope | None = None
+    override: Override | None = None
+
+
+_OUTSIDE = Frame()
+
+current_frame: ContextVar[Frame] = ContextVar("replica_router_frame", default=_OUTSIDE)
+
+
+def current_scope() -> Scope | None:
+    """Return the scope that the calling code runs in, or None."""
+    return current_frame.get().scope

@@ -1,0 +1,169 @@
+"""Whom a request is for: from what it carries, and from what Django has found out meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponseBase
+from django.utils.functional import SimpleLazyObject
+from django.utils.module_loading import import_string
+
+from django_replica_router.conf import get_config
+
+_SESSION_USER = "_auth_user_id"  # django.contrib.auth.SESSION_KEY, without loading its models
+
+
+@cache
+def _hash_key(secret: str | bytes) -> bytes:
+    raw = secret if isinstance(secret, bytes) else secret.encode()
+    return hashlib.sha256(b"django_replica_router" + raw).digest()
+
+
+def digest(kind: str, value: str) -> str:
+    """Return the key that stands for a session, credential or user in the token store.
+
+    It is a keyed hash, so that a reader of the cache learns neither a session key nor a password
+    from it, and nobody without ``SECRET_KEY`` can name a key.
+    """
+    data = f"{kind}:{value}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=16, key=_hash_key(settings.SECRET_KEY)).hexdigest()
+
+
+def user_key(user: Any) -> str | None:
+    """Return the key of a user object, or None for an anonymous one."""
+    pk = getattr(user, "pk", None)
+    return None if pk is None else digest("user", str(pk))
+
+
+class RequestIdentity:
+    """Looks at a request without touching ``request.session`` or ``request.user``.
+
+    Touching the session sets its ``accessed`` flag, and so ``Vary: Cookie``; touching the user
+    runs queries. What Django has loaded already lies in the objects' own dictionaries.
+    """
+
+    __slots__ = ("_extra", "_found", "_sessions", "request", "settled")
+
+    def __init__(self, request: HttpRequest) -> None:
+        self.request = request
+        self.settled = False
+        self._sessions: tuple[str, ...] | None = None
+        self._found: tuple[str, ...] = ()
+        self._extra: tuple[str, ...] | None = None
+
+    def sessions(self) -> tuple[str, ...]:
+        """Return the keys of the session cookie and of the credential in the headers."""
+        if self._sessions is None:
+            self._sessions = tuple(self._carried())
+        return self._sessions
+
+    def _carried(self) -> Iterable[str]:
+        cookie = self.request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+        if cookie:
+            yield digest("session", cookie)
+        credential = self.request.META.get("HTTP_AUTHORIZATION")
+        if credential:
+            yield digest("credential", credential)
+
+    def users(self) -> tuple[str, ...]:
+        """Return the keys of the users found so far: a request that logs in may have two."""
+        if not self.settled:
+            key = self._look()
+            if key is not None and key not in self._found:
+                self._found = (*self._found, key)
+        return self._found + self._custom()
+
+    def _custom(self) -> tuple[str, ...]:
+        if self._extra is None:
+            path = get_config().IDENTITY
+            if path is None:
+                self._extra = ()
+            else:
+                identify: Callable[[HttpRequest], Iterable[str]] = import_string(path)
+                self._extra = tuple(
+                    digest("custom", str(value)) for value in identify(self.request)
+                )
+        return self._extra
+
+    def _look(self) -> str | None:
+        known = self.request.__dict__
+        user = known.get("user")
+        if user is None or type(user) is SimpleLazyObject:
+            user = known.get("_cached_user") or known.get("_acached_user")
+        # Else Django REST framework, or code that logs somebody in, has put a real user there.
+        key = user_key(user)
+        if key is not None:
+            self.settled = True
+            return key
+        return self._session_user()
+
+    def _session_user(self) -> str | None:
+        session = self.request.__dict__.get("session")
+        data = getattr(session, "__dict__", {}).get("_session_cache")
+        value = data.get(_SESSION_USER) if isinstance(data, dict) else None
+        return None if value is None else digest("user", str(value))
+
+    def look_again(self) -> None:
+        """Take into account that the user has changed, as after a login."""
+        self.settled = False
+
+    def load_user(self) -> None:
+        """Find the user behind the session by a query of the session, if nobody has looked yet.
+
+        Used when a request has written without ever asking who is signed in. It reads through a
+        session object of its own, so that the request's stays untouched.
+        """
+        session = self.request.__dict__.get("session")
+        cookie = self.request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+        if self.users() or self.settled or session is None or not cookie:
+            return
+        value = type(session)(cookie).get(_SESSION_USER)
+        if value is not None:
+            self._found = (*self._found, digest("user", str(value)))
+
+    def has_session_data(self) -> bool:
+        """Tell whether the request has loaded a session that is not empty."""
+        session = self.request.__dict__.get("session")
+        return bool(getattr(session, "__dict__", {}).get("_session_cache"))
+
+    def sent_sessions(self, response: HttpResponseBase) -> tuple[str, ...]:
+        """Return the key of the session cookie that the response sets."""
+        cookie = getattr(response, "cookies", {}).get(settings.SESSION_COOKIE_NAME)
+        if cookie is None or not cookie.value:
+            return ()
+        return (digest("session", cookie.value),)
+
+
+class NamedIdentity:
+    """Somebody named by the code: ``scope(user=...)`` in a task or a command."""
+
+    __slots__ = ("_users", "settled")
+
+    def __init__(self, users: Iterable[Any] = ()) -> None:
+        self.settled = True
+        keys = (
+            user_key(user) if hasattr(user, "pk") else digest("user", str(user)) for user in users
+        )
+        self._users = tuple(key for key in keys if key is not None)
+
+    def sessions(self) -> tuple[str, ...]:
+        """Return nothing: there is no cookie."""
+        return ()
+
+    def users(self) -> tuple[str, ...]:
+        """Return the keys of the users who were named."""
+        return self._users
+
+    def look_again(self) -> None:
+        """Do nothing: who was named stays named."""
+
+    def load_user(self) -> None:
+        """Do nothing: who was named is known."""
+
+    def has_session_data(self) -> bool:
+        """Return False: there is no session."""
+        return False

@@ -1,0 +1,144 @@
+"""What runs around every statement on a connection of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_replica_router.conf import get_config
+from django_replica_router.context import current_scope
+from django_replica_router.monitor import find_monitor
+from django_replica_router.rerouting import (
+    bind_transaction,
+    is_bound,
+    is_refused_write,
+    is_replica_fault,
+    run_on_primary,
+)
+from django_replica_router.routing import mark_written
+from django_replica_router.statements import is_write_command, might_write
+
+Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
+
+
+class StatementObserver:
+    """Notices writes on a primary, and mends what cannot be done on a replica.
+
+    Args:
+        alias: the connection's alias. Whether it is a primary's or a replica's is looked up each
+            time, so that settings may change under a test.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+
+    def __call__(
+        self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]
+    ) -> Any:
+        config = get_config()
+        primary = config.topology.primary_of.get(self.alias)
+        if primary is None or not config.ENABLED:
+            return execute(sql, params, many, context)
+        if primary == self.alias:
+            return _on_primary(primary, execute, sql, params, many, context)
+        return _on_replica(primary, self.alias, execute, sql, params, many, context)
+
+
+def _on_primary(
+    primary: str, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    if current_scope() is None or not might_write(sql):
+        return execute(sql, params, many, context)
+    connection = context["connection"]
+    try:
+        result = execute(sql, params, many, context)
+    except BaseException:
+        # A statement that failed has written nothing, unless its answer was lost on the way.
+        if getattr(connection.connection, "closed", True) and not connection.in_atomic_block:
+            mark_written(primary, uncertain=True)
+        raise
+    mark_written(primary)
+    return result
+
+
+def _on_replica(
+    primary: str,
+    alias: str,
+    execute: Execute,
+    sql: Any,
+    params: Any,
+    many: bool,
+    context: dict[str, Any],
+) -> Any:
+    connection = context["connection"]
+    if is_bound(connection):
+        return run_on_primary(primary, context["cursor"], sql, params, many)
+    if is_write_command(sql) and _is_standby(connection) and _can_leave(connection, primary):
+        return run_on_primary(primary, context["cursor"], sql, params, many)
+    try:
+        return execute(sql, params, many, context)
+    except Exception as error:
+        if connection.in_atomic_block:
+            raise
+        if is_refused_write(error):
+            result = run_on_primary(primary, context["cursor"], sql, params, many)
+            # A standby knows better than any reading of the text.
+            mark_written(primary)
+            return result
+        if is_replica_fault(error, connection.connection):
+            _leave(alias, primary, connection, error)
+            return run_on_primary(primary, context["cursor"], sql, params, many)
+        raise
+
+
+def _is_standby(connection: BaseDatabaseWrapper) -> bool:
+    # libpq is told by the server, with the answer before: no query. A mirror of a test is no
+    # standby, and takes writes itself.
+    raw: Any = connection.connection
+    return raw is not None and raw.info.parameter_status("in_hot_standby") == "on"
+
+
+def _can_leave(connection: BaseDatabaseWrapper, primary: str) -> bool:
+    """Tell whether a write may be run on the primary in place of this connection.
+
+    Not in a transaction that has already read here: the caller wants both at one place. A
+    transaction in which nothing has run yet moves as a whole.
+    """
+    if not connection.in_atomic_block:
+        return True
+    if connection.connection.info.transaction_status.name != "IDLE":
+        return False
+    bind_transaction(connection, primary)
+    return True
+
+
+def _leave(alias: str, primary: str, connection: BaseDatabaseWrapper, error: Exception) -> None:
+    connection.close()
+    monitor = find_monitor(primary)
+    if monitor is not None:
+        monitor.report(alias, error)
+    scope = current_scope()
+    if scope is not None:
+        scope.cluster(primary).failed = True
+
+
+def observe(connection: BaseDatabaseWrapper) -> None:
+    """Put an observer around the statements of a connection, once.
+
+    At the front of the list: ``connection.execute_wrapper()`` takes the last one off when its
+    block ends, and must find its own there. The front is also the outside, so that what another
+    wrapper raises is seen.
+    """
+    if connection.vendor != "postgresql":
+        return
+    if not any(isinstance(wrapper, StatementObserver) for wrapper in connection.execute_wrappers):
+        connection.execute_wrappers.insert(0, StatementObserver(connection.alias))
+
+
+def observe_open_connections() -> None:
+    """Put observers around the connections that were opened before the app was ready."""
+    for connection in connections.all(initialized_only=True):
+        observe(connection)

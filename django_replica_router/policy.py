@@ -1,0 +1,170 @@
+"""The routing rule: plain facts in, a decision with its reason out. No Django, no clock, no I/O."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from django_replica_router.tokens import Floor, Position
+
+
+class Reason(enum.Enum):
+    """Why a read went where it went."""
+
+    DISABLED = "the package is switched off by its setting ENABLED"
+    FORCED = "the code asked for the primary"
+    IN_ATOMIC = "a transaction is open on that server"
+    MODEL = "the model is read from the primary only"
+    NO_SCOPE = "outside a request, task or scope"
+    WROTE = "this scope has written"
+    REPLICA_FAILED = "the replica failed while it served this scope"
+    UNSAFE_METHOD = "the request may write"
+    EVENT_LOOP = "the event loop may not be blocked, and nothing is decided yet"
+    STORE_ERROR = "the token store cannot be read"
+    UNKNOWN_SESSION = "the token store does not know this session or credential"
+    UNRECORDED_WRITE = "a write of this user could not be located in the WAL"
+    EPOCH = "the token is of another timeline than the primary"
+    NO_TOKEN = "nothing has to be waited for"  # noqa: S105 - a name, not a secret
+    CAUGHT_UP = "the replica has replayed the token"
+    WAITED = "the replica replayed the token within the wait budget"
+    LAGGING = "no replica has replayed the token, or all lag too far"
+    NO_REPLICA = "no replica is in good health"
+
+
+class ReplicaState(enum.Enum):
+    """What is known of a replica's health. Only ``STREAMING`` may serve."""
+
+    UNKNOWN = "not looked at yet"
+    STREAMING = "a hot standby that answers"
+    UNREACHABLE = "cannot be connected to, or does not answer"
+    NOT_IN_RECOVERY = "not a standby: promoted, or the primary itself"
+    NO_POSITION = "does not tell what it has replayed"
+    FOREIGN = "belongs to another cluster than the primary"
+    AHEAD = "ahead of the primary: it follows another history"
+
+
+class Decision(NamedTuple):
+    """Where a read goes, and why."""
+
+    alias: str
+    reason: Reason
+
+
+class Replica(NamedTuple):
+    """What is known of one replica at the moment of deciding.
+
+    Args:
+        alias: its key in ``DATABASES``.
+        state: its health.
+        watermark: the highest LSN that it is known to have replayed.
+        age: upper bound, in seconds, of how old its data may be.
+    """
+
+    alias: str
+    state: ReplicaState
+    watermark: int
+    age: float
+
+
+class Situation(NamedTuple):
+    """What is known without asking any server or store.
+
+    Args:
+        primary: alias of the primary.
+        enabled: the package routes at all.
+        forced_primary: inside ``use_primary``.
+        asked_for_replica: inside ``use_replica``.
+        primary_in_atomic: the primary's connection of this thread is in an atomic block.
+        replica_in_atomic: alias of a replica whose connection of this thread is, or None.
+        primary_only: the model is listed as such.
+        has_scope: inside a request, task or ``scope()``.
+        wrote: the scope has written to this cluster.
+        replica_failed: a replica failed while it served the scope.
+        unsafe: the request's method may write.
+    """
+
+    primary: str
+    enabled: bool = True
+    forced_primary: bool = False
+    asked_for_replica: bool = False
+    primary_in_atomic: bool = False
+    replica_in_atomic: str | None = None
+    primary_only: bool = False
+    has_scope: bool = True
+    replica_failed: bool = False
+    wrote: bool = False
+    unsafe: bool = False
+
+
+def decide_at_once(situation: Situation) -> Decision | None:
+    """Return the decision that needs no knowledge of replicas or tokens, or None.
+
+    ``use_replica`` lifts the three rules that only guess that the code wants fresh data (no
+    scope, unsafe method, has written). It lifts no rule that keeps data right.
+    """
+    s = situation
+    if not s.enabled:
+        return Decision(s.primary, Reason.DISABLED)
+    if s.forced_primary:
+        return Decision(s.primary, Reason.FORCED)
+    if s.primary_in_atomic:
+        return Decision(s.primary, Reason.IN_ATOMIC)
+    if s.replica_in_atomic is not None:
+        return Decision(s.replica_in_atomic, Reason.IN_ATOMIC)
+    if s.primary_only:
+        return Decision(s.primary, Reason.MODEL)
+    if s.replica_failed:
+        return Decision(s.primary, Reason.REPLICA_FAILED)
+    if s.asked_for_replica:
+        return None
+    if not s.has_scope:
+        return Decision(s.primary, Reason.NO_SCOPE)
+    if s.wrote:
+        return Decision(s.primary, Reason.WROTE)
+    if s.unsafe:
+        return Decision(s.primary, Reason.UNSAFE_METHOD)
+    return None
+
+
+def may_serve(replica: Replica, floor: Position, max_lag: float) -> bool:
+    """Tell whether a replica may serve a reader with that floor.
+
+    Every comparison is written so that a value that is not a number (an unknown age) fails it.
+    """
+    return (
+        replica.state is ReplicaState.STREAMING
+        and replica.watermark >= floor.lsn
+        and replica.age <= max_lag
+    )
+
+
+def floor_reason(floor: Floor, timeline: int | None) -> Reason | None:
+    """Return why no replica can satisfy the floor whatever it has replayed, or None.
+
+    Args:
+        floor: what the reader must see.
+        timeline: the primary's timeline as last seen, or None when it is not known.
+    """
+    if floor.pinned:
+        return Reason.UNRECORDED_WRITE
+    if floor.position.timeline and floor.position.timeline != timeline:
+        return Reason.EPOCH
+    return None
+
+
+def choose_replica(
+    ranked: list[Replica], floor: Position, max_lag: float, *, waited: bool = False
+) -> Decision | None:
+    """Return the first replica, in order of preference, that may serve the reader, or None."""
+    for replica in ranked:
+        if may_serve(replica, floor, max_lag):
+            if waited:
+                return Decision(replica.alias, Reason.WAITED)
+            return Decision(replica.alias, Reason.CAUGHT_UP if floor.lsn else Reason.NO_TOKEN)
+    return None
+
+
+def fallback_reason(ranked: list[Replica]) -> Reason:
+    """Return why no replica was chosen: none in good health, or none far enough."""
+    healthy = any(replica.state is ReplicaState.STREAMING for replica in ranked)
+    return Reason.LAGGING if healthy else Reason.NO_REPLICA

@@ -1,0 +1,190 @@
+"""All SQL about WAL and replication. The only module that knows it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, NamedTuple
+
+import psycopg
+from django.db import connections
+from psycopg import pq
+
+from django_replica_router.errors import PositionError
+from django_replica_router.lsn import normalise_insert_lsn, parse_lsn
+from django_replica_router.tokens import Position
+
+READ_ONLY_SQL_TRANSACTION = "25006"
+"""SQLSTATE of a write on a standby (PostgreSQL documentation, appendix A)."""
+
+# What every role may call, with no grant: see "System Administration Functions" of PostgreSQL's
+# documentation. The CASE keeps the functions that fail in recovery from being called there.
+_POSITION_SQL = """
+SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END,
+       pg_size_bytes(current_setting('wal_segment_size'))
+"""
+
+_PRIMARY_SQL = """
+SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END
+"""
+
+_REPLICA_SQL = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text"
+
+_IDENTITY_SQL = """
+SELECT system_identifier::text, pg_postmaster_start_time()::text,
+       inet_server_addr()::text, inet_server_port()
+  FROM pg_control_system()
+"""
+
+_WAL_FILE = re.compile(r"([0-9A-F]{8})[0-9A-F]{16}", re.ASCII)
+
+
+class ReplicaAnswer(NamedTuple):
+    """What a replica says of itself.
+
+    Args:
+        in_recovery: it is a standby.
+        replayed: the LSN up to which it has replayed, or None.
+    """
+
+    in_recovery: bool
+    replayed: int | None
+
+
+class ServerIdentity(NamedTuple):
+    """What tells one server, and one life of it, from another.
+
+    Args:
+        system: the cluster's system identifier; a primary and its standbys share it.
+        life: start time and address; changes with a restart, a rebuild, another server.
+    """
+
+    system: str
+    life: tuple[Any, ...]
+
+
+def _timeline(wal_file: object) -> int:
+    match = _WAL_FILE.fullmatch(wal_file) if isinstance(wal_file, str) else None
+    if match is None:
+        message = f"Cannot read a timeline from {wal_file!r}: expected the name of a WAL file."
+        raise PositionError(message)
+    return int(match[1], 16)
+
+
+def _position(lsn: object) -> int:
+    if not isinstance(lsn, str):
+        message = "The server told no WAL position. Is it a standby, or not PostgreSQL?"
+        raise PositionError(message)
+    try:
+        return parse_lsn(lsn)
+    except ValueError as error:
+        raise PositionError(str(error)) from None
+
+
+def read_token(connection: psycopg.Connection[Any]) -> Position:
+    """Return a position at or behind every commit that this server has acknowledged so far.
+
+    It is the *insert* position: right after an asynchronous commit the write position
+    (``pg_current_wal_lsn``) still stands before the commit record. The timeline is taken from the
+    name of the WAL file, since ``pg_control_checkpoint`` still tells the old one after a
+    promotion.
+
+    Call it after the outermost COMMIT, on a connection with no transaction open.
+
+    Raises:
+        PositionError: the server is a standby, or answers something else than expected.
+        psycopg.Error: the server cannot be asked.
+    """
+    if connection.info.transaction_status != pq.TransactionStatus.IDLE:
+        message = "A transaction is open: its commit has no WAL position yet."
+        raise PositionError(message)
+    row = connection.execute(_POSITION_SQL).fetchone()
+    if row is None:
+        message = "The server answered no row to the question for its WAL position."
+        raise PositionError(message)
+    lsn, wal_file, segment_size = row
+    return Position(_timeline(wal_file), normalise_insert_lsn(_position(lsn), int(segment_size)))
+
+
+def sample_primary(connection: psycopg.Connection[Any]) -> Position:
+    """Return the position up to which the primary's WAL is on its disk.
+
+    A standby gets no WAL beyond it, and on an idle primary a standby reaches it at once. Behind
+    it may lie asynchronous commits of the last ``3 * wal_writer_delay`` (0.6 s by default).
+
+    Raises:
+        PositionError: the server is a standby, or answers something else than expected.
+        psycopg.Error: the server cannot be asked.
+    """
+    row = connection.execute(_PRIMARY_SQL).fetchone()
+    if row is None:
+        message = "The server answered no row to the question for its WAL position."
+        raise PositionError(message)
+    lsn, wal_file = row
+    return Position(_timeline(wal_file), _position(lsn))
+
+
+def ask_replica(connection: psycopg.Connection[Any]) -> ReplicaAnswer:
+    """Return what the replica has replayed.
+
+    Both columns are needed: after a promotion ``pg_last_wal_replay_lsn`` stays as it was, and is
+    not NULL.
+
+    Raises:
+        PositionError: the server answers something else than expected.
+        psycopg.Error: the server cannot be asked.
+    """
+    row = connection.execute(_REPLICA_SQL).fetchone()
+    if row is None:
+        message = "The server answered no row to the question for its replay position."
+        raise PositionError(message)
+    in_recovery, replayed = row
+    return ReplicaAnswer(in_recovery is True, None if replayed is None else _position(replayed))
+
+
+def identify(connection: psycopg.Connection[Any]) -> ServerIdentity:
+    """Return which server, and which life of it, the connection reaches.
+
+    Raises:
+        psycopg.Error: the server cannot be asked.
+        PositionError: the server answers something else than expected.
+    """
+    row = connection.execute(_IDENTITY_SQL).fetchone()
+    if row is None:
+        message = "The server answered no row to the question for its identity."
+        raise PositionError(message)
+    return ServerIdentity(str(row[0]), tuple(row[1:]))
+
+
+def connect(alias: str, timeout: float) -> psycopg.Connection[Any]:
+    """Open a connection of the monitor's own to the server of an alias.
+
+    Args:
+        alias: a key of ``DATABASES``.
+        timeout: seconds after which to give up; the driver's least is 2.
+
+    Raises:
+        psycopg.Error: the server cannot be reached.
+    """
+    params = connections.create_connection(alias).get_connection_params()
+    # These belong to Django's use of the connection, not to the server's address.
+    for name in ("cursor_factory", "context", "prepare_threshold", "isolation_level"):
+        params.pop(name, None)
+    if _is_under_test():
+        # A test database cannot be dropped while anybody is connected to it. Django's test runner
+        # connects to this one to create it, so it exists and may be used.
+        params["dbname"] = "postgres"
+    params |= {
+        "autocommit": True,
+        "application_name": "django-replica-router",
+        "connect_timeout": max(1, round(timeout)),
+    }
+    return psycopg.Connection.connect(**params)
+
+
+def _is_under_test() -> bool:
+    # Looked up, not imported: django.test has no business in a production process.
+    utils = sys.modules.get("django.test.utils")
+    return utils is not None and hasattr(utils._TestState, "saved_data")

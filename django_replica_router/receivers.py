@@ -1,0 +1,52 @@
+"""What the package does when Django sends a signal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.signals import user_logged_in
+from django.db.backends.signals import connection_created
+from django.db.models.signals import post_save
+
+from django_replica_router.conf import get_config
+from django_replica_router.context import current_scope
+from django_replica_router.observers import observe, observe_open_connections
+from django_replica_router.routing import mark_written
+
+
+def on_connection_created(*, connection: Any, **kwargs: Any) -> None:
+    """Put an observer around the statements of a new connection."""
+    observe(connection)
+
+
+def on_post_save(*, using: str, **kwargs: Any) -> None:
+    """Mark the scope as having written.
+
+    The observer of the connection has seen the statement already; this holds where a database
+    backend runs statements past Django's wrappers.
+    """
+    if current_scope() is not None:
+        config = get_config()
+        if config.ENABLED and using in config.topology.clusters:
+            mark_written(using)
+
+
+def on_user_logged_in(**kwargs: Any) -> None:
+    """Have the scope ask anew whom it works for."""
+    scope = current_scope()
+    if scope is not None:
+        scope.identity.look_again()
+
+
+def connect() -> None:
+    """Connect the receivers.
+
+    ``post_delete`` and ``m2m_changed`` are left out on purpose. A receiver of ``post_delete`` for
+    every model makes ``QuerySet.delete()`` load all objects and delete them one by one
+    (``Collector.can_fast_delete``), and one of ``m2m_changed`` makes ``add()`` ask which rows
+    exist. The observer of the connection sees both kinds of statement, at no such price.
+    """
+    connection_created.connect(on_connection_created, dispatch_uid="django_replica_router")
+    post_save.connect(on_post_save, dispatch_uid="django_replica_router")
+    user_logged_in.connect(on_user_logged_in, dispatch_uid="django_replica_router")
+    observe_open_connections()

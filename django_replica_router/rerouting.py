@@ -1,0 +1,123 @@
+"""Run again on the primary what a replica could not do, without the caller noticing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.backends.utils import CursorWrapper
+
+from django_replica_router.postgres import READ_ONLY_SQL_TRANSACTION
+
+# Attribute of Django's connection to a replica while its atomic block takes place on the primary.
+_BOUND = "_replica_router_bound"
+
+# Recovery conflict; and a server that shuts down, was shut down, or is starting: the statement
+# has had no effect, and the reader is free to ask another server.
+_SERVER_GONE = frozenset(["40001", "40P01", "57P01", "57P02", "57P03", "57P04"])
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return the SQLSTATE of a driver's error that Django has wrapped."""
+    for candidate in (error, error.__cause__):
+        state = getattr(candidate, "sqlstate", None)
+        if isinstance(state, str):
+            return state
+    return None
+
+
+def is_refused_write(error: BaseException) -> bool:
+    """Tell whether a standby has refused a statement because it writes."""
+    return sqlstate(error) == READ_ONLY_SQL_TRANSACTION
+
+
+def is_replica_fault(error: BaseException, raw: Any) -> bool:
+    """Tell whether the replica, and not the statement, is to blame.
+
+    Args:
+        error: what the statement has raised.
+        raw: the driver's connection.
+    """
+    return sqlstate(error) in _SERVER_GONE or bool(getattr(raw, "closed", False))
+
+
+def run_on_primary(primary: str, cursor: CursorWrapper, sql: Any, params: Any, many: bool) -> Any:
+    """Run the statement on the primary and let the cursor yield its rows.
+
+    Args:
+        primary: alias of the primary.
+        cursor: the caller's cursor, made for a replica. What it fetches afterwards comes from
+            the primary.
+        sql: the statement.
+        params: its parameters, or a list of them.
+        many: the parameters are a list.
+    """
+    connection = connections[primary]
+    is_server_side = getattr(cursor.cursor, "name", None) is not None
+    other = connection.chunked_cursor() if is_server_side else connection.cursor()
+    try:
+        result = other.executemany(sql, params) if many else other.execute(sql, params)
+    except BaseException:
+        other.close()
+        raise
+    old, cursor.cursor = cursor.cursor, other.cursor
+    _close_quietly(old)
+    return result
+
+
+def _close_quietly(cursor: Any) -> None:
+    # The server that it belonged to may be gone: then there is nothing to close.
+    with contextlib.suppress(Exception):
+        cursor.close()
+
+
+def is_bound(connection: Any) -> bool:
+    """Tell whether the atomic block open on a replica's connection takes place on the primary."""
+    return _BOUND in connection.__dict__
+
+
+def bind_transaction(connection: Any, primary: str) -> None:
+    """Make the atomic block that is open on a replica's connection end one on the primary, too.
+
+    Django's deletion opens its transaction on the alias that the objects were read from
+    (``QuerySet.delete`` of a generic relation, ticket 36389). Its statements are run on the
+    primary; so that they are committed or rolled back together, a transaction is opened there,
+    which ends as the replica's does. Does nothing where one is bound already, or where the
+    primary has one open: the statements then belong to that.
+
+    Args:
+        connection: Django's connection to the replica, in an atomic block.
+        primary: alias of the primary.
+    """
+    if is_bound(connection) or connections[primary].in_atomic_block:
+        return
+    atomic = transaction.atomic(using=primary)
+    atomic.__enter__()
+    end_here: dict[str, Callable[[], None]] = {
+        name: getattr(connection, name) for name in ("commit", "rollback")
+    }
+
+    def unbind() -> None:
+        for name in (*end_here, _BOUND):
+            connection.__dict__.pop(name, None)
+
+    def commit() -> None:
+        unbind()
+        atomic.__exit__(None, None, None)
+        end_here["commit"]()
+
+    def rollback() -> None:
+        unbind()
+        if connections[primary].in_atomic_block:
+            atomic.__exit__(_RolledBackError, _RolledBackError(), None)
+        end_here["rollback"]()
+
+    connection.commit = commit
+    connection.rollback = rollback
+    setattr(connection, _BOUND, True)
+
+
+class _RolledBackError(Exception):
+    """Tells the primary's atomic block that the replica's was left by an exception."""

@@ -1,0 +1,209 @@
+"""Where tokens are kept between requests: Django's cache, merged so that a token never falls."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.core.cache import caches
+from django.core.cache.backends.base import BaseCache
+from django.core.cache.backends.locmem import LocMemCache
+
+from django_replica_router.errors import StoreError
+from django_replica_router.tokens import Record
+
+# KEYS: the keys. ARGV: for each key the encoded record and its time to live in milliseconds.
+# The fields of a record have fixed widths, so that text compares as the numbers do.
+_MERGE_SCRIPT = """
+local shape = '^1:(%x+:%x+):(%x+):(%x+):(%x*)$'
+for i, key in ipairs(KEYS) do
+  local position, expires, pinned, owner = string.match(ARGV[2 * i - 1], shape)
+  local life = tonumber(ARGV[2 * i])
+  local old = redis.pcall('GET', key)
+  if type(old) == 'string' then
+    local p, e, n, o = string.match(old, shape)
+    if p and #p == #position and #e == #expires and #n == #pinned then
+      if p > position then position = p end
+      if e > expires then expires = e end
+      if n > pinned then pinned = n end
+      if owner == '' then owner = o end
+      local left = redis.call('PTTL', key)
+      if left > life then life = left end
+    end
+  end
+  redis.call('SET', key, table.concat({'1', position, expires, pinned, owner}, ':'), 'PX', life)
+end
+return #KEYS
+"""
+
+# How often a cache without an atomic operation is asked whether another process has meanwhile
+# overwritten what was merged.
+_VERIFICATIONS = 5
+
+
+class TokenStore(ABC):
+    """Keeps records under keys. One for each cache backend object, and so for each thread.
+
+    Args:
+        cache: the Django cache.
+    """
+
+    is_shared = True
+    """Other processes see what this one stores."""
+
+    is_atomic = True
+    """Two merges at the same moment cannot lose one."""
+
+    def __init__(self, cache: BaseCache) -> None:
+        self._cache = cache
+
+    def load(self, keys: Sequence[str]) -> list[Record | None]:
+        """Return the record of each key; None where there is none that can be read.
+
+        Raises:
+            StoreError: the cache does not answer.
+        """
+        try:
+            return self._load(keys)
+        except Exception as error:  # whatever a cache backend raises, the site goes on
+            message = f"The token store could not be read: {error}"
+            raise StoreError(message) from error
+
+    def merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None:
+        """Raise the record of each key to at least the given one.
+
+        Args:
+            records: what to merge, by key.
+            lives: for each key the seconds that the record must be kept.
+
+        Raises:
+            StoreError: the cache does not answer.
+        """
+        try:
+            self._merge(records, lives)
+        except Exception as error:  # whatever a cache backend raises, the site goes on
+            message = f"The token store could not be written: {error}"
+            raise StoreError(message) from error
+
+    @abstractmethod
+    def _load(self, keys: Sequence[str]) -> list[Record | None]: ...
+
+    @abstractmethod
+    def _merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None: ...
+
+
+class GenericStore(TokenStore):
+    """Any cache that has no atomic operation to offer: reads, merges, writes, and looks again."""
+
+    is_atomic = False
+
+    def _load(self, keys: Sequence[str]) -> list[Record | None]:
+        values = self._cache.get_many(keys)
+        return [Record.decode(values.get(key)) for key in keys]
+
+    def _merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None:
+        for key, record in records.items():
+            for _ in range(_VERIFICATIONS):
+                stored = Record.decode(self._cache.get(key))
+                if stored is not None and stored.merge(record) == stored:
+                    break
+                merged = record if stored is None else stored.merge(record)
+                self._cache.set(key, merged.encode(), lives[key])
+            else:
+                self._verify(key, record)
+
+    def _verify(self, key: str, record: Record) -> None:
+        stored = Record.decode(self._cache.get(key))
+        if stored is None or stored.merge(record) != stored:
+            message = f"The cache did not keep the record of {key!r}."
+            raise StoreError(message)
+
+
+class LocMemStore(GenericStore):
+    """The cache in the memory of this process: a lock makes the merge atomic."""
+
+    is_shared = False
+    is_atomic = True
+    _lock = threading.Lock()
+
+    def _merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None:
+        with self._lock:
+            super()._merge(records, lives)
+
+
+class RedisStore(TokenStore):
+    """Redis or Valkey, through the driver's client that the cache backend holds.
+
+    Serializers, compressors and ``IGNORE_EXCEPTIONS`` of the backend are passed by: an ignored
+    error would read as "no token". Reads go to the server that is written to, since a Redis
+    replica may lag itself.
+    """
+
+    def __init__(self, cache: BaseCache, client: Any) -> None:
+        super().__init__(cache)
+        self._client = client
+        self._script = client.register_script(_MERGE_SCRIPT)
+
+    def _load(self, keys: Sequence[str]) -> list[Record | None]:
+        values = self._client.mget([self._cache.make_key(key) for key in keys])
+        return [Record.decode(value) for value in values]
+
+    def _merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None:
+        args: list[str | int] = []
+        for key, record in records.items():
+            args += [record.encode(), max(1, round(lives[key] * 1000))]
+        self._script(keys=[self._cache.make_key(key) for key in records], args=args)
+
+
+def _redis_client(cache: BaseCache) -> Any | None:
+    """Return the redis-py client for writing, or None where the backend is not Redis' own."""
+    for backend in type(cache).__mro__:
+        path = f"{backend.__module__}.{backend.__qualname__}"
+        if path == "django.core.cache.backends.redis.RedisCache":
+            return cache._cache.get_client(write=True)  # type: ignore[attr-defined]
+        if path == "django_redis.cache.RedisCache":
+            client = cache.client  # type: ignore[attr-defined]
+            # Keys of a sharded cache live on different servers: no one client can merge them.
+            is_sharded = hasattr(client, "get_server_name")
+            return None if is_sharded else client.get_client(write=True)
+    return None
+
+
+def open_store(cache: BaseCache) -> TokenStore:
+    """Return the best store that the cache allows.
+
+    Raises:
+        StoreError: the cache's client cannot be made.
+    """
+    try:
+        client = _redis_client(cache)
+        if client is not None:
+            return RedisStore(cache, client)
+    except Exception as error:  # whatever a cache backend raises, the site goes on
+        message = f"The token store could not be opened: {error}"
+        raise StoreError(message) from error
+    if isinstance(cache, LocMemCache):
+        return LocMemStore(cache)
+    return GenericStore(cache)
+
+
+def get_store(alias: str) -> TokenStore:
+    """Return the store in the cache of that alias.
+
+    It is kept with the backend object, which Django makes once for each thread, so that a client
+    is not made for each request.
+
+    Raises:
+        StoreError: there is no such cache, or its client cannot be made.
+    """
+    try:
+        cache: Any = caches[alias]
+    except Exception as error:  # InvalidCacheBackendError, or what a backend's constructor raises
+        message = f"The token store could not be opened: {error}"
+        raise StoreError(message) from error
+    store: TokenStore | None = cache.__dict__.get("_replica_router_store")
+    if store is None:
+        store = cache._replica_router_store = open_store(cache)
+    return store

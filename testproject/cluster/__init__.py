@@ -1,0 +1,10 @@
+"""Real PostgreSQL and Valkey servers on loopback ports, for the tests, the demo and the benchmarks."""
+
+from __future__ import annotations
+
+from testproject.cluster.cluster import Cluster
+from testproject.cluster.errors import ClusterError
+from testproject.cluster.postgres import PostgresServer, ReplicaServer
+from testproject.cluster.valkey import ValkeyServer
+
+__all__ = ["Cluster", "ClusterError", "PostgresServer", "ReplicaServer", "ValkeyServer"]

@@ -1,0 +1,130 @@
+"""Runs the same workload for each way of routing and each lag."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from threading import Event
+
+from rich.progress import Progress
+
+from testproject.cluster import Cluster
+from testproject.demo.site import Site, SiteError, prepare, running_site
+from testproject.demo.tally import Tally, total
+from testproject.demo.visitor import PERSONAS, Visitor
+
+ROUTINGS = ["package", "random"]
+DEVICES = 2
+WARM_UP_SECONDS = 1.0
+TICK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run.
+
+    Args:
+        lags_ms: the lags of the replicas.
+        seconds: how long each cell of the table takes.
+        seed: what the visitors' lots are drawn from.
+    """
+
+    lags_ms: list[int]
+    seconds: float
+    users: int
+    workers: int
+    replicas: int
+    seed: int
+
+    def phases(self) -> int:
+        """Return how often a set of visitors comes: for each cell, and once to warm up."""
+        return len(ROUTINGS) * (len(self.lags_ms) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One line of the table."""
+
+    routing: str
+    lag_ms: int
+    tally: Tally
+
+
+def run(plan: Plan, progress: Progress) -> list[Cell]:
+    """Start the servers, run every cell, stop the servers."""
+    task = progress.add_task("starting the servers", total=None)
+    with Cluster(replicas=plan.replicas, cache=True, databases=("app",)) as cluster:
+        runner = _Runner(cluster, plan)
+        progress.update(task, total=len(ROUTINGS) * len(plan.lags_ms))
+        cells = []
+        for routing in ROUTINGS:
+            progress.update(task, description=routing)
+            for cell in runner.run_routing(routing):
+                cells.append(cell)
+                progress.advance(task)
+        return cells
+
+
+class _Runner:
+    """Runs a plan on a cluster."""
+
+    def __init__(self, cluster: Cluster, plan: Plan) -> None:
+        self._cluster = cluster
+        self._plan = plan
+        # Each cell has users of its own, so that none meets what another cell left behind.
+        names = [f"user{number}" for number in range(plan.users * plan.phases())]
+        self._accounts = iter(prepare(cluster, names, sessions=DEVICES))
+
+    def run_routing(self, routing: str) -> Iterator[Cell]:
+        """Serve the site with one way of routing and visit it at each lag."""
+        self._set_lag(0)
+        with running_site(self._cluster, routing, workers=self._plan.workers) as site:
+            self._visit(site, lag_ms=0, seconds=WARM_UP_SECONDS)
+            for lag_ms in self._plan.lags_ms:
+                self._set_lag(lag_ms)
+                tally = self._visit(site, lag_ms=lag_ms, seconds=self._plan.seconds)
+                yield Cell(routing, lag_ms, tally)
+
+    def _set_lag(self, lag_ms: int) -> None:
+        for replica in self._cluster.replicas:
+            replica.set_delay(lag_ms / 1000)
+
+    def _visit(self, site: Site, *, lag_ms: int, seconds: float) -> Tally:
+        """Let every visitor of a cell live for some seconds."""
+        ended = Event()
+        visitors = self._visitors(site, lag_ms / 1000, ended)
+        with ThreadPoolExecutor(len(visitors)) as executor:
+            try:
+                lives = [executor.submit(visitor.live) for visitor in visitors]
+                _wait(site, lives, seconds)
+            finally:
+                ended.set()
+            return total(life.result() for life in lives)
+
+    def _visitors(self, site: Site, lag: float, ended: Event) -> list[Visitor]:
+        accounts = list(islice(self._accounts, self._plan.users))
+        notes = [note for account in accounts for note in account.notes]
+        return [
+            Visitor(
+                site.url,
+                account,
+                others=notes,
+                persona=PERSONAS[number % len(PERSONAS)],
+                lag=lag,
+                seed=f"{self._plan.seed} {number}",
+                ended=ended,
+            )
+            for number, account in enumerate(accounts)
+        ]
+
+
+def _wait(site: Site, lives: list[Future[Tally]], seconds: float) -> None:
+    """Let the time pass, unless the site or a visitor ends before it is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not any(life.done() for life in lives):
+        if not site.is_running():
+            raise SiteError(f"The site ended while it was visited: {site.log_tail()}")
+        time.sleep(TICK_SECONDS)

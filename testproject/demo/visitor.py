@@ -1,0 +1,291 @@
+"""A visitor: acts on their own notes from two devices, and knows what they must see."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from threading import Event
+
+from testproject.demo.browser import LOGIN, Answer, Browser, NoAnswerError
+from testproject.demo.site import PASSWORD, Account
+from testproject.demo.tally import Tally
+
+# Beyond the lag before a user counts as one who has written nothing: a replica applies a commit
+# some milliseconds after its delay is over, and readings of it are some more milliseconds old.
+QUIET_TOLERANCE = 0.2
+THINK_SECONDS = (0.005, 0.04)
+NOT_FOUND = 404
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    """How a visitor behaves.
+
+    Args:
+        returning: is signed in since another day, as most visitors of a site are.
+        write_share: the part of the actions that write.
+        pause_share: the part of the writes that are followed by a pause longer than the lag.
+    """
+
+    returning: bool
+    write_share: float
+    pause_share: float
+
+
+BUSY = Persona(returning=False, write_share=0.1, pause_share=0.0)
+PAUSING = Persona(returning=False, write_share=0.1, pause_share=0.6)
+RETURNING = Persona(returning=True, write_share=0.02, pause_share=0.0)
+PERSONAS = [BUSY, PAUSING, RETURNING]
+
+
+class Device:
+    """One of the visitor's browsers, and what only its session knows."""
+
+    def __init__(self, url: str, tally: Tally) -> None:
+        self.browser = Browser(url, tally)
+        self.remembered = -1
+        self.seen: dict[int, int] = {}
+
+
+class Visitor:
+    """One user on two devices.
+
+    Args:
+        account: who it is; nobody else writes to that account's notes.
+        others: the notes of other visitors, to read now and then.
+        lag: the replicas' lag in seconds, which the visitor only uses to pause.
+        ended: set when the time is over.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        account: Account,
+        *,
+        others: list[int],
+        persona: Persona,
+        lag: float,
+        seed: str,
+        ended: Event,
+    ) -> None:
+        self.tally = Tally()
+        self._account = account
+        self._others = others
+        self._persona = persona
+        self._lag = lag
+        self._random = random.Random(seed)
+        self._ended = ended
+        self._devices = [Device(url, self.tally), Device(url, self.tally)]
+        self._acknowledged = dict.fromkeys(account.notes, 1)
+        self._wrote_at: float | None = None
+        self._numbers = count(1)
+
+    # 1. The day of a visitor -------------------------------------------------------------------
+
+    def live(self) -> Tally:
+        """Sign in, then read and write until the time is over."""
+        try:
+            self._arrive()
+            while not self._ended.is_set():
+                self._act()
+                self._ended.wait(self._random.uniform(*THINK_SECONDS))
+        finally:
+            for device in self._devices:
+                device.browser.close()
+        return self.tally
+
+    def _arrive(self) -> None:
+        if self._persona.returning:
+            for device, session in zip(self._devices, self._account.sessions, strict=True):
+                device.browser.resume_session(session)
+            return
+        for device in self._devices:
+            self._guarded(self._sign_in, device)
+        # Whoever signs in has come to do something.
+        self._guarded(self._write, self._devices[0])
+
+    def _act(self) -> None:
+        writes = self._random.random() < self._persona.write_share
+        first, second = self._devices
+        device = second if self._random.random() < 0.2 else first
+        self._guarded(self._write if writes else self._read, device)
+
+    def _guarded(self, action: Callable[[Device], None], device: Device) -> None:
+        """Do something; a failure is counted, not raised, as a person would go on too."""
+        try:
+            action(device)
+        except NoAnswerError as error:
+            self.tally.errors += 1
+            self.tally.note_example(f"Error: {error}")
+
+    # 2. Signing in -----------------------------------------------------------------------------
+
+    def _sign_in(self, device: Device) -> None:
+        """Sign in and follow the redirect; where that shows the sign-in page again, wait and see."""
+        answer = self._send_sign_in(device, follow=True)
+        if answer.signed_in_as != self._account.name:
+            self._count_logout(answer)
+            self._sign_in_patiently(device)
+
+    def _sign_in_patiently(self, device: Device) -> None:
+        """Sign in and ask for no page before the lag is over: the best a visitor could do."""
+        self._send_sign_in(device, follow=False)
+        self._ended.wait(self._lag + QUIET_TOLERANCE)
+
+    def _send_sign_in(self, device: Device, *, follow: bool) -> Answer:
+        device.remembered = -1
+        try:
+            return device.browser.post(
+                LOGIN, {"username": self._account.name, "password": PASSWORD}, follow=follow
+            )
+        finally:
+            self._wrote_at = time.monotonic()
+
+    def _count_logout(self, answer: Answer) -> None:
+        self.tally.logouts += 1
+        self.tally.note_example(f"Logged out: {self._account.name} asked for {answer.asked}.")
+
+    # 3. Reading --------------------------------------------------------------------------------
+
+    def _read(self, device: Device) -> None:
+        (page,) = self._random.choices(
+            [
+                self._read_home,
+                self._read_note,
+                self._read_other,
+                self._read_overview,
+                self._read_me,
+            ],
+            weights=[25, 35, 15, 15, 10],
+        )
+        page(device)
+
+    def _read_home(self, device: Device) -> None:
+        self._check_list(device, self._get(device, "/"))
+
+    def _read_note(self, device: Device, note: int | None = None) -> None:
+        note = note or self._random.choice(list(self._acknowledged))
+        path = self._random.choice([f"/notes/{note}/", f"/api/notes/{note}/"])
+        self._check_notes(device, self._get(device, path), [note])
+
+    def _read_other(self, device: Device) -> None:
+        note = self._random.choice(self._others)
+        self._check_notes(device, self._get(device, f"/api/notes/{note}/"), [note])
+
+    def _read_overview(self, device: Device) -> None:
+        self._check_signed_in(device, self._get(device, "/overview/"))
+
+    def _read_me(self, device: Device) -> None:
+        self._check_remembered(device, self._get(device, "/api/me/"))
+
+    def _get(self, device: Device, path: str) -> Answer:
+        return device.browser.get(path, quiet=self._is_quiet())
+
+    def _is_quiet(self) -> bool:
+        """Return whether the user has written nothing for longer than the lag."""
+        if self._wrote_at is None:
+            return True
+        return time.monotonic() - self._wrote_at > self._lag + QUIET_TOLERANCE
+
+    # 4. Writing --------------------------------------------------------------------------------
+
+    def _write(self, device: Device) -> None:
+        (write,) = self._random.choices(
+            [self._edit, self._touch, self._create, self._remember], weights=[50, 15, 15, 20]
+        )
+        write(device)
+        if self._random.random() < self._persona.pause_share:
+            self._ended.wait(self._lag + QUIET_TOLERANCE + self._random.uniform(0, 0.3))
+
+    def _edit(self, device: Device) -> None:
+        note = self._random.choice(list(self._acknowledged))
+        title = f"Note {note}, change {next(self._numbers)}"
+        self._change(device, note, f"/notes/{note}/edit/", {"title": title})
+
+    def _touch(self, device: Device) -> None:
+        note = self._random.choice(list(self._acknowledged))
+        self._change(device, note, f"/notes/{note}/touch/", {})
+
+    def _change(self, device: Device, note: int, path: str, form: dict[str, object]) -> None:
+        """Send a change of one note, then read it where the redirect leads and elsewhere."""
+        answer = self._post(device, path, form)
+        if answer.accepted:
+            self._acknowledged[note] += 1
+        self._check_notes(device, answer, [note])
+        self._look_from_second_device(note)
+
+    def _create(self, device: Device) -> None:
+        answer = self._post(device, "/notes/new/", {"title": f"New note {next(self._numbers)}"})
+        created = answer.note_redirected_to
+        if created is None:
+            self._check_signed_in(device, answer)
+            return
+        self._acknowledged[created] = 1
+        self._check_notes(device, answer, [created])
+        self._look_from_second_device(created)
+
+    def _remember(self, device: Device) -> None:
+        number = next(self._numbers)
+        answer = self._post(device, "/session/", {"value": number})
+        if answer.accepted:
+            device.remembered = number
+        self._check_remembered(device, answer)
+
+    def _post(self, device: Device, path: str, form: dict[str, object]) -> Answer:
+        try:
+            return device.browser.post(path, form)
+        finally:
+            self._wrote_at = time.monotonic()
+
+    def _look_from_second_device(self, note: int) -> None:
+        if self._random.random() < 0.4:
+            self._read_note(self._random.choice(self._devices), note)
+
+    # 5. Checking -------------------------------------------------------------------------------
+
+    def _check_signed_in(self, device: Device, answer: Answer) -> bool:
+        """Count a log-out, and sign in again."""
+        if answer.signed_in_as == self._account.name or answer.status == NOT_FOUND:
+            return True
+        if answer.signed_in_as is not None:
+            raise NoAnswerError(f"{answer.asked}: answered to {answer.signed_in_as!r}.")
+        self._count_logout(answer)
+        self._sign_in(device)
+        return False
+
+    def _check_list(self, device: Device, answer: Answer) -> None:
+        """Every own note must be in the list."""
+        self._check_notes(device, answer, list(self._acknowledged))
+
+    def _check_notes(self, device: Device, answer: Answer, expected: list[int]) -> None:
+        """Each note must be there, no older than acknowledged, and no older than seen before."""
+        if not self._check_signed_in(device, answer):
+            return
+        versions = answer.versions()
+        for note in expected:
+            version = versions.get(note, 0)
+            if version < self._acknowledged.get(note, 1):
+                self._count_stale("own", answer, note, version, self._acknowledged.get(note, 1))
+            elif version < device.seen.get(note, 0):
+                self._count_stale("seen", answer, note, version, device.seen[note])
+            device.seen[note] = max(version, device.seen.get(note, 0))
+
+    def _check_remembered(self, device: Device, answer: Answer) -> None:
+        if not self._check_signed_in(device, answer):
+            return
+        if answer.remembered() < device.remembered:
+            self.tally.stale["own"] += 1
+            self.tally.note_example(
+                f"Stale: the session of {self._account.name} remembers {answer.remembered()}, "
+                f"not {device.remembered}."
+            )
+
+    def _count_stale(self, kind: str, answer: Answer, note: int, shown: int, known: int) -> None:
+        self.tally.stale[kind] += 1
+        self.tally.note_example(
+            f"Stale: {answer.asked} showed version {shown} of note {note} to "
+            f"{self._account.name}, who knew of version {known}."
+        )

@@ -1,0 +1,131 @@
+"""Counts which database each query of a request really ran on, whatever the router says it did."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from asgiref.sync import iscoroutinefunction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.utils.decorators import sync_and_async_middleware
+
+type_of_statement = re.compile(r'\s*(\w+).*?(?:FROM|INTO|UPDATE)\s+"?(\w+)"?', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One statement that was executed."""
+
+    alias: str
+    verb: str
+    table: str
+    reason: str
+
+    @property
+    def is_read(self) -> bool:
+        """Return whether rows of a table were read; a router's own bookkeeping reads none."""
+        return self.verb == "SELECT" and self.table != ""
+
+
+@dataclass(slots=True)
+class Meter:
+    """The statements of one request."""
+
+    queries: list[Query] = field(default_factory=list)
+
+    def reads(self) -> Counter[str]:
+        """Return how many reads each alias served."""
+        return Counter(query.alias for query in self.queries if query.is_read)
+
+
+_meter: ContextVar[Meter | None] = ContextVar("testproject_meter", default=None)
+
+
+def current_meter() -> Meter | None:
+    """Return the meter of the request being answered."""
+    return _meter.get()
+
+
+def routing_of_this_request() -> list[tuple[str, str]]:
+    """Return the (alias, reason) pairs that the package has decided in this request, oldest first."""
+    try:
+        from django_replica_router import current_scope
+    except ImportError:
+        return []
+    scope = current_scope()
+    return list((scope and scope.decisions) or [])
+
+
+def _reason(alias: str) -> str:
+    """Return why the statement about to run went where it goes: the last decision for its alias."""
+    decisions = routing_of_this_request()
+    return next((reason for decided, reason in reversed(decisions) if decided == alias), "")
+
+
+def _describe(alias: str, sql: str) -> Query:
+    found = type_of_statement.match(sql)
+    verb, table = found.groups() if found else (sql.split(maxsplit=1)[0], "")
+    return Query(alias, verb.upper(), table, _reason(alias))
+
+
+def _record(
+    execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    meter = _meter.get()
+    if meter is not None:
+        meter.queries.append(_describe(context["connection"].alias, sql))
+    return execute(sql, params, many, context)
+
+
+def watch_connection(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+    """Record every statement of a connection; a receiver of `connection_created`.
+
+    The wrapper stays on the connection and writes into the meter of whichever request runs, since
+    under ASGI the connection belongs to another thread than the middleware's.
+    """
+    if _record not in connection.execute_wrappers:
+        connection.execute_wrappers.append(_record)
+
+
+def _label(response: HttpResponseBase, meter: Meter) -> HttpResponseBase:
+    response["X-Reads"] = ", ".join(f"{alias}={n}" for alias, n in sorted(meter.reads().items()))
+    response["X-Worker"] = str(os.getpid())
+    return response
+
+
+@sync_and_async_middleware
+def meter_middleware(
+    get_response: Callable[[HttpRequest], Any],
+) -> Callable[[HttpRequest], Any]:
+    """Answer with the headers `X-Reads` (reads by alias) and `X-Worker` (process id)."""
+    if iscoroutinefunction(get_response):
+        get_response_async = cast(
+            "Callable[[HttpRequest], Awaitable[HttpResponseBase]]", get_response
+        )
+
+        async def answer_async(request: HttpRequest) -> HttpResponseBase:
+            meter = Meter()
+            token = _meter.set(meter)
+            try:
+                return _label(await get_response_async(request), meter)
+            finally:
+                _meter.reset(token)
+
+        return answer_async
+
+    def answer(request: HttpRequest) -> HttpResponseBase:
+        meter = Meter()
+        token = _meter.set(meter)
+        try:
+            return _label(get_response(request), meter)
+        finally:
+            _meter.reset(token)
+
+    return answer

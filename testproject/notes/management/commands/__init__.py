@@ -1,0 +1,3 @@
+"""Management of the demonstration."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Two common ways of routing reads, to compare the package with."""
+
+from __future__ import annotations

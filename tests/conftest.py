@@ -1,0 +1,116 @@
+"""The real servers that the tests run against, put back to order before each test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.core.cache import caches
+from django.core.management import call_command
+from django.db import connection, connections
+
+from django_replica_router.conf import get_config
+from django_replica_router.monitor import get_monitor, stop_monitors
+from django_replica_router.policy import ReplicaState
+from testproject.cluster import Cluster
+from tests.helpers import Served
+
+TIMEOUT = 15.0
+
+
+@pytest.fixture(scope="session")
+def real_cluster() -> Iterator[Cluster]:
+    """A primary with two streaming replicas and a Valkey server, for the whole run."""
+    with Cluster(replicas=2, cache=True, databases=("app",)) as cluster:
+        yield cluster
+
+
+def pytest_report_header() -> str:
+    """Say which servers the run is about."""
+    from testproject.cluster import binaries
+
+    return f"servers: {binaries.describe()}"
+
+
+@pytest.fixture(scope="session")
+def _django_on_cluster(real_cluster: Cluster, django_db_blocker: Any) -> Iterator[None]:
+    """Point Django's settings to the cluster, in place, and migrate it."""
+    for alias, database in real_cluster.django_databases(name="app").items():
+        settings.DATABASES[alias].update(database)
+    assert real_cluster.cache is not None
+    settings.CACHES["default"].update(
+        BACKEND="django_redis.cache.RedisCache", LOCATION=real_cluster.cache.url
+    )
+    with django_db_blocker.unblock():
+        call_command("migrate", verbosity=0)
+        yield
+        stop_monitors()
+        connections.close_all()
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    """Return once the condition holds; fail after a deadline."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {TIMEOUT} s in vain: {what}"
+        time.sleep(0.002)
+
+
+def wait_until_routed(replicas: int = 2) -> None:
+    """Return once this process's monitor knows that so many replicas serve, without lag."""
+    config = get_config()
+
+    def ready() -> bool:
+        monitor = get_monitor("default", tuple(config.topology.clusters["default"]), config.interval)
+        good = [
+            replica
+            for replica in monitor.replicas()
+            if replica.state is ReplicaState.STREAMING and replica.age <= config.MAX_LAG
+        ]
+        return len(good) >= replicas
+
+    wait_until(ready, f"{replicas} replicas in service")
+
+
+def clean_up(cluster: Cluster) -> None:
+    """Empty tables and cache, and have all replicas run and be caught up."""
+    for replica in cluster.replicas:
+        replica.resume()
+    tables = connection.introspection.django_table_names(only_existing=True)
+    names = ", ".join(
+        f'"{table}"' for table in tables if table not in {"django_content_type", "auth_permission"}
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(f"TRUNCATE {names}")
+    caches["default"].clear()
+    cluster.wait_caught_up(TIMEOUT)
+
+
+@pytest.fixture
+def cluster(real_cluster: Cluster, _django_on_cluster: None) -> Iterator[Cluster]:
+    """The cluster, with empty tables, nothing lagging, and known to this process as healthy."""
+    clean_up(real_cluster)
+    wait_until_routed()
+    yield real_cluster
+    for alias in connections:
+        connections[alias].close_if_unusable_or_obsolete()
+
+
+@pytest.fixture
+def served(cluster: Cluster) -> Iterator[Served]:
+    """Records which alias has run which statement."""
+    with Served() as served:
+        yield served
+
+
+@pytest.fixture
+def lagging(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster with replay paused on every replica: they show what was, and nothing new."""
+    for replica in cluster.replicas:
+        replica.pause()
+    yield cluster
+    for replica in cluster.replicas:
+        replica.resume()

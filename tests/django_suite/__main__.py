@@ -1,0 +1,182 @@
+"""Run Django's own tests without the package and with it, and print what it breaks.
+
+Exit code 0: nothing is broken. 1: something is. 2: nothing can be said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import django
+
+from tests.django_suite import modes, server, source
+from tests.django_suite.modes import Mode
+from tests.django_suite.outcomes import Comparison, Run, compare
+from tests.django_suite.running import RunError, Suite
+
+APPS = (
+    "basic",
+    "bulk_create",
+    "get_or_create",
+    "multiple_database",
+    "prefetch_related",
+    "select_for_update",
+    "sessions_tests",
+    "transactions",
+)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.django_suite", description=__doc__)
+    parser.add_argument(
+        "--apps",
+        nargs="+",
+        default=APPS,
+        metavar="APP",
+        help=f"apps, classes or tests of the suite, or 'all' (default: {' '.join(APPS)})",
+    )
+    parser.add_argument(
+        "--mode",
+        nargs="+",
+        choices=[name for name in modes.MODES if name != modes.CONTROL.name],
+        help="what to compare with the baseline, which always runs (default: installed scoped)",
+    )
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="also run a router that reads blindly from the replica: it has to break tests",
+    )
+    parser.add_argument(
+        "--router",
+        metavar="PATH",
+        help="measure this router instead of the package",
+    )
+    parser.add_argument("--parallel", type=int, default=2, metavar="N", help="processes (2)")
+    parser.add_argument(
+        "--timeout", type=float, default=1800.0, metavar="SECONDS", help="of one run (1800)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument(
+        "--dsn", help="use this PostgreSQL server, whose user may create databases; else start one"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=source.default_cache(),
+        help="where Django's source distribution is kept (%(default)s)",
+    )
+    return parser.parse_args(argv)
+
+
+def _modes(options: argparse.Namespace) -> list[Mode]:
+    names = options.mode or ([] if options.router else ["installed", "scoped"])
+    chosen = [modes.MODES[name] for name in names if name != modes.BASELINE.name]
+    if options.router:
+        chosen.append(modes.with_router(options.router))
+    return chosen
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _report(mode: Mode, run: Run, comparison: Comparison) -> None:
+    _say(f"{mode.name}: {_summary(run)}, {len(comparison.new_failures)} new failures")
+    for test_id in comparison.new_failures:
+        _say(f"  broken   {test_id}\n           {_last_line(run.outcomes[test_id].detail)}")
+    for test_id in comparison.missing:
+        _say(f"  not run  {test_id}")
+    for test_id in comparison.extra:
+        _say(f"  only now {test_id}")
+
+
+def _summary(run: Run) -> str:
+    return (
+        f"{len(run.tests)} tests, {len(run.tests - run.executed)} skipped, "
+        f"{len(run.bad)} failed, {run.seconds:.0f} s"
+    )
+
+
+def _as_json(run: Run, comparison: Comparison | None) -> dict[str, Any]:
+    return {
+        "tests": len(run.tests),
+        "executed": len(run.executed),
+        "seconds": round(run.seconds, 1),
+        "bad": {test_id: vars(run.outcomes[test_id]) for test_id in sorted(run.bad)},
+    } | (vars(comparison) if comparison else {})
+
+
+def _check(options: argparse.Namespace, suite: Suite) -> int:
+    baseline = suite.run(modes.BASELINE)
+    _say(f"{modes.BASELINE.name}: {_summary(baseline)}")
+    for test_id in sorted(baseline.bad):
+        _say(f"  without the package {test_id}")
+    runs: dict[str, Any] = {modes.BASELINE.name: _as_json(baseline, None)}
+    # A run of nothing breaks nothing and proves nothing.
+    is_clean = bool(baseline.executed)
+    for mode in _modes(options):
+        run = suite.run(mode)
+        comparison = compare(baseline, run)
+        _report(mode, run, comparison)
+        runs[mode.name] = _as_json(run, comparison)
+        is_clean = is_clean and comparison.is_clean
+    if options.control:
+        run = suite.run(modes.CONTROL)
+        comparison = compare(baseline, run)
+        runs[modes.CONTROL.name] = _as_json(run, comparison)
+        can_fail = bool(comparison.new_failures)
+        verdict = "as it must" if can_fail else "so this check proves nothing"
+        _say(
+            f"{modes.CONTROL.name}: {_summary(run)}; a blind router breaks "
+            f"{len(comparison.new_failures)} tests, {verdict}"
+        )
+        is_clean = is_clean and can_fail
+    if options.json:
+        versions = {"django": django.__version__, "python": sys.version.split()[0]}
+        options.json.write_text(
+            json.dumps(versions | {"clean": is_clean, "modes": runs}, indent=2), encoding="utf-8"
+        )
+    return 0 if is_clean else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare, print, and return the exit code."""
+    options = _parse(argv)
+    # So that the server is stopped and the directories are removed then, too.
+    signal.signal(signal.SIGTERM, lambda *args: sys.exit(2))
+    labels = [] if "all" in options.apps else options.apps
+    try:
+        archive = source.fetch(django.__version__, options.cache)
+        with (
+            TemporaryDirectory(prefix="django-source-") as directory,
+            server.running(options.dsn) as primary,
+        ):
+            _say(f"Django {django.__version__}, Python {sys.version.split()[0]}")
+            suite = Suite(
+                tests=source.unpack(archive, Path(directory)),
+                server=primary,
+                labels=labels,
+                parallel=options.parallel,
+                timeout=options.timeout,
+            )
+            return _check(options, suite)
+    except (source.SourceError, RunError) as error:
+        _say(str(error))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Run the suite in one mode, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pprint import pformat
+from tempfile import TemporaryDirectory
+
+from tests.django_suite import outcomes
+from tests.django_suite.modes import Mode
+from tests.django_suite.outcomes import Run
+from tests.django_suite.server import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+_SETTINGS = "django_suite_settings"
+_TAIL = 40
+
+
+class RunError(Exception):
+    """The suite came to no end, so nothing can be said about its tests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What to run, and on what.
+
+    Args:
+        tests: the directory of Django's tests.
+        server: the primary.
+        labels: apps, classes or tests; none means all.
+        parallel: number of processes.
+        timeout: seconds after which a run is ended.
+    """
+
+    tests: Path
+    server: Server
+    labels: Sequence[str]
+    parallel: int
+    timeout: float
+
+    def run(self, mode: Mode) -> Run:
+        """Run the suite in that mode.
+
+        Raises:
+            RunError: with the last lines of what the suite printed.
+        """
+        with TemporaryDirectory(prefix="django-suite-") as name:
+            directory = Path(name)
+            write_settings(directory / f"{_SETTINGS}.py", self.server, mode)
+            started = time.monotonic()
+            log = self._run(mode, directory)
+            seconds = time.monotonic() - started
+            try:
+                found = outcomes.load(directory / "outcomes.json")
+            except FileNotFoundError:
+                message = f"The suite did not end in mode {mode.name!r}:\n{log}"
+                raise RunError(message) from None
+        return Run(found, seconds)
+
+    def _run(self, mode: Mode, directory: Path) -> str:
+        command = [sys.executable, "-m", "tests.django_suite.inside", "--mode"]
+        command += [json.dumps(asdict(mode))]
+        command += ["--tests", str(self.tests), "--settings", _SETTINGS]
+        command += ["--output", str(directory / "outcomes.json")]
+        command += ["--parallel", str(self.parallel), "--timeout", str(self.timeout)]
+        temporary = directory / "tmp"
+        temporary.mkdir()
+        # Django's own script gives its tests a directory of their own in the same way.
+        environ = os.environ | {"TMPDIR": str(temporary)}
+        for key in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDEVMODE"):
+            environ.pop(key, None)
+        # The suite imports by the names of its directories: what the settings add comes after.
+        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(directory)])
+        log = directory / "log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*command, "--", *self.labels],
+                cwd=ROOT,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                process.wait(self.timeout)
+            except subprocess.TimeoutExpired:
+                stream.write(f"\nEnded after {self.timeout:.0f} s.\n".encode())
+            finally:
+                _end(process)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-_TAIL:])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # The process began a session, so that the group has its id and holds its workers and nothing
+    # else. Workers may outlive it: the group is ended even if the process is gone.
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def write_settings(path: Path, server: Server, mode: Mode) -> None:
+    """Write the settings module: two primaries and a replica that mirrors the first."""
+    settings = {
+        "DATABASES": {
+            "default": server.alias("django"),
+            "other": server.alias("other"),
+            "replica": server.alias("django", MIRROR="default"),
+        },
+        "DATABASE_ROUTERS": list(mode.routers),
+        # The rest is what Django's own settings for its suite say.
+        "SECRET_KEY": "django_tests_secret_key",
+        "PASSWORD_HASHERS": ["django.contrib.auth.hashers.MD5PasswordHasher"],
+        "DEFAULT_AUTO_FIELD": "django.db.models.AutoField",
+        "USE_TZ": False,
+        "TEST_RUNNER": "tests.django_suite.recording.RecordingRunner",
+    }
+    path.write_text(
+        "".join(f"{name} = {pformat(value)}\n" for name, value in settings.items()),
+        encoding="utf-8",
+    )

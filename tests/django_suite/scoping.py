@@ -1,0 +1,49 @@
+"""Run each test of the suite in a routing scope, as a request opens one."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Callable
+from typing import Any
+
+from django.test import SimpleTestCase, TestCase, TransactionTestCase
+from django.test.utils import iter_test_cases
+
+PRIMARY = "default"
+REPLICA = "replica"
+
+
+def open_scopes() -> None:
+    """Open a scope around the body of every test, and take mirrors for caught-up replicas.
+
+    The body and not ``setUp``: what a request reads was mostly written by others before it. With
+    the set-up inside, nearly every test would have written and read from the primary only.
+    """
+    # Imported here: the baseline and the control run where the package is not installed.
+    from django_replica_router import scope
+    from django_replica_router.testing import treat_mirrors_as_replicas
+
+    treat_mirrors_as_replicas()
+    call: Callable[[Any, Callable[[], object]], None] = vars(unittest.TestCase)["_callTestMethod"]
+
+    def call_in_scope(self: SimpleTestCase, method: Callable[[], object]) -> None:
+        with scope():
+            call(self, method)
+
+    SimpleTestCase._callTestMethod = call_in_scope  # type: ignore[attr-defined]
+
+
+def allow_replica(suite: unittest.TestSuite) -> None:
+    """Name the replica among the databases of every test that is not one transaction.
+
+    Django forbids a test the aliases that it does not name. A ``TestCase`` is left as it is: in
+    its transaction the package must not leave the primary at all.
+    """
+    for case in {type(test) for test in iter_test_cases(suite)}:
+        if (
+            issubclass(case, TransactionTestCase)
+            and not issubclass(case, TestCase)
+            and case.databases != "__all__"
+            and PRIMARY in case.databases
+        ):
+            case.databases = {*case.databases, REPLICA}

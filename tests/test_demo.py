@@ -1,0 +1,160 @@
+"""The demonstration, run as a reader of the README runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from testproject.cluster.server import children_of, is_gone
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = [sys.executable, "-m", "testproject"]
+QUICK = ["--json", "--seconds", "2", "--users", "3", "--lag", "0", "300"]
+START_SECONDS = 60.0
+END_SECONDS = 30.0
+INTERRUPTED = 130
+
+
+@pytest.fixture(scope="module")
+def finished() -> subprocess.CompletedProcess[str]:
+    """A quick run that has come to its end."""
+    return subprocess.run(
+        [*DEMO, *QUICK], cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def document(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the quick run has printed."""
+    assert finished.stdout, finished.stderr
+    return json.loads(finished.stdout)
+
+
+@pytest.fixture
+def serving() -> Iterator[subprocess.Popen[str]]:
+    """The site left running, to be clicked through."""
+    with subprocess.Popen(
+        [*DEMO, "serve"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        yield process
+        process.terminate()
+
+
+def cells(document: dict[str, Any], routing: str) -> list[dict[str, Any]]:
+    """Return the lines of one way of routing."""
+    return [cell for cell in document["cells"] if cell["routing"] == routing]
+
+
+def url_of(process: subprocess.Popen[str]) -> str:
+    """Return the address that the process prints once the site answers."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if found := re.search(r"http://\S+", line):
+            return found[0]
+    pytest.fail("The site did not start: " + "".join(said))
+
+
+def family_of(pid: int) -> list[int]:
+    """Return the process and all that descend from it."""
+    return [pid, *(member for child in children_of(pid) for member in family_of(child))]
+
+
+def assert_all_end(pids: list[int]) -> None:
+    """Wait for the end of each process."""
+    deadline = time.monotonic() + END_SECONDS
+    while survivors := [pid for pid in pids if not is_gone(pid)]:
+        assert time.monotonic() < deadline, f"Processes {survivors} are left."
+        time.sleep(0.05)
+
+
+def test_random_routing_shows_old_data(document: dict[str, Any]) -> None:
+    """The control: where replicas lag, a random one shows users old data."""
+    assert [cell["stale_reads"] > 0 for cell in cells(document, "random") if cell["lag_ms"]] == [
+        True
+    ]
+
+
+def test_package_shows_nothing_old(
+    document: dict[str, Any], finished: subprocess.CompletedProcess[str]
+) -> None:
+    """With the package there is no old read, no log-out and no error, and the exit status says so."""
+    for cell in cells(document, "package"):
+        found = [cell["stale_reads"], cell["logouts"], cell["errors"]]
+        assert found == [0, 0, 0], cell["examples"]
+    assert (finished.returncode, document["ok"]) == (0, True), finished.stderr
+
+
+def test_every_cell_was_visited(document: dict[str, Any]) -> None:
+    """Each routing meets each lag, with reads, writes and more than one worker."""
+    assert [(cell["routing"], cell["lag_ms"]) for cell in document["cells"]] == [
+        (routing, lag_ms) for routing in ["random", "pin", "package"] for lag_ms in [0, 300]
+    ]
+    for cell in document["cells"]:
+        assert cell["reads"] > cell["writes"] > 0
+        assert cell["workers_seen"] == document["workers"]
+
+
+def test_package_reads_from_replicas(document: dict[str, Any]) -> None:
+    """Reads of users who have not just written come from replicas."""
+    assert min(cell["replica_share_quiet"] for cell in cells(document, "package")) > 0.5
+
+
+def test_serve_answers_and_stops(serving: subprocess.Popen[str]) -> None:
+    """The site answers until SIGTERM, which leaves no process behind."""
+    url = url_of(serving)
+    assert httpx.get(f"{url}login/", trust_env=False).status_code == httpx.codes.OK
+
+    family = family_of(serving.pid)
+    serving.send_signal(signal.SIGTERM)
+
+    assert serving.wait(END_SECONDS) == INTERRUPTED
+    assert_all_end(family)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, trust_env=False)
+
+
+def test_interrupted_run_stops_everything() -> None:
+    """Ctrl-C in the middle of a run leaves no process behind, and prints no result."""
+    with subprocess.Popen(
+        [*DEMO, *QUICK], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        family = wait_for_family(process, "gunicorn")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=END_SECONDS)
+
+    assert (process.returncode, output) == (INTERRUPTED, "")
+    assert_all_end(family)
+
+
+def wait_for_family(process: subprocess.Popen[str], program: str) -> list[int]:
+    """Return the descendants as soon as one of them runs the program."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        family = family_of(process.pid)
+        if any(program in command_of(pid) for pid in family):
+            return family
+        time.sleep(0.05)
+    pytest.fail(f"No process ran {program}.")
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process; nothing where it has ended."""
+    done = subprocess.run(
+        ["ps", "-o", "args=", "-p", str(pid)],  # noqa: S607 - ps has no one place
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout
