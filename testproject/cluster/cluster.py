@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+import psycopg
 from psycopg import sql
 
 from testproject.cluster.binaries import PostgresBinaries, find_postgres, find_valkey
@@ -21,13 +24,13 @@ from testproject.cluster.workspace import Workspace
 
 
 class Cluster:
-    """Real servers in a temporary directory, gone without a trace at the end.
+    """Real servers in a temporary directory, which leave nothing behind.
 
     Args:
-        replicas: how many hot standbys, named ``replica1``, ``replica2`` and so on.
-        cache: whether to start a Valkey server.
-        databases: names of the databases to create.
-        settings: PostgreSQL settings for the primary and all replicas.
+        replicas: how many hot standbys there are, named ``replica1``, ``replica2`` and so on.
+        cache: whether there is a Valkey server.
+        databases: names of databases to create.
+        settings: PostgreSQL settings for the primary and its replicas.
     """
 
     def __init__(
@@ -41,13 +44,14 @@ class Cluster:
         self.replicas: list[ReplicaServer] = []
         self.cache: ValkeyServer | None = None
         self._primary: PostgresServer | None = None
+        self._binaries: PostgresBinaries | None = None
+        self._workspace: Workspace | None = None
+        self._owner_pid = 0
+        self._replica_numbers = itertools.count(1)
         self._replica_count = replicas
         self._has_cache = cache
         self._databases = tuple(databases)
         self._settings = dict(settings or {})
-        self._workspace: Workspace | None = None
-        self._binaries: PostgresBinaries | None = None
-        self._owner = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -65,16 +69,22 @@ class Cluster:
     def primary(self) -> PostgresServer:
         """Return the server that was the primary at the start."""
         if self._primary is None:
-            raise ClusterError(
-                "The cluster is not running. Call start() or use it in a with statement."
-            )
+            raise ClusterError("The cluster is not running. Call start() first.")
         return self._primary
 
+    @property
+    def present_primary(self) -> PostgresServer:
+        """Return the server that takes writes now: ``primary``, else a promoted replica."""
+        for server in (self.primary, *self.replicas):
+            if server.is_running and not server.is_standby:
+                return server
+        raise ClusterError("No server takes writes. Start the primary or promote a replica.")
+
     def start(self) -> None:
-        """Start every server and return when all take connections; do nothing if the cluster runs."""
+        """Start all servers, and return when they take connections; do nothing if they run."""
         if self._workspace is not None:
             return
-        self._owner = os.getpid()
+        self._owner_pid = os.getpid()
         self._workspace = Workspace()
         atexit.register(self.stop)
         try:
@@ -89,55 +99,46 @@ class Cluster:
         if self._has_cache:
             self.cache = ValkeyServer(workspace, find_valkey(workspace))
         with ThreadPoolExecutor(thread_name_prefix="cluster") as pool:
-            started = [pool.submit(self.cache.start)] if self.cache else []
+            tasks = [pool.submit(self.cache.start)] if self.cache else []
             self._primary.initialise(self._settings)
             self._primary.start()
             replicas = [self._new_replica() for _ in range(self._replica_count)]
-            started += [pool.submit(_start_replica, replica) for replica in replicas]
+            tasks += [pool.submit(_start_replica, replica) for replica in replicas]
             for name in self._databases:
                 self.create_database(name)
-            for future in started:
-                future.result()
+            for task in tasks:
+                task.result()
         self.wait_caught_up()
 
-    def create_database(self, name: str) -> None:
-        """Create a database on the primary, whence it comes to the replicas."""
-        with self.present_primary.connect() as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-
     def stop(self) -> None:
-        """Stop every server and remove the directory; do nothing if the cluster does not run."""
-        # A forked child inherits this object and its atexit hook, not the servers.
-        if self._workspace is None or self._owner != os.getpid():
+        """Stop all servers and remove their directory; do nothing if there is none."""
+        # A forked child inherits this object and its atexit hook, but not the servers.
+        if self._workspace is None or self._owner_pid != os.getpid():
             return
-        try:
-            servers = self._servers()
-            for server in servers:
+        with ExitStack() as stack:  # every step is taken, whatever happens to the others
+            stack.callback(self._forget_servers)
+            stack.callback(self._workspace.remove)
+            for server in self._servers():
+                stack.callback(server.ensure_ended)
+            for server in self._servers():
                 server.ask_to_end()
-            for server in servers:
-                server.ensure_ended()
-        finally:
-            self._workspace.remove()
-            self._workspace = None
-            self._primary = None
-            self.cache = None
-            self.replicas = []
-            atexit.unregister(self.stop)
 
     def _servers(self) -> list[Server]:
-        # Replicas first: none shall complain in its log of a primary that went away.
-        servers: list[Server | None] = [*self.replicas, self._primary, self.cache]
+        servers: list[Server | None] = [self._primary, *self.replicas, self.cache]
         return [server for server in servers if server is not None]
 
-    @property
-    def present_primary(self) -> PostgresServer:
-        """Return the server that takes writes now: ``primary``, or after its end a promoted replica."""
-        for server in (self.primary, *self.replicas):
-            if server.is_running and not server.is_in_recovery:
-                return server
-        raise ClusterError(
-            "No server of the cluster takes writes. Start the primary or promote a replica."
-        )
+    def _forget_servers(self) -> None:
+        atexit.unregister(self.stop)
+        self._workspace = None
+        self._primary = None
+        self.cache = None
+        self.replicas = []
+        self._replica_numbers = itertools.count(1)
+
+    def create_database(self, name: str) -> None:
+        """Create a database, which the replicas get by replication."""
+        with self.present_primary.connect() as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
     def add_replica(self) -> ReplicaServer:
         """Start another replica of the present primary."""
@@ -145,46 +146,64 @@ class Cluster:
         try:
             _start_replica(replica)
         except BaseException:
-            self.replicas.remove(replica)
             replica.kill()
+            self.replicas.remove(replica)
             raise
         return replica
 
     def _new_replica(self) -> ReplicaServer:
+        primary = self.present_primary
         if self._workspace is None or self._binaries is None:
-            raise ClusterError(
-                "The cluster is not running. Call start() or use it in a with statement."
-            )
-        name = f"replica{len(self.replicas) + 1}"
-        replica = ReplicaServer(self._workspace, self._binaries, name, self.present_primary)
-        # At once, so that stop() knows of it while it starts.
+            raise ClusterError("The cluster is not running. Call start() first.")
+        name = f"replica{next(self._replica_numbers)}"
+        replica = ReplicaServer(self._workspace, self._binaries, name, primary)
+        # Already now, so that stop() knows it if it comes while the replica starts.
         self.replicas.append(replica)
         return replica
 
     def wait_caught_up(self, timeout: float = 10.0) -> None:
-        """Return when every running replica has replayed all that the present primary has in its WAL now.
+        """Return when every running replica has replayed all WAL that the present primary has.
 
-        Raises ClusterError when the time is over. A server that was promoted is no replica any more.
+        A replica that was promoted is no replica any more, and not waited for.
         """
         deadline = time.monotonic() + timeout
-        lsn = self.present_primary.flush()
+        primary = self.present_primary
+        try:
+            lsn = primary.flush()
+        except psycopg.OperationalError as error:
+            raise ClusterError(
+                f"{primary.name} does not say where its WAL ends: {error}"
+            ) from error
         for replica in self.replicas:
-            if replica.is_running and replica.has_standby_signal:
+            if replica.is_running and replica.is_standby:
                 replica.wait_replayed(lsn, timeout=max(0.0, deadline - time.monotonic()))
 
+    def heal(self) -> None:
+        """Bring all servers back to how they were at the start, data aside.
+
+        Start what was stopped, let go on what was suspended, and undo delays, pauses, cuts and
+        promotions: a replica with a history of its own becomes a new copy of ``primary``.
+        """
+        for server in self._servers():
+            if server.is_running:
+                server.resume_process()
+            else:
+                server.start()
+        for replica in self.replicas:
+            replica.heal(self.primary)
+        self.wait_caught_up()
+
     def django_databases(self, name: str = "app") -> dict[str, dict[str, Any]]:
-        """Return the cluster as Django's setting DATABASES."""
+        """Return the servers as Django's setting DATABASES."""
         databases = {"default": _django_database(self.primary, name)}
         for replica in self.replicas:
-            databases[replica.name] = {
-                **_django_database(replica, name),
-                "TEST": {"MIRROR": "default"},
-            }
+            settings = _django_database(replica, name)
+            databases[replica.name] = {**settings, "TEST": {"MIRROR": "default"}}
         return databases
 
 
 def _start_replica(replica: ReplicaServer) -> None:
-    replica.initialise_from_upstream()
+    replica.copy_upstream()
     replica.start()
 
 

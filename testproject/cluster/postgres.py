@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
-import signal
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from signal import SIGINT, SIGQUIT, SIGTERM
 from typing import Any
 
 import psycopg
@@ -22,53 +22,67 @@ USER = "postgres"
 CONNECT_TIMEOUT = 10.0
 STATE_TIMEOUT = 10.0
 
-# In postgresql.conf of the primary, and from there by base backup in that of every replica.
+Row = tuple[Any, ...]
+
+# They stand in postgresql.conf of the primary, and by base backup in that of every replica.
 DEFAULT_SETTINGS = {
     "wal_level": "replica",
     "hot_standby": "on",
     "hot_standby_feedback": "off",
     "max_wal_senders": "20",
-    # A replica that was cut off finds what it missed. No slots: one forgotten keeps WAL for ever.
-    "wal_keep_size": "1GB",
-    # A replica comes back at once instead of after 5 s, and reports its position each second instead of every 10 s.
+    # A replica that was cut off finds what it has missed. Not by slots: the slot of a replica that
+    # never comes back keeps the WAL for ever.
+    "wal_keep_size": "512MB",
+    # A replica tries again after 0.1 s instead of 5 s, and reports every second instead of every 10.
     "wal_retrieve_retry_interval": "100ms",
     "wal_receiver_status_interval": "1s",
-    # A crash of a process loses nothing by this, only one of the machine would.
+    # A server that is killed loses nothing by this; only a machine that loses power would.
     "fsync": "off",
-    # In files of the data directory, where they go away with it even after SIGKILL; /dev/shm would fill up.
+    # New WAL files take no room before they are written, old ones none after.
+    "wal_init_zero": "off",
+    "wal_recycle": "off",
+    # In the data directory, where it goes away with the rest even after SIGKILL.
     "dynamic_shared_memory_type": "mmap",
     "log_line_prefix": "%m [%p] ",
 }
 
-# Anyone on this machine may connect, nobody from elsewhere can.
-HBA = """\
+# Any user of this machine may connect, and nobody from elsewhere.
+HOST_BASED_AUTHENTICATION = """\
 host all         all 127.0.0.1/32 trust
 host replication all 127.0.0.1/32 trust
 """
 
+STOP_SIGNALS = {"smart": SIGTERM, "fast": SIGINT, "immediate": SIGQUIT}
+
+# Lines of postmaster.pid, as in PostgreSQL's pidfile.h but counted from 0.
+LOCK_FILE_PID = 0
+LOCK_FILE_SHARED_MEMORY = 6
+LOCK_FILE_STATUS = 7
+
 WAL_PAGE_SIZE = 8192
 WAL_SEGMENT_SIZE = 16 * 1024 * 1024
-SHORT_PAGE_HEADER = 24
-LONG_PAGE_HEADER = 40
+WAL_PAGE_HEADER_SIZE = 24
+WAL_SEGMENT_HEADER_SIZE = 40
 
 
 def record_end(lsn: int) -> int:
-    """Return where the last record at or before an insert LSN ends.
+    """Return where the last WAL record before an insert LSN ends.
 
-    The insert LSN may stand behind a page header after which there is no record yet; a replica would reach it only with
-    the next record.
+    An insert LSN may stand behind a page header after which there is no record yet, where a
+    replica arrives only with the next record.
     """
-    if lsn % WAL_SEGMENT_SIZE == LONG_PAGE_HEADER:
-        return lsn - LONG_PAGE_HEADER
-    if lsn % WAL_PAGE_SIZE == SHORT_PAGE_HEADER:
-        return lsn - SHORT_PAGE_HEADER
+    if lsn % WAL_SEGMENT_SIZE == WAL_SEGMENT_HEADER_SIZE:
+        return lsn - WAL_SEGMENT_HEADER_SIZE
+    if lsn % WAL_PAGE_SIZE == WAL_PAGE_HEADER_SIZE:
+        return lsn - WAL_PAGE_HEADER_SIZE
     return lsn
 
 
 class PostgresServer(Server):
-    """A PostgreSQL server with its own data directory."""
+    """A PostgreSQL server with a data directory of its own."""
 
     user = USER
+    end_signal = STOP_SIGNALS["immediate"]
 
     def __init__(self, workspace: Workspace, binaries: PostgresBinaries, name: str) -> None:
         super().__init__(workspace, name)
@@ -76,7 +90,7 @@ class PostgresServer(Server):
         self._version: int | None = None
 
     def initialise(self, settings: Mapping[str, str]) -> None:
-        """Create the data directory of a primary."""
+        """Fill the data directory as that of a primary."""
         self._run(
             "initdb",
             f"--pgdata={self.data_directory}",
@@ -87,158 +101,153 @@ class PostgresServer(Server):
             "--no-sync",
             "--no-instructions",
         )
-        (self.data_directory / "pg_hba.conf").write_text(HBA)
-        lines = [
-            f"{name} = '{_quoted(value)}'\n"
-            for name, value in {**DEFAULT_SETTINGS, **settings}.items()
-        ]
+        (self.data_directory / "pg_hba.conf").write_text(HOST_BASED_AUTHENTICATION)
         with (self.data_directory / "postgresql.conf").open("a") as file:
-            file.writelines(lines)
+            for name, value in {**DEFAULT_SETTINGS, **settings}.items():
+                file.write("{} = '{}'\n".format(name, str(value).replace("'", "''")))
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [self._binaries.path(program), *arguments]
         self._workspace.run(command, directory=self.data_directory, log_path=self.log_path)
 
     def _command(self) -> list[str]:
-        # On the command line, because the files of a replica are copies of the primary's, and because ALTER SYSTEM
-        # must not change them.
-        return [
-            self._binaries.path("postgres"),
-            "-D",
-            str(self.data_directory),
-            "-c",
-            f"port={self.port}",
-            "-c",
-            f"listen_addresses={self.host}",
-            "-c",
-            "unix_socket_directories=",
-        ]
+        command = [self._binaries.path("postgres"), "-D", str(self.data_directory)]
+        # Not in the files, as those of a replica are copies of the primary's.
+        options = {
+            "port": str(self.port),
+            "listen_addresses": self.host,
+            "unix_socket_directories": "",
+        }
+        for name, value in options.items():
+            command += ["-c", f"{name}={value}"]
+        return command
 
-    def _lock_file_lines(self) -> list[str]:
+    def _lock_file_line(self, number: int) -> str:
         try:
-            return (self.data_directory / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
-            return []
+            return (self.data_directory / "postmaster.pid").read_text().splitlines()[number].strip()
+        except (FileNotFoundError, IndexError):
+            return ""
 
-    def _is_ready(self) -> bool:
-        # What pg_ctl looks at. The process id tells this start's file from one that a killed server has left.
-        lines = self._lock_file_lines()
-        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+    def _is_ready(self, pid: int) -> bool:
+        # As pg_ctl does. The process id tells the file from one that a killed server has left.
+        is_own = self._lock_file_line(LOCK_FILE_PID) == str(pid)
+        return is_own and self._lock_file_line(LOCK_FILE_STATUS) == "ready"
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop the server and return when it is gone; do nothing if it does not run."""
-        signals = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-        if mode not in signals:
-            raise ClusterError(
-                f"The mode {mode!r} does not exist. Use one of {', '.join(signals)}."
-            )
-        self._stop_by(signals[mode])
+        """Stop the server and return when it has ended; do nothing if it does not run."""
+        if mode not in STOP_SIGNALS:
+            raise ClusterError(f"There is no mode {mode!r}. Use one of {', '.join(STOP_SIGNALS)}.")
+        self._stop_by(STOP_SIGNALS[mode])
 
     def kill(self) -> None:
-        """Kill the server with SIGKILL, as a crash would, and return when all its processes are gone."""
-        lines = self._lock_file_lines()
+        """Kill the server with SIGKILL, as a crash would, and return when its processes are gone."""
         super().kill()
-        # The segment by which PostgreSQL notices survivors of a crash. There are none, and it would outlast the cluster.
-        if len(lines) >= 7:
-            with contextlib.suppress(ValueError):
-                _remove_shared_memory(int(lines[6].split()[-1]))
-        (self.data_directory / "postmaster.pid").unlink(missing_ok=True)
+        # By this segment PostgreSQL would notice survivors of a crash. There are none, and it
+        # would outlast the cluster.
+        segment = self._lock_file_line(LOCK_FILE_SHARED_MEMORY)
+        if segment:
+            _remove_shared_memory(int(segment.split()[-1]))
+            (self.data_directory / "postmaster.pid").unlink()
 
     def restart(self, mode: str = "fast") -> None:
-        """Stop and start the server."""
+        """Stop the server and start it again."""
         self.stop(mode)
         self.start()
 
     def dsn(self, dbname: str = "postgres") -> str:
         """Return the connection string of a database."""
-        # Without the attempt at TLS, which the caller's environment may ask for and the server cannot give.
+        # TLS, which the caller's PGSSLMODE may demand, is something the server does not have.
         return f"host={self.host} port={self.port} user={USER} dbname={dbname} sslmode=disable"
 
-    def connect(
-        self, dbname: str = "postgres", **kwargs: Any
-    ) -> psycopg.Connection[tuple[Any, ...]]:
+    def connect(self, dbname: str = "postgres", **kwargs: Any) -> psycopg.Connection[Row]:
         """Open an autocommit connection."""
-        kwargs.setdefault("autocommit", True)
-        # A suspended server takes connections and does not answer.
-        kwargs.setdefault("connect_timeout", CONNECT_TIMEOUT)
-        return psycopg.connect(self.dsn(dbname), **kwargs)
+        # A suspended server takes connections and then says nothing.
+        return psycopg.connect(
+            self.dsn(dbname), **{"autocommit": True, "connect_timeout": CONNECT_TIMEOUT, **kwargs}
+        )
 
     def execute(
         self,
         query: str,
         params: Sequence[Any] | Mapping[str, Any] | None = None,
         dbname: str = "postgres",
-    ) -> list[tuple[Any, ...]]:
-        """Run one statement on a connection of its own and return the rows."""
+    ) -> list[Row]:
+        """Run one statement on a connection of its own, and return the rows."""
         with self.connect(dbname) as connection:
             return _rows(connection, query, params)
 
-    def _scalar(self, query: str) -> Any:
+    def _value(self, query: str) -> Any:
         return self.execute(query)[0][0]
 
     @property
     def version(self) -> int:
-        """Return the server's version as PostgreSQL numbers it: 180006 is 18.6."""
+        """Return the version as PostgreSQL numbers it: 180006 is 18.6."""
         if self._version is None:
-            with self.connect() as connection:
-                self._version = connection.info.server_version
+            self._version = int(self._value("SHOW server_version_num"))
         return self._version
 
     @property
     def is_in_recovery(self) -> bool:
-        """Return whether the server is a replica at present."""
-        return bool(self._scalar("SELECT pg_is_in_recovery()"))
+        """Return whether the server is a replica, as it says itself."""
+        return bool(self._value("SELECT pg_is_in_recovery()"))
+
+    @property
+    def is_standby(self) -> bool:
+        """Return whether the data directory is a replica's; this asks no server and never hangs."""
+        return (self.data_directory / "standby.signal").exists()
 
     def insert_lsn(self) -> int:
-        """Return the position behind the last WAL record made, written out or not."""
-        return int(self._scalar("SELECT pg_current_wal_insert_lsn() - '0/0'"))
+        """Return the position behind the last WAL record, written out or not."""
+        return int(self._value("SELECT pg_current_wal_insert_lsn() - '0/0'"))
 
     def flush_lsn(self) -> int:
         """Return the position up to which the WAL is written out."""
-        return int(self._scalar("SELECT pg_current_wal_flush_lsn() - '0/0'"))
+        return int(self._value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
+
+    def flush(self) -> int:
+        """Write out all WAL there is, and return an LSN behind it that replicas can reach."""
+        with self.connect() as connection:
+            # Not waiting for replicas, whatever the server's setting: they may be cut off.
+            connection.execute("SET synchronous_commit = local")
+            [(lsn,)] = _rows(connection, "SELECT pg_current_wal_insert_lsn() - '0/0'")
+            # Records of no transaction may stay in memory for seconds; a commit takes them along.
+            connection.execute("SELECT pg_logical_emit_message(true, 'cluster', '')")
+        return record_end(int(lsn))
 
     def configure(self, **settings: str | float | None) -> None:
-        """Change settings and return when the server has loaded them; None brings back a setting's default.
+        """Change settings, None meaning back to the default, and return when they are in force.
 
-        A setting that PostgreSQL reads only at its start is written, and is in force after ``restart()``.
+        A setting that PostgreSQL reads only at its start is in force after ``restart()``.
         """
         with self.connect() as connection:
             for name, value in settings.items():
                 connection.execute(_alter_system(name, value))
             [(loaded_before,)] = _rows(connection, "SELECT pg_conf_load_time()")
             connection.execute("SELECT pg_reload_conf()")
-        # A connection each time: a new backend comes from the postmaster, which loads the files and tells its other
-        # children before it makes another one.
+        # A new connection each time: the postmaster loads the files and tells its other processes
+        # to do so before it makes another one.
         wait_until(
             lambda: self.execute("SELECT pg_conf_load_time() > %s", [loaded_before]) == [(True,)],
             timeout=STATE_TIMEOUT,
-            failure=lambda: (
-                f"{self.name} does not load its new settings. {last_lines(self.log_path)}"
-            ),
+            failure=lambda: f"{self.name} loads no settings. {last_lines(self.log_path)}",
         )
-
-    def flush(self) -> int:
-        """Write out all WAL and return an LSN that contains it and that replicas can reach."""
-        with self.connect() as connection:
-            # Not the replicas' confirmation, which may never come.
-            connection.execute("SET synchronous_commit = local")
-            [(lsn,)] = _rows(connection, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint")
-            # Records without a commit behind them may stay in memory for seconds; a commit takes them along.
-            connection.execute("SELECT pg_logical_emit_message(true, 'cluster', '')")
-        return record_end(int(lsn))
 
 
 class ReplicaServer(PostgresServer):
-    """A hot standby made with pg_basebackup."""
+    """A hot standby, made with pg_basebackup."""
 
     def __init__(
-        self, workspace: Workspace, binaries: PostgresBinaries, name: str, upstream: PostgresServer
+        self,
+        workspace: Workspace,
+        binaries: PostgresBinaries,
+        name: str,
+        upstream: PostgresServer,
     ) -> None:
         super().__init__(workspace, binaries, name)
         self.upstream = upstream
 
-    def initialise_from_upstream(self) -> None:
-        """Create the data directory as a copy of the upstream's."""
+    def copy_upstream(self) -> None:
+        """Fill the data directory with a copy of the upstream's."""
         self._run(
             "pg_basebackup",
             f"--dbname={self._upstream_conninfo()}",
@@ -250,21 +259,33 @@ class ReplicaServer(PostgresServer):
             "--no-manifest",
         )
 
+    def rebuild(self, upstream: PostgresServer) -> None:
+        """Throw the data away and start again from a copy of a primary; the port stays."""
+        self.kill()
+        for path in self.data_directory.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.upstream = upstream
+        self.copy_upstream()
+        self.start()
+
     def _upstream_conninfo(self) -> str:
         upstream = self.upstream
-        return f"host={upstream.host} port={upstream.port} user={USER} sslmode=disable application_name={self.name}"
+        return (
+            f"host={upstream.host} port={upstream.port} user={USER} sslmode=disable "
+            f"application_name={self.name}"
+        )
 
     def set_delay(self, seconds: float) -> None:
-        """Replay every commit this long after the primary made it; 0 turns that off."""
+        """Replay every commit this long after the primary has made it; 0 turns that off."""
         self.configure(recovery_min_apply_delay=f"{round(seconds * 1000)}ms")
 
     def pause(self) -> None:
         """Stop replaying, go on receiving."""
         with self.connect() as connection:
             connection.execute("SELECT pg_wal_replay_pause()")
-            [(delay,)] = _rows(connection, "SELECT current_setting('recovery_min_apply_delay')")
-            # A replica that waits out its delay looks at the request only afterwards. It looks before it replays, so
-            # ending the wait lets nothing through.
+            [(delay,)] = _rows(connection, "SHOW recovery_min_apply_delay")
+            # A replica that waits out its delay looks at the request only afterwards, yet before
+            # it replays. So ending the wait makes it pause and lets nothing through.
             if delay != "0":
                 self.configure(recovery_min_apply_delay=0)
             wait_until(
@@ -284,85 +305,92 @@ class ReplicaServer(PostgresServer):
     def cut(self) -> None:
         """Stop receiving, go on replaying what is there."""
         self.configure(primary_conninfo="")
-        with self.connect() as connection:
-            wait_until(
-                lambda: not _rows(connection, "SELECT pid FROM pg_stat_wal_receiver"),
-                timeout=STATE_TIMEOUT,
-                failure=lambda: f"{self.name} does not stop receiving. {last_lines(self.log_path)}",
-            )
+        self._wait_receiver(status=None)
 
     def reconnect(self) -> None:
-        """Receive from the upstream again; if that runs, return when it does."""
+        """Receive from the upstream again, and return when it does so unless that is down."""
         self.configure(primary_conninfo=self._upstream_conninfo())
         if self.upstream.is_running:
-            self.wait_streaming()
-
-    def wait_streaming(self, timeout: float = STATE_TIMEOUT) -> None:
-        """Return when the replica receives WAL."""
-        with self.connect() as connection:
-            wait_until(
-                lambda: _rows(
-                    connection, "SELECT pid FROM pg_stat_wal_receiver WHERE status = 'streaming'"
-                ),
-                timeout=timeout,
-                failure=lambda: f"{self.name} does not receive WAL. {last_lines(self.log_path)}",
-            )
+            self._wait_receiver(status="streaming")
 
     def follow(self, primary: PostgresServer) -> None:
-        """Receive from another primary, also on the new timeline that a promotion has begun."""
+        """Receive from another primary, also over the change of timeline that a promotion makes."""
         self.upstream = primary
         self.configure(recovery_target_timeline="latest")
         self.reconnect()
 
-    @property
-    def has_standby_signal(self) -> bool:
-        """Return whether the data directory is that of a replica; asks no server, so it never hangs."""
-        return (self.data_directory / "standby.signal").exists()
+    def _wait_receiver(self, *, status: str | None) -> None:
+        expected = [] if status is None else [(status,)]
+        with self.connect() as connection:
+            wait_until(
+                lambda: _rows(connection, "SELECT status FROM pg_stat_wal_receiver") == expected,
+                timeout=STATE_TIMEOUT,
+                failure=lambda: (
+                    f"The WAL receiver of {self.name} should be {status or 'gone'}, and is not. "
+                    f"{last_lines(self.log_path)}"
+                ),
+            )
 
     def promote(self) -> None:
-        """Make the replica a primary and return when it is one."""
-        if not self._scalar(
-            f"SELECT pg_promote(wait => true, wait_seconds => {math.ceil(STATE_TIMEOUT)})"
-        ):
+        """Make the replica a primary, and return when it is one."""
+        seconds = math.ceil(STATE_TIMEOUT)
+        if not self._value(f"SELECT pg_promote(wait => true, wait_seconds => {seconds})"):
             raise ClusterError(
-                f"{self.name} was not promoted in {STATE_TIMEOUT:g} s. {last_lines(self.log_path)}"
+                f"{self.name} was not promoted within {seconds} s. {last_lines(self.log_path)}"
             )
 
     def replay_lsn(self) -> int:
         """Return the position up to which the replica has replayed."""
-        return int(self._scalar("SELECT pg_last_wal_replay_lsn() - '0/0'"))
+        return int(self._value("SELECT pg_last_wal_replay_lsn() - '0/0'"))
 
     def wait_replayed(self, lsn: int, timeout: float = 10.0) -> None:
-        """Return when the replica has replayed up to an LSN, and raise ClusterError if it does not in time."""
+        """Return when the replica has replayed up to an LSN."""
         deadline = time.monotonic() + timeout
         target = record_end(lsn)
-        query = "SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint"
-        replayed: list[int] = []
+        replayed = 0
 
         def has_replayed() -> bool:
-            replayed[:] = [row[0] for row in _rows(connection, query)]
-            return replayed[0] >= target
+            nonlocal replayed
+            [(position,)] = _rows(connection, "SELECT pg_last_wal_replay_lsn() - '0/0'")
+            replayed = int(position)
+            return replayed >= target
 
         try:
             with self.connect(connect_timeout=max(1.0, timeout)) as connection:
                 wait_until(
                     has_replayed,
-                    timeout=deadline - time.monotonic(),
+                    timeout=max(0.0, deadline - time.monotonic()),
                     failure=lambda: (
-                        f"{self.name} has replayed up to {_text(replayed[0])}, not up to {_text(target)}."
+                        f"{self.name} has replayed up to {_text(replayed)}, "
+                        f"not up to {_text(target)}."
                     ),
                 )
         except psycopg.OperationalError as error:
-            raise ClusterError(
-                f"{self.name} does not say how far it has replayed: {error}"
-            ) from error
+            raise ClusterError(f"{self.name} does not say what it has replayed: {error}") from error
+
+    def heal(self, primary: PostgresServer) -> None:
+        """Undo what was done to a running replica: delay, pause, cut, promotion, another upstream."""
+        # Once promoted, or fed by a promoted one, it has a history that the primary does not have.
+        if not self.is_standby or self.upstream is not primary:
+            self.rebuild(primary)
+            return
+        [(delay, is_paused, conninfo)] = self.execute(
+            "SELECT current_setting('recovery_min_apply_delay'), pg_is_wal_replay_paused(), "
+            "current_setting('primary_conninfo')"
+        )
+        if is_paused:
+            self.resume()
+        if delay != "0":
+            self.set_delay(0)
+        if not conninfo:
+            self.reconnect()
 
 
 def _rows(
-    connection: psycopg.Connection[tuple[Any, ...]],
+    connection: psycopg.Connection[Row],
     query: str,
     params: Sequence[Any] | Mapping[str, Any] | None = None,
-) -> list[tuple[Any, ...]]:
+) -> list[Row]:
     cursor = connection.execute(query.encode(), params)
     return cursor.fetchall() if cursor.description else []
 
@@ -376,15 +404,11 @@ def _alter_system(name: str, value: str | float | None) -> sql.Composed:
     return sql.SQL("ALTER SYSTEM SET {} = {}").format(setting, sql.Literal(str(value)))
 
 
-def _quoted(value: str) -> str:
-    return str(value).replace("'", "''")
-
-
 def _text(lsn: int) -> str:
     """Return an LSN as PostgreSQL writes it."""
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+    return f"{lsn >> 32:X}/{lsn & 0xFFFF_FFFF:X}"
 
 
 def _remove_shared_memory(segment: int) -> None:
-    remove = 0  # IPC_RMID, on Linux and macOS
+    remove = 0  # IPC_RMID on Linux and macOS
     ctypes.CDLL(None).shmctl(segment, remove, None)

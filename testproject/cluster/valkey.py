@@ -15,7 +15,7 @@ from testproject.cluster.workspace import Workspace
 
 
 class ValkeyServer(Server):
-    """A server that keeps nothing on disk: after a restart it is empty."""
+    """A server that keeps nothing on disk: started again, it is empty."""
 
     def __init__(self, workspace: Workspace, program: Path, name: str = "cache") -> None:
         super().__init__(workspace, name)
@@ -30,31 +30,27 @@ class ValkeyServer(Server):
         options = {
             "port": str(self.port),
             "bind": self.host,
-            "protected-mode": "yes",
             "dir": str(self.data_directory),
             "save": "",
             "appendonly": "no",
         }
-        return [
-            str(self._program),
-            *(part for name, value in options.items() for part in (f"--{name}", value)),
-        ]
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        return [str(self._program), *arguments]
 
-    def _is_ready(self) -> bool:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((self.host, self.port), timeout=1.0) as connection,
-        ):
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")
+    def _is_ready(self, pid: int) -> bool:
+        address = (self.host, self.port)
+        with contextlib.suppress(OSError), socket.create_connection(address, 1.0) as connection:
+            connection.sendall(b"INFO server\r\n")
+            # Not only an answer: it could be that of another server, which has taken the port.
+            return b"process_id:%d\r\n" % pid in connection.recv(16_384)
         return False
 
     def stop(self) -> None:
-        """Stop the server and return when it is gone; do nothing if it does not run."""
+        """Stop the server and return when it has ended; do nothing if it does not run."""
         self._stop_by(signal.SIGTERM)
 
     def restart(self) -> None:
-        """Stop and start the server, which then is empty."""
+        """Stop the server and start it again, empty."""
         self.stop()
         self.start()
 

@@ -16,7 +16,7 @@ from testproject.demo.site import Site, SiteError, prepare, running_site
 from testproject.demo.tally import Tally, total
 from testproject.demo.visitor import PERSONAS, Visitor
 
-ROUTINGS = ["package", "random"]
+ROUTINGS = ["random", "pin", "package"]
 DEVICES = 2
 WARM_UP_SECONDS = 1.0
 TICK_SECONDS = 0.1

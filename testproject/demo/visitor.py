@@ -16,7 +16,7 @@ from testproject.demo.tally import Tally
 # Beyond the lag before a user counts as one who has written nothing: a replica applies a commit
 # some milliseconds after its delay is over, and readings of it are some more milliseconds old.
 QUIET_TOLERANCE = 0.2
-THINK_SECONDS = (0.005, 0.04)
+THINK_SECONDS = (0.02, 0.08)
 NOT_FOUND = 404
 
 

@@ -101,13 +101,11 @@ class Suite:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # The process began a session, so that the group has its id and holds its workers and nothing
-    # else. Workers may outlive it: the group is ended even if the process is gone.
-    try:
+    # The process began a session, so that its group holds its workers and nothing else. While it
+    # has not been waited for, its id cannot be another's.
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+        process.wait()
 
 
 def write_settings(path: Path, server: Server, mode: Mode) -> None:

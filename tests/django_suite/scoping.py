@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
-from django.test.utils import iter_test_cases
+from django.test.utils import iter_test_cases  # type: ignore[attr-defined]
 
 PRIMARY = "default"
 REPLICA = "replica"

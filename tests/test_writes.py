@@ -1,0 +1,410 @@
+"""Every way of writing is noticed, and remembered for its user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, connections, transaction
+from django.http import HttpRequest, StreamingHttpResponse
+from django.test import Client
+
+from django_replica_router import note_write
+from django_replica_router import routing as routing_module
+from django_replica_router.identity import digest, user_key
+from django_replica_router.stores import get_store
+from django_replica_router.tokens import NOWHERE, Record
+from testproject.cluster import Cluster
+from testproject.notes.models import Comment, Event, Note, Tag
+from tests.site import sign_in, visit
+
+pytestmark = pytest.mark.usefixtures("test_site")
+
+
+def record_of(user: User) -> Record | None:
+    """Return what the token store knows of the user."""
+    return get_store("default").load([f"rr:default:{user_key(user)}"])[0]
+
+
+def session_record_of(client: Client) -> Record | None:
+    """Return what the token store knows of the client's session."""
+    cookie = client.cookies["sessionid"].value
+    return get_store("default").load([f"rr:default:{digest('session', cookie)}"])[0]
+
+
+@pytest.fixture
+def signed_in(ann: User, forget_tokens: Callable[[], None]) -> Client:
+    """Ann's browser, signed in, with nothing in the token store."""
+    client = sign_in(ann)
+    forget_tokens()
+    return client
+
+
+@pytest.fixture
+def note(ann: User) -> Note:
+    """A note of Ann's, with a tag and a comment."""
+    note = Note.objects.create(owner=ann, title="first")
+    note.tags.add(Tag.objects.create(name="red"))
+    note.comments.create(author=ann, text="well said")
+    return note
+
+
+def raw_cursor(note: Note) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE notes_note SET body = 'new' WHERE id = %s", [note.pk])
+
+
+def writing_function(note: Note) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT notes_touch(%s)", [note.pk])
+        cursor.fetchall()
+
+
+def writing_cte(note: Note) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "WITH gone AS (DELETE FROM notes_comment RETURNING id) SELECT count(*) FROM gone"
+        )
+
+
+def copy(note: Note) -> None:
+    with connection.cursor() as cursor, cursor.copy("COPY notes_tag (name) FROM STDIN") as rows:
+        rows.write_row(("blue",))
+    note_write()
+
+
+def many(note: Note) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany("INSERT INTO notes_tag (name) VALUES (%s)", [("a",), ("b",)])
+
+
+def in_transaction(note: Note) -> None:
+    with transaction.atomic():
+        Tag.objects.create(name="blue")
+
+
+WAYS: dict[str, Callable[[Note], Any]] = {
+    "save": lambda note: note.save(),
+    "create": lambda note: Tag.objects.create(name="blue"),
+    "delete": lambda note: note.delete(),
+    "m2m add": lambda note: note.tags.add(Tag.objects.using("default").create(name="blue")),
+    "m2m clear": lambda note: note.tags.clear(),
+    "m2m set": lambda note: note.tags.set([]),
+    "update": lambda note: Note.objects.filter(pk=note.pk).update(body="new"),
+    "queryset delete": lambda note: Comment.objects.all().delete(),
+    "bulk_create": lambda note: Tag.objects.bulk_create([Tag(name="a"), Tag(name="b")]),
+    "bulk_update": lambda note: Note.objects.bulk_update([note], ["body"]),
+    "raw": lambda note: list(
+        Note.objects.raw("UPDATE notes_note SET body = 'new' RETURNING notes_note.*")
+    ),
+    "raw cursor": raw_cursor,
+    "executemany": many,
+    "using default": lambda note: Tag.objects.using("default").create(name="blue"),
+    "writing function": writing_function,
+    "writing CTE": writing_cte,
+    "copy": copy,
+    "atomic": in_transaction,
+    "get_or_create": lambda note: Tag.objects.get_or_create(name="blue"),
+    "update_or_create": lambda note: Tag.objects.update_or_create(name="green"),
+    "generic relation update": lambda note: note.comments.update(text="ill said"),
+    "generic relation delete": lambda note: note.comments.all().delete(),
+    "generic relation create": lambda note: note.comments.create(author=note.owner, text="oh"),
+}
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_way_of_writing_makes_a_token(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster, way: Callable[[Note], Any], method: str
+) -> None:
+    """A write, by whatever way and in whatever request, is remembered for user and session."""
+    before = cluster.primary.insert_lsn()
+    cluster.wait_caught_up()
+
+    def action(request: HttpRequest) -> None:
+        # As a view would: the object comes from wherever reads are routed to.
+        way(Note.objects.get(pk=note.pk))
+
+    visit(signed_in, action, method)
+    of_user, of_session = record_of(ann), session_record_of(signed_in)
+    assert of_user is not None
+    assert of_session is not None
+    assert of_user.position == of_session.position
+    assert before < of_user.position.lsn <= cluster.primary.insert_lsn()
+    assert of_user.position.timeline == 1
+    assert of_session.owner == user_key(ann)
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_a_trigger_is_seen_with_the_statement_that_fires_it(
+    signed_in: Client, note: Note, cluster: Cluster, method: str
+) -> None:
+    """What a trigger writes is behind the token of the statement that fired it."""
+    cluster.wait_caught_up()
+    visit(signed_in, lambda request: Note.objects.filter(pk=note.pk).update(version=7), method)
+    seen = visit(signed_in, lambda request: list(Event.objects.values_list("version", flat=True)))
+    assert 7 in seen
+
+
+READS: dict[str, Callable[[Note], Any]] = {
+    "get": lambda note: Note.objects.get(pk=note.pk).title,
+    "aggregate": lambda note: Note.objects.count(),
+    "related": lambda note: [tag.name for tag in note.tags.all()],
+    "nothing": lambda note: None,
+    "select_for_update": lambda note: lock(note),
+    "failed write": lambda note: fail(note),
+}
+
+
+def lock(note: Note) -> None:
+    with transaction.atomic():
+        Note.objects.select_for_update().get(pk=note.pk)
+
+
+def fail(note: Note) -> None:
+    with pytest.raises(Exception, match="duplicate"):
+        Tag.objects.create(name="red")
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize("way", READS.values(), ids=READS)
+def test_a_request_that_wrote_nothing_gets_no_token(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster, way: Callable[[Note], Any], method: str
+) -> None:
+    """Reading, locking or failing to write makes no token."""
+    cluster.wait_caught_up()
+    visit(signed_in, lambda request: way(note), method)
+    assert record_of(ann) is None
+    of_session = session_record_of(signed_in)
+    assert of_session is None or of_session.position == NOWHERE
+
+
+def test_the_token_stands_before_the_response_leaves_though_the_view_raised(
+    signed_in: Client, ann: User, note: Note
+) -> None:
+    """A view that writes and then raises has written all the same."""
+
+    def action(request: HttpRequest) -> None:
+        note.save()
+        raise RuntimeError
+
+    signed_in.raise_request_exception = False
+    assert visit(signed_in, action, "post").status_code == 500
+    record = record_of(ann)
+    assert record is not None
+    assert record.position != NOWHERE
+
+
+def test_a_stream_stores_its_token_at_its_end(signed_in: Client, ann: User, note: Note) -> None:
+    """What the body of a streaming response writes is behind a token once the stream ends."""
+
+    def body() -> Any:
+        yield b"begin"
+        note.save()
+        yield b"end"
+
+    response = visit(signed_in, lambda request: StreamingHttpResponse(body()))
+    assert record_of(ann) is None
+    assert b"".join(response.streaming_content) == b"beginend"
+    record = record_of(ann)
+    assert record is not None
+    assert record.position != NOWHERE
+
+
+def test_a_stream_that_is_cut_short_stores_its_token(
+    signed_in: Client, ann: User, note: Note
+) -> None:
+    """A client that hangs up in the middle has written what was written until then."""
+
+    def body() -> Any:
+        note.save()
+        yield b"begin"
+        yield b"never"
+
+    response = visit(signed_in, lambda request: StreamingHttpResponse(body()))
+    assert next(iter(response.streaming_content)) == b"begin"
+    response.close()
+    record = record_of(ann)
+    assert record is not None
+    assert record.position != NOWHERE
+
+
+def test_the_token_is_taken_after_the_commit(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """The token lies at or behind the record of the commit, also when that is asynchronous."""
+
+    def action(request: HttpRequest) -> None:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL synchronous_commit = off")
+            note.save()
+
+    for _ in range(20):
+        visit(signed_in, action, "post")
+        record = record_of(ann)
+        assert record is not None
+        # The flush position of this moment says nothing of an asynchronous commit: have the
+        # replica replay exactly up to the token, and look whether the row is there.
+        cluster.replicas[0].wait_replayed(record.position.lsn)
+        ((updated,),) = cluster.replicas[0].execute(
+            "SELECT updated FROM notes_note WHERE id = %s", [note.pk], dbname="app"
+        )
+        assert updated == Note.objects.using("default").get(pk=note.pk).updated
+
+
+def test_a_write_whose_position_cannot_be_read_pins_its_user(
+    signed_in: Client, ann: User, note: Note, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a token the user reads from the primary for the token's life."""
+
+    def fail(raw: object) -> None:
+        message = "server closed the connection unexpectedly"
+        raise psycopg.OperationalError(message)
+
+    monkeypatch.setattr(routing_module.postgres, "read_token", fail)
+    visit(signed_in, lambda request: note.save(), "post")
+    monkeypatch.undo()
+    record = record_of(ann)
+    assert record is not None
+    assert record.position == NOWHERE
+    assert record.pinned_until_ms > 0
+    assert visit(signed_in, lambda request: Note.objects.db) == "default"
+
+
+def test_a_connection_lost_at_commit_pins_its_user(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """Whether the commit took place is unknown, so the user reads from the primary."""
+
+    def action(request: HttpRequest) -> str:
+        try:
+            with transaction.atomic():
+                note.save()
+                pid = connection.connection.info.backend_pid
+                cluster.primary.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is gone
+            return type(error).__name__
+        return "committed"
+
+    assert visit(signed_in, action, "post") in {"OperationalError", "InterfaceError"}
+    record = record_of(ann)
+    assert record is not None
+    assert record.pinned_until_ms > 0
+    assert visit(signed_in, lambda request: Note.objects.db) == "default"
+
+
+def test_an_answer_lost_in_autocommit_pins_its_user(
+    signed_in: Client, ann: User, note: Note
+) -> None:
+    """A statement whose answer never came may have been committed."""
+
+    def action(request: HttpRequest) -> str:
+        try:
+            with connection.cursor() as cursor:
+                # Kills its own backend in the middle of a statement that counts as a write.
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid()), notes_touch(0)")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is gone
+            connection.close()
+            return type(error).__name__
+        return "answered"
+
+    assert visit(signed_in, action, "post") in {"OperationalError", "InterfaceError"}
+    record = record_of(ann)
+    assert record is not None
+    assert record.pinned_until_ms > 0
+
+
+def test_a_scope_inside_a_transaction_pins_its_user(ann: User, note: Note) -> None:
+    """Where the scope ends before the commit, no position can be known yet."""
+    from django_replica_router import scope
+
+    with transaction.atomic(), scope(user=ann):
+        note.save()
+    record = record_of(ann)
+    assert record is not None
+    assert record.position == NOWHERE
+    assert record.pinned_until_ms > 0
+
+
+def test_a_token_never_falls(signed_in: Client, ann: User, note: Note, cluster: Cluster) -> None:
+    """A request that ends late with a low token does not undo a higher one."""
+    high = Record(position=NOWHERE._replace(timeline=1, lsn=1 << 60), expires_ms=1 << 42)
+    get_store("default").merge({f"rr:default:{user_key(ann)}": high}, {f"rr:default:{user_key(ann)}": 60.0})
+    visit(signed_in, lambda request: note.save(), "post")
+    record = record_of(ann)
+    assert record is not None
+    assert record.position == high.position
+
+
+def test_the_users_key_is_found_though_the_view_never_asked_who_it_is(
+    signed_in: Client, ann: User, note: Note
+) -> None:
+    """A write is remembered for the user behind the session cookie, even if nobody looked."""
+    def action(request: HttpRequest) -> None:
+        Note.objects.filter(pk=note.pk).update(body="new")
+
+    visit(signed_in, action, "post")
+    assert record_of(ann) is not None
+
+
+def test_nothing_of_a_session_or_credential_is_readable_in_the_cache(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """Keys are keyed hashes: a reader of the cache learns no session key and no password."""
+    visit(signed_in, lambda request: note.save(), "post", headers={"authorization": "Basic c2VjcmV0"})
+    assert cluster.cache is not None
+    keys = b" ".join(cluster.cache.command("KEYS", "*"))
+    assert b"rr:default:" in keys
+    assert signed_in.cookies["sessionid"].value.encode() not in keys
+    assert b"c2VjcmV0" not in keys
+
+
+def test_note_write_refuses_a_replica(cluster: Cluster) -> None:
+    """Telling of a write to a replica is a mistake, and said so."""
+    with pytest.raises(ValueError, match="'replica1' is a replica: pass the alias of the primary"):
+        note_write("replica1")
+
+
+def test_fast_deletion_stays_fast(note: Note, django_assert_num_queries: Any) -> None:
+    """The package listens to no signal that would make Django delete objects one by one."""
+    assert Event.objects.exists()
+    with django_assert_num_queries(3) as captured:
+        Event.objects.all().delete()
+    assert [query["sql"].split()[0] for query in captured] == ["BEGIN", "DELETE", "COMMIT"]
+
+
+def test_the_packages_own_question_is_in_no_log(
+    ann: User, note: Note, django_assert_num_queries: Any
+) -> None:
+    """assertNumQueries of a site's tests counts what it counted without the package."""
+    signed_in = sign_in(ann)
+    with django_assert_num_queries(1) as captured:
+        visit(signed_in, lambda request: Note.objects.filter(pk=note.pk).update(body="new"))
+
+
+def test_a_write_outside_any_scope_is_left_alone(note: Note, ann: User) -> None:
+    """A command or a shell writes for nobody in particular."""
+    note.save()
+    assert record_of(ann) is None
+
+
+def test_connections_that_were_open_before_the_app_was_ready_are_observed() -> None:
+    """Each connection of a cluster has one observer, however often it connects."""
+    from django_replica_router.observers import StatementObserver, observe_open_connections
+
+    for _ in range(2):
+        observe_open_connections()
+    for alias in connections:
+        connections[alias].ensure_connection()
+        connections[alias].close()
+        connections[alias].ensure_connection()
+        observers = [
+            wrapper
+            for wrapper in connections[alias].execute_wrappers
+            if isinstance(wrapper, StatementObserver)
+        ]
+        assert len(observers) == 1
