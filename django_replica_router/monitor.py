@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
@@ -384,6 +384,14 @@ class Monitor:
             for reading in self.readings.values()
         )
 
+    def has_looked_since(self, moment: float, replicas: Iterable[Replica]) -> bool:
+        """Tell whether those of the replicas that are in service were looked at since then."""
+        return all(
+            self.readings[replica.alias].read_at >= moment
+            for replica in replicas
+            if replica.state is ReplicaState.STREAMING
+        )
+
     def refresh(self, max_lag: float) -> None:
         """Have the primary sampled now, if the last sample is too old to prove so small a lag."""
         if not self._samples or self.clock() - self._samples[-1].at > max_lag / 4:
@@ -399,8 +407,17 @@ class Monitor:
 
         The test comes before the first wait, and there is no wait after the last test.
         """
+        found: list[T] = []
+
+        def has_found() -> bool:
+            result = look()
+            if result is not None:
+                found.append(result)
+            return bool(found)
+
         with self._changed:
-            return self._changed.wait_for(look, timeout)
+            self._changed.wait_for(has_found, timeout)
+        return found[0] if found else None
 
 
 class _Registry:

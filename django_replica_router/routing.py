@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import psycopg
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -169,8 +169,9 @@ def _choose(
         known = {replica.alias: replica for replica in monitor.replicas()}
         return [known[alias] for alias in order if alias in known and alias not in refused]
 
-    decision = choose_replica(ranked(), floor, max_lag)
     while True:
+        # The preferred replica alone at first: who stays with one never goes back in time.
+        decision = choose_replica(ranked()[:1], floor, max_lag)
         if decision is None:
             decision = _wait(state, monitor, ranked, floor, max_lag)
         if decision is None:
@@ -178,30 +179,40 @@ def _choose(
         if _can_connect(decision.alias, monitor):
             return decision
         refused.add(decision.alias)
-        decision = choose_replica(ranked(), floor, max_lag)
 
 
 def _wait(
     state: ClusterScope,
     monitor: Monitor,
-    ranked: Any,
+    ranked: Callable[[], list[Replica]],
     floor: Position,
     max_lag: float,
 ) -> Decision | None:
     """Wait for a replica to become eligible, within what is left of the scope's budget."""
+    budget = state.wait_left or 0.0
     if fallback_reason(ranked()) is Reason.NO_REPLICA:
         return None
     monitor.want(floor.lsn)
     monitor.refresh(max_lag)
-    budget = state.wait_left or 0.0
-    if budget <= 0 or not monitor.expects(within=budget):
+    if budget <= 0:
+        return choose_replica(ranked(), floor, max_lag)
+    patient = monitor.expects(within=budget)
+    began = monitor.clock()
+
+    def look() -> Decision | Literal[False] | None:
+        replicas = ranked()
+        decision = choose_replica(replicas, floor, max_lag, waited=True)
+        if decision is not None and (
+            decision.alias == replicas[0].alias or monitor.has_looked_since(began, replicas[:1])
+        ):
+            return decision
+        if decision is None and not patient and monitor.has_looked_since(began, replicas):
+            return False  # replicas usually take longer: one look at each, and no more
         return None
-    began = time.monotonic()
-    decision = monitor.wait_for(
-        lambda: choose_replica(ranked(), floor, max_lag, waited=True), budget
-    )
-    state.wait_left = max(0.0, budget - (time.monotonic() - began))
-    return decision
+
+    found = monitor.wait_for(look, budget)
+    state.wait_left = max(0.0, budget - (monitor.clock() - began))
+    return found if isinstance(found, Decision) else choose_replica(ranked(), floor, max_lag)
 
 
 def _can_connect(alias: str, monitor: Monitor) -> bool:

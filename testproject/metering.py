@@ -16,7 +16,8 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.decorators import sync_and_async_middleware
 
-type_of_statement = re.compile(r'\s*(\w+).*?(?:FROM|INTO|UPDATE)\s+"?(\w+)"?', re.DOTALL)
+verb_of_statement = re.compile(r"\s*(\w+)")
+table_of_statement = re.compile(r'(?:FROM|INTO|UPDATE)\s+"?(\w+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,21 @@ def _reason(alias: str) -> str:
     return next((reason for decided, reason in reversed(decisions) if decided == alias), "")
 
 
-def _describe(alias: str, sql: str) -> Query:
-    found = type_of_statement.match(sql)
-    verb, table = found.groups() if found else (sql.split(maxsplit=1)[0], "")
-    return Query(alias, verb.upper(), table, _reason(alias))
+def _describe(alias: str, sql: object) -> Query:
+    # Anything but a string is SQL composed by psycopg, which no page of this project sends.
+    text = sql if isinstance(sql, str) else ""
+    verb = verb_of_statement.match(text)
+    table = table_of_statement.search(text)
+    return Query(
+        alias,
+        verb=verb[1].upper() if verb else "",
+        table=table[1] if table else "",
+        reason=_reason(alias),
+    )
 
 
 def _record(
-    execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]
+    execute: Callable[..., Any], sql: object, params: Any, many: bool, context: dict[str, Any]
 ) -> Any:
     meter = _meter.get()
     if meter is not None:

@@ -68,7 +68,9 @@ def wait_until_routed(replicas: int = 2) -> None:
     config = get_config()
 
     def ready() -> bool:
-        monitor = get_monitor("default", tuple(config.topology.clusters["default"]), config.interval)
+        monitor = get_monitor(
+            "default", tuple(config.topology.clusters["default"]), config.interval
+        )
         good = [
             replica
             for replica in monitor.replicas()

@@ -118,7 +118,12 @@ WAYS: dict[str, Callable[[Note], Any]] = {
 @pytest.mark.parametrize("method", ["get", "post"])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_every_way_of_writing_makes_a_token(
-    signed_in: Client, ann: User, note: Note, cluster: Cluster, way: Callable[[Note], Any], method: str
+    signed_in: Client,
+    ann: User,
+    note: Note,
+    cluster: Cluster,
+    way: Callable[[Note], Any],
+    method: str,
 ) -> None:
     """A write, by whatever way and in whatever request, is remembered for user and session."""
     before = cluster.primary.insert_lsn()
@@ -172,7 +177,12 @@ def fail(note: Note) -> None:
 @pytest.mark.parametrize("method", ["get", "post"])
 @pytest.mark.parametrize("way", READS.values(), ids=READS)
 def test_a_request_that_wrote_nothing_gets_no_token(
-    signed_in: Client, ann: User, note: Note, cluster: Cluster, way: Callable[[Note], Any], method: str
+    signed_in: Client,
+    ann: User,
+    note: Note,
+    cluster: Cluster,
+    way: Callable[[Note], Any],
+    method: str,
 ) -> None:
     """Reading, locking or failing to write makes no token."""
     cluster.wait_caught_up()
@@ -333,7 +343,9 @@ def test_a_scope_inside_a_transaction_pins_its_user(ann: User, note: Note) -> No
 def test_a_token_never_falls(signed_in: Client, ann: User, note: Note, cluster: Cluster) -> None:
     """A request that ends late with a low token does not undo a higher one."""
     high = Record(position=NOWHERE._replace(timeline=1, lsn=1 << 60), expires_ms=1 << 42)
-    get_store("default").merge({f"rr:default:{user_key(ann)}": high}, {f"rr:default:{user_key(ann)}": 60.0})
+    get_store("default").merge(
+        {f"rr:default:{user_key(ann)}": high}, {f"rr:default:{user_key(ann)}": 60.0}
+    )
     visit(signed_in, lambda request: note.save(), "post")
     record = record_of(ann)
     assert record is not None
@@ -344,6 +356,7 @@ def test_the_users_key_is_found_though_the_view_never_asked_who_it_is(
     signed_in: Client, ann: User, note: Note
 ) -> None:
     """A write is remembered for the user behind the session cookie, even if nobody looked."""
+
     def action(request: HttpRequest) -> None:
         Note.objects.filter(pk=note.pk).update(body="new")
 
@@ -355,7 +368,9 @@ def test_nothing_of_a_session_or_credential_is_readable_in_the_cache(
     signed_in: Client, ann: User, note: Note, cluster: Cluster
 ) -> None:
     """Keys are keyed hashes: a reader of the cache learns no session key and no password."""
-    visit(signed_in, lambda request: note.save(), "post", headers={"authorization": "Basic c2VjcmV0"})
+    visit(
+        signed_in, lambda request: note.save(), "post", headers={"authorization": "Basic c2VjcmV0"}
+    )
     assert cluster.cache is not None
     keys = b" ".join(cluster.cache.command("KEYS", "*"))
     assert b"rr:default:" in keys

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,8 @@ from testproject.cluster.postgres import PostgresServer, ReplicaServer
 from testproject.cluster.server import Server
 from testproject.cluster.valkey import ValkeyServer
 from testproject.cluster.workspace import Workspace
+
+NOT_RUNNING = "The cluster is not running. Call start() first."
 
 
 class Cluster:
@@ -69,8 +72,15 @@ class Cluster:
     def primary(self) -> PostgresServer:
         """Return the server that was the primary at the start."""
         if self._primary is None:
-            raise ClusterError("The cluster is not running. Call start() first.")
+            raise ClusterError(NOT_RUNNING)
         return self._primary
+
+    @property
+    def directory(self) -> Path:
+        """Return the temporary directory, where the servers' logs are."""
+        if self._workspace is None:
+            raise ClusterError(NOT_RUNNING)
+        return self._workspace.path
 
     @property
     def present_primary(self) -> PostgresServer:
@@ -154,7 +164,7 @@ class Cluster:
     def _new_replica(self) -> ReplicaServer:
         primary = self.present_primary
         if self._workspace is None or self._binaries is None:
-            raise ClusterError("The cluster is not running. Call start() first.")
+            raise ClusterError(NOT_RUNNING)
         name = f"replica{next(self._replica_numbers)}"
         replica = ReplicaServer(self._workspace, self._binaries, name, primary)
         # Already now, so that stop() knows it if it comes while the replica starts.

@@ -14,7 +14,6 @@ from testproject.cluster.processes import (
     continue_family,
     is_gone,
     kill_family,
-    send_signal,
     suspend_family,
     wait_for,
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from threading import Event
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from testproject.cluster import Cluster
 from testproject.demo.site import Site, SiteError, prepare, running_site
@@ -55,38 +55,39 @@ class Cell:
 
 def run(plan: Plan, progress: Progress) -> list[Cell]:
     """Start the servers, run every cell, stop the servers."""
-    task = progress.add_task("starting the servers", total=None)
+    task = progress.add_task("starting", total=None)
     with Cluster(replicas=plan.replicas, cache=True, databases=("app",)) as cluster:
-        runner = _Runner(cluster, plan)
-        progress.update(task, total=len(ROUTINGS) * len(plan.lags_ms))
-        cells = []
-        for routing in ROUTINGS:
-            progress.update(task, description=routing)
-            for cell in runner.run_routing(routing):
-                cells.append(cell)
-                progress.advance(task)
-        return cells
+        runner = _Runner(cluster, plan, progress, task)
+        return [cell for routing in ROUTINGS for cell in runner.run_routing(routing)]
 
 
 class _Runner:
     """Runs a plan on a cluster."""
 
-    def __init__(self, cluster: Cluster, plan: Plan) -> None:
+    def __init__(self, cluster: Cluster, plan: Plan, progress: Progress, task: TaskID) -> None:
         self._cluster = cluster
         self._plan = plan
+        self._progress = progress
+        self._task = task
         # Each cell has users of its own, so that none meets what another cell left behind.
         names = [f"user{number}" for number in range(plan.users * plan.phases())]
         self._accounts = iter(prepare(cluster, names, sessions=DEVICES))
 
     def run_routing(self, routing: str) -> Iterator[Cell]:
         """Serve the site with one way of routing and visit it at each lag."""
+        self._show(f"{routing}, warming up")
         self._set_lag(0)
         with running_site(self._cluster, routing, workers=self._plan.workers) as site:
             self._visit(site, lag_ms=0, seconds=WARM_UP_SECONDS)
             for lag_ms in self._plan.lags_ms:
+                self._show(f"{routing}, lag {lag_ms} ms")
                 self._set_lag(lag_ms)
                 tally = self._visit(site, lag_ms=lag_ms, seconds=self._plan.seconds)
                 yield Cell(routing, lag_ms, tally)
+
+    def _show(self, description: str) -> None:
+        seconds = len(ROUTINGS) * (WARM_UP_SECONDS + len(self._plan.lags_ms) * self._plan.seconds)
+        self._progress.update(self._task, description=description, total=seconds)
 
     def _set_lag(self, lag_ms: int) -> None:
         for replica in self._cluster.replicas:
@@ -99,7 +100,7 @@ class _Runner:
         with ThreadPoolExecutor(len(visitors)) as executor:
             try:
                 lives = [executor.submit(visitor.live) for visitor in visitors]
-                _wait(site, lives, seconds)
+                self._wait(site, lives, seconds)
             finally:
                 ended.set()
             return total(life.result() for life in lives)
@@ -120,11 +121,11 @@ class _Runner:
             for number, account in enumerate(accounts)
         ]
 
-
-def _wait(site: Site, lives: list[Future[Tally]], seconds: float) -> None:
-    """Let the time pass, unless the site or a visitor ends before it is over."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not any(life.done() for life in lives):
-        if not site.is_running():
-            raise SiteError(f"The site ended while it was visited: {site.log_tail()}")
-        time.sleep(TICK_SECONDS)
+    def _wait(self, site: Site, lives: list[Future[Tally]], seconds: float) -> None:
+        """Let the time pass, unless the site or a visitor ends before it is over."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not any(life.done() for life in lives):
+            if not site.is_running():
+                raise SiteError(f"The site ended while it was visited: {site.log_tail()}")
+            time.sleep(TICK_SECONDS)
+            self._progress.advance(self._task, TICK_SECONDS)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from threading import Event
 
 from testproject.demo.browser import LOGIN, Answer, Browser, NoAnswerError
 from testproject.demo.site import PASSWORD, Account
-from testproject.demo.tally import Tally
+from testproject.demo.tally import Tally, total
 
 # Beyond the lag before a user counts as one who has written nothing: a replica applies a commit
 # some milliseconds after its delay is over, and readings of it are some more milliseconds old.
@@ -44,8 +46,9 @@ PERSONAS = [BUSY, PAUSING, RETURNING]
 class Device:
     """One of the visitor's browsers, and what only its session knows."""
 
-    def __init__(self, url: str, tally: Tally) -> None:
-        self.browser = Browser(url, tally)
+    def __init__(self, url: str) -> None:
+        self.tally = Tally()
+        self.browser = Browser(url, self.tally)
         self.remembered = -1
         self.seen: dict[int, int] = {}
 
@@ -71,14 +74,13 @@ class Visitor:
         seed: str,
         ended: Event,
     ) -> None:
-        self.tally = Tally()
         self._account = account
         self._others = others
         self._persona = persona
         self._lag = lag
         self._random = random.Random(seed)
         self._ended = ended
-        self._devices = [Device(url, self.tally), Device(url, self.tally)]
+        self._devices = [Device(url), Device(url)]
         self._acknowledged = dict.fromkeys(account.notes, 1)
         self._wrote_at: float | None = None
         self._numbers = count(1)
@@ -95,7 +97,7 @@ class Visitor:
         finally:
             for device in self._devices:
                 device.browser.close()
-        return self.tally
+        return total(device.tally for device in self._devices)
 
     def _arrive(self) -> None:
         if self._persona.returning:
@@ -118,8 +120,8 @@ class Visitor:
         try:
             action(device)
         except NoAnswerError as error:
-            self.tally.errors += 1
-            self.tally.note_example(f"Error: {error}")
+            device.tally.errors += 1
+            device.tally.note_example(f"Error: {error}")
 
     # 2. Signing in -----------------------------------------------------------------------------
 
@@ -127,7 +129,7 @@ class Visitor:
         """Sign in and follow the redirect; where that shows the sign-in page again, wait and see."""
         answer = self._send_sign_in(device, follow=True)
         if answer.signed_in_as != self._account.name:
-            self._count_logout(answer)
+            self._count_logout(device, answer)
             self._sign_in_patiently(device)
 
     def _sign_in_patiently(self, device: Device) -> None:
@@ -144,9 +146,9 @@ class Visitor:
         finally:
             self._wrote_at = time.monotonic()
 
-    def _count_logout(self, answer: Answer) -> None:
-        self.tally.logouts += 1
-        self.tally.note_example(f"Logged out: {self._account.name} asked for {answer.asked}.")
+    def _count_logout(self, device: Device, answer: Answer) -> None:
+        device.tally.logouts += 1
+        device.tally.note_example(f"Logged out: {self._account.name} asked for {answer.asked}.")
 
     # 3. Reading --------------------------------------------------------------------------------
 
@@ -167,7 +169,8 @@ class Visitor:
         self._check_list(device, self._get(device, "/"))
 
     def _read_note(self, device: Device, note: int | None = None) -> None:
-        note = note or self._random.choice(list(self._acknowledged))
+        if note is None:
+            (note,) = self._choose_notes(1)
         path = self._random.choice([f"/notes/{note}/", f"/api/notes/{note}/"])
         self._check_notes(device, self._get(device, path), [note])
 
@@ -194,28 +197,47 @@ class Visitor:
 
     def _write(self, device: Device) -> None:
         (write,) = self._random.choices(
-            [self._edit, self._touch, self._create, self._remember], weights=[50, 15, 15, 20]
+            [self._edit, self._edit_two_at_once, self._touch, self._create, self._remember],
+            weights=[40, 10, 15, 15, 20],
         )
         write(device)
         if self._random.random() < self._persona.pause_share:
             self._ended.wait(self._lag + QUIET_TOLERANCE + self._random.uniform(0, 0.3))
 
     def _edit(self, device: Device) -> None:
-        note = self._random.choice(list(self._acknowledged))
+        (note,) = self._choose_notes(1)
+        self._edit_note(device, note)
+        self._look_from_either_device(note)
+
+    def _edit_two_at_once(self, device: Device) -> None:
+        """Change a note from each device at the same time; each must then see both changes."""
+        first, second = self._devices
+        notes = self._choose_notes(2)
+        with ThreadPoolExecutor(1) as helper:
+            other = helper.submit(self._guarded, partial(self._edit_note, note=notes[1]), second)
+            self._edit_note(first, notes[0])
+            other.result()
+        self._read_note(first, notes[1])
+        self._read_note(second, notes[0])
+
+    def _edit_note(self, device: Device, note: int) -> None:
         title = f"Note {note}, change {next(self._numbers)}"
         self._change(device, note, f"/notes/{note}/edit/", {"title": title})
 
     def _touch(self, device: Device) -> None:
-        note = self._random.choice(list(self._acknowledged))
+        (note,) = self._choose_notes(1)
         self._change(device, note, f"/notes/{note}/touch/", {})
+        self._look_from_either_device(note)
+
+    def _choose_notes(self, number: int) -> list[int]:
+        return self._random.sample(list(self._acknowledged), number)
 
     def _change(self, device: Device, note: int, path: str, form: dict[str, object]) -> None:
-        """Send a change of one note, then read it where the redirect leads and elsewhere."""
+        """Send a change of one note, then read it where the redirect leads."""
         answer = self._post(device, path, form)
         if answer.accepted:
             self._acknowledged[note] += 1
         self._check_notes(device, answer, [note])
-        self._look_from_second_device(note)
 
     def _create(self, device: Device) -> None:
         answer = self._post(device, "/notes/new/", {"title": f"New note {next(self._numbers)}"})
@@ -225,7 +247,7 @@ class Visitor:
             return
         self._acknowledged[created] = 1
         self._check_notes(device, answer, [created])
-        self._look_from_second_device(created)
+        self._look_from_either_device(created)
 
     def _remember(self, device: Device) -> None:
         number = next(self._numbers)
@@ -240,7 +262,7 @@ class Visitor:
         finally:
             self._wrote_at = time.monotonic()
 
-    def _look_from_second_device(self, note: int) -> None:
+    def _look_from_either_device(self, note: int) -> None:
         if self._random.random() < 0.4:
             self._read_note(self._random.choice(self._devices), note)
 
@@ -252,7 +274,7 @@ class Visitor:
             return True
         if answer.signed_in_as is not None:
             raise NoAnswerError(f"{answer.asked}: answered to {answer.signed_in_as!r}.")
-        self._count_logout(answer)
+        self._count_logout(device, answer)
         self._sign_in(device)
         return False
 
@@ -268,24 +290,28 @@ class Visitor:
         for note in expected:
             version = versions.get(note, 0)
             if version < self._acknowledged.get(note, 1):
-                self._count_stale("own", answer, note, version, self._acknowledged.get(note, 1))
+                self._count_stale(
+                    device, "own", answer, note, version, self._acknowledged.get(note, 1)
+                )
             elif version < device.seen.get(note, 0):
-                self._count_stale("seen", answer, note, version, device.seen[note])
+                self._count_stale(device, "seen", answer, note, version, device.seen[note])
             device.seen[note] = max(version, device.seen.get(note, 0))
 
     def _check_remembered(self, device: Device, answer: Answer) -> None:
         if not self._check_signed_in(device, answer):
             return
         if answer.remembered() < device.remembered:
-            self.tally.stale["own"] += 1
-            self.tally.note_example(
+            device.tally.stale["own"] += 1
+            device.tally.note_example(
                 f"Stale: the session of {self._account.name} remembers {answer.remembered()}, "
                 f"not {device.remembered}."
             )
 
-    def _count_stale(self, kind: str, answer: Answer, note: int, shown: int, known: int) -> None:
-        self.tally.stale[kind] += 1
-        self.tally.note_example(
+    def _count_stale(
+        self, device: Device, kind: str, answer: Answer, note: int, shown: int, known: int
+    ) -> None:
+        device.tally.stale[kind] += 1
+        device.tally.note_example(
             f"Stale: {answer.asked} showed version {shown} of note {note} to "
             f"{self._account.name}, who knew of version {known}."
         )

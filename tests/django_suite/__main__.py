@@ -17,7 +17,7 @@ from typing import Any
 import django
 
 from tests.django_suite import modes, server, source
-from tests.django_suite.modes import Mode
+from tests.django_suite.modes import REPLICA, Mode
 from tests.django_suite.outcomes import Comparison, Run, compare
 from tests.django_suite.running import RunError, Suite
 
@@ -95,6 +95,10 @@ def _last_line(text: str) -> str:
 
 def _report(mode: Mode, run: Run, comparison: Comparison) -> None:
     _say(f"{mode.name}: {_summary(run)}, {len(comparison.new_failures)} new failures")
+    for reads, number in sorted(run.reads.items()):
+        _say(f"  {number:>6} reads from {reads}")
+    if mode.is_scoped and not run.reads_from(REPLICA):
+        _say("  No read went to the replica, so this mode proves nothing.")
     for test_id in comparison.new_failures:
         _say(f"  broken   {test_id}\n           {_last_line(run.outcomes[test_id].detail)}")
     for test_id in comparison.missing:
@@ -115,6 +119,7 @@ def _as_json(run: Run, comparison: Comparison | None) -> dict[str, Any]:
         "tests": len(run.tests),
         "executed": len(run.executed),
         "seconds": round(run.seconds, 1),
+        "reads": dict(run.reads),
         "bad": {test_id: vars(run.outcomes[test_id]) for test_id in sorted(run.bad)},
     } | (vars(comparison) if comparison else {})
 
@@ -133,6 +138,7 @@ def _check(options: argparse.Namespace, suite: Suite) -> int:
         _report(mode, run, comparison)
         runs[mode.name] = _as_json(run, comparison)
         is_clean = is_clean and comparison.is_clean
+        is_clean = is_clean and (run.reads_from(REPLICA) > 0 or not mode.is_scoped)
     if options.control:
         run = suite.run(modes.CONTROL)
         comparison = compare(baseline, run)

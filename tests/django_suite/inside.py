@@ -20,7 +20,7 @@ def _mode(text: str) -> Mode:
 
 
 def main() -> int:
-    """Run the labels, write the outcomes."""
+    """Run the labels, write what became of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", type=_mode, required=True, help="its fields, as JSON")
     parser.add_argument("--tests", type=Path, required=True)
@@ -36,6 +36,8 @@ def main() -> int:
     faulthandler.dump_traceback_later(options.timeout * 0.95)
     # Workers must inherit what is changed here. From Python 3.14 on they would not.
     multiprocessing.set_start_method("fork", force=True)
+    # Some tests of the suite look how it was started, and expect a script.
+    sys.modules["__main__"].__spec__ = None
     os.chdir(options.tests)
     sys.path.insert(0, str(options.tests))
     os.environ["DJANGO_SETTINGS_MODULE"] = options.settings
@@ -71,7 +73,8 @@ def main() -> int:
         timing=False,
         shuffle=False,
     )
-    outcomes.dump(options.output, RecordingRunner.recorded or {})
+    if RecordingRunner.recorded is not None:
+        outcomes.dump(options.output, RecordingRunner.recorded)
     return 0
 
 

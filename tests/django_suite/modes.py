@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRIMARY = "default"
+OTHER = "other"
+REPLICA = "replica"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:

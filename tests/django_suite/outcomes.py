@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -49,10 +49,12 @@ class Run:
 
     Args:
         outcomes: by id.
+        reads: how many went to which alias for which reason, where tests ran in a scope.
         seconds: how long it took, databases included.
     """
 
     outcomes: Mapping[str, Outcome]
+    reads: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     @cached_property
@@ -73,6 +75,10 @@ class Run:
         return frozenset(
             test_id for test_id in self.tests if self.outcomes[test_id].kind != SKIPPED
         )
+
+    def reads_from(self, alias: str) -> int:
+        """Return how many reads went to that alias."""
+        return sum(number for reads, number in self.reads.items() if reads.split()[0] == alias)
 
 
 @dataclass(frozen=True)
@@ -108,15 +114,17 @@ def _sorted(test_ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(test_ids))
 
 
-def dump(path: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Write what became of each test."""
-    path.write_text(
-        json.dumps({test_id: vars(outcome) for test_id, outcome in outcomes.items()}),
-        encoding="utf-8",
-    )
+def dump(path: Path, run: Run) -> None:
+    """Write a run."""
+    content = {
+        "outcomes": {test_id: vars(outcome) for test_id, outcome in run.outcomes.items()},
+        "reads": dict(run.reads),
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def load(path: Path) -> dict[str, Outcome]:
-    """Read what ``dump`` wrote."""
+def load(path: Path, seconds: float) -> Run:
+    """Read what ``dump`` wrote, of a run that took so long."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    return {test_id: Outcome(**fields) for test_id, fields in content.items()}
+    outcomes = {test_id: Outcome(**fields) for test_id, fields in content["outcomes"].items()}
+    return Run(outcomes, content["reads"], seconds)

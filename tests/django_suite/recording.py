@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import traceback
 import unittest
+from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, ClassVar, TypeAlias
 
@@ -15,7 +17,7 @@ from django.test.runner import (
 )
 
 from tests.django_suite import outcomes, scoping
-from tests.django_suite.outcomes import Outcome
+from tests.django_suite.outcomes import Outcome, Run
 
 ExcInfo: TypeAlias = (
     tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
@@ -32,6 +34,7 @@ class RecordingResult(unittest.TextTestResult):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.outcomes: dict[str, Outcome] = {}
+        self.reads: Counter[str] = Counter()
 
     def _record(self, test: Any, kind: str, detail: str = "") -> None:
         test_id = outcomes.normalise(test.id())
@@ -44,6 +47,15 @@ class RecordingResult(unittest.TextTestResult):
         """Count on a pass: a test whose subtests were skipped reports nothing at all."""
         super().startTest(test)
         self._record(test, outcomes.PASSED)
+
+    def stopTest(self, test: Any) -> None:
+        """Add up the reads of a test of this process."""
+        super().stopTest(test)
+        self.addReads(test, scoping.reads_of(test))
+
+    def addReads(self, test: Any, reads: Mapping[str, int]) -> None:
+        """Add up the reads of a test, of whatever process."""
+        self.reads.update(reads)
 
     def addError(self, test: Any, err: Any) -> None:
         """Record an error, also of the set-up of a class or module."""
@@ -104,7 +116,7 @@ class RemoteSubTest:
         return self._description
 
 
-def _flat(err: Any, failure: type[BaseException]) -> Any:
+def _flat(err: Any, failure: type[BaseException] | tuple[()]) -> Any:
     kind = AssertionError if issubclass(err[0], failure) else RemoteError
     return kind, kind(_text(err)), None
 
@@ -115,9 +127,14 @@ class RecordingRemoteResult(RemoteTestResult):
     Django pickles the exceptions themselves and ends the whole run where one cannot be.
     """
 
+    def stopTest(self, test: Any) -> None:
+        """Send the reads of the test along: the parent's copy of it has not run."""
+        super().stopTest(test)
+        self.events.append(("addReads", self.test_index, scoping.reads_of(test)))
+
     def addError(self, test: Any, err: Any) -> None:
         """Send the text of an error."""
-        super().addError(test, _flat(err, ()))  # type: ignore[arg-type]
+        super().addError(test, _flat(err, ()))
 
     def addFailure(self, test: Any, err: Any) -> None:
         """Send the text of a failure."""
@@ -148,10 +165,10 @@ class RecordingParallelSuite(ParallelTestSuite):
 
 
 class RecordingRunner(DiscoverRunner):
-    """Django's runner, which leaves the outcomes in ``recorded``."""
+    """Django's runner, which leaves what it found in ``recorded``."""
 
     parallel_test_suite = RecordingParallelSuite
-    recorded: ClassVar[dict[str, Outcome] | None] = None
+    recorded: ClassVar[Run | None] = None
     is_scoped: ClassVar[bool] = False
 
     def get_resultclass(self) -> type[RecordingResult]:
@@ -166,6 +183,6 @@ class RecordingRunner(DiscoverRunner):
         return suite
 
     def suite_result(self, suite: Any, result: Any, **kwargs: Any) -> int:
-        """Keep the outcomes. Some tests run a suite inside: the outermost ends last."""
-        type(self).recorded = result.outcomes
+        """Keep what was found. Some tests run a suite inside: the outermost ends last."""
+        type(self).recorded = Run(result.outcomes, result.reads)
         return super().suite_result(suite, result, **kwargs)

@@ -15,7 +15,7 @@ from pprint import pformat
 from tempfile import TemporaryDirectory
 
 from tests.django_suite import outcomes
-from tests.django_suite.modes import Mode
+from tests.django_suite.modes import OTHER, PRIMARY, REPLICA, Mode
 from tests.django_suite.outcomes import Run
 from tests.django_suite.server import Server
 
@@ -54,16 +54,16 @@ class Suite:
         """
         with TemporaryDirectory(prefix="django-suite-") as name:
             directory = Path(name)
-            write_settings(directory / f"{_SETTINGS}.py", self.server, mode)
+            # Beside Django's own settings for its suite, so that it is found wherever they are.
+            write_settings(self.tests / f"{_SETTINGS}.py", self.server, mode)
             started = time.monotonic()
             log = self._run(mode, directory)
             seconds = time.monotonic() - started
             try:
-                found = outcomes.load(directory / "outcomes.json")
+                return outcomes.load(directory / "outcomes.json", seconds)
             except FileNotFoundError:
                 message = f"The suite did not end in mode {mode.name!r}:\n{log}"
                 raise RunError(message) from None
-        return Run(found, seconds)
 
     def _run(self, mode: Mode, directory: Path) -> str:
         command = [sys.executable, "-m", "tests.django_suite.inside", "--mode"]
@@ -77,8 +77,6 @@ class Suite:
         environ = os.environ | {"TMPDIR": str(temporary)}
         for key in ("DJANGO_SETTINGS_MODULE", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDEVMODE"):
             environ.pop(key, None)
-        # The suite imports by the names of its directories: what the settings add comes after.
-        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(directory)])
         log = directory / "log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
@@ -112,9 +110,9 @@ def write_settings(path: Path, server: Server, mode: Mode) -> None:
     """Write the settings module: two primaries and a replica that mirrors the first."""
     settings = {
         "DATABASES": {
-            "default": server.alias("django"),
-            "other": server.alias("other"),
-            "replica": server.alias("django", MIRROR="default"),
+            PRIMARY: server.alias("django"),
+            OTHER: server.alias("other"),
+            REPLICA: server.alias("django", MIRROR=PRIMARY),
         },
         "DATABASE_ROUTERS": list(mode.routers),
         # The rest is what Django's own settings for its suite say.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import unittest
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
 from django.test.utils import iter_test_cases  # type: ignore[attr-defined]
 
-PRIMARY = "default"
-REPLICA = "replica"
+from tests.django_suite.modes import PRIMARY, REPLICA
+
+# Attribute of a test that has run: how many of its reads went where, and why.
+_READS = "_django_suite_reads"
 
 
 def open_scopes() -> None:
@@ -27,10 +30,20 @@ def open_scopes() -> None:
     call: Callable[[Any, Callable[[], object]], None] = vars(unittest.TestCase)["_callTestMethod"]
 
     def call_in_scope(self: SimpleTestCase, method: Callable[[], object]) -> None:
-        with scope():
-            call(self, method)
+        with scope() as opened:
+            opened.decisions = []
+            try:
+                call(self, method)
+            finally:
+                setattr(self, _READS, Counter(map(" ".join, opened.decisions)))
 
     SimpleTestCase._callTestMethod = call_in_scope  # type: ignore[attr-defined]
+
+
+def reads_of(test: Any) -> Counter[str]:
+    """Return how many reads of a test went to which alias, and for which reason."""
+    reads: Counter[str] = getattr(test, _READS, None) or Counter()
+    return reads
 
 
 def allow_replica(suite: unittest.TestSuite) -> None:
