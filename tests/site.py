@@ -8,7 +8,7 @@ from typing import Any
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.urls import path
 
 from testproject.urls import urlpatterns as project_urls
@@ -26,13 +26,23 @@ class Action:
 def run(request: HttpRequest) -> HttpResponseBase:
     """Do what the test says, and answer with what that returns."""
     assert Action.present is not None
-    result = Action.present(request)
+    return _answer(Action.present(request))
+
+
+@login_not_required
+async def arun(request: HttpRequest) -> HttpResponseBase:
+    """Do what the test says, in the event loop."""
+    assert Action.present is not None
+    return _answer(await Action.present(request))
+
+
+def _answer(result: Any) -> HttpResponseBase:
     if isinstance(result, HttpResponseBase):
         return result
     return JsonResponse({"result": result}) if result is not None else HttpResponse()
 
 
-urlpatterns = [path("run/", run), *project_urls]
+urlpatterns = [path("run/", run), path("arun/", arun), *project_urls]
 
 
 def visit(
@@ -45,6 +55,24 @@ def visit(
     Action.present = staticmethod(action)
     try:
         response = getattr(client, method)("/run/", **extra)
+    finally:
+        Action.present = None
+    if response.headers.get("Content-Type") == "application/json":
+        return response.json()["result"]
+    return response
+
+
+async def avisit(
+    client: AsyncClient,
+    action: Callable[[HttpRequest], Any],
+    method: str = "get",
+    url: str = "/arun/",
+    **extra: Any,
+) -> Any:
+    """Send a request through the asynchronous stack; the action may be a coroutine function."""
+    Action.present = staticmethod(action)
+    try:
+        response = await getattr(client, method)(url, **extra)
     finally:
         Action.present = None
     if response.headers.get("Content-Type") == "application/json":

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from testproject.cluster.binaries import PostgresBinaries
 from testproject.cluster.errors import ClusterError
+from testproject.cluster.processes import send_signal
 from testproject.cluster.server import Server, wait_until
 from testproject.cluster.workspace import Workspace, last_lines
 
@@ -58,6 +59,9 @@ STOP_SIGNALS = {"smart": SIGTERM, "fast": SIGINT, "immediate": SIGQUIT}
 LOCK_FILE_PID = 0
 LOCK_FILE_SHARED_MEMORY = 6
 LOCK_FILE_STATUS = 7
+
+HELD_BACK = "SELECT pg_is_wal_replay_paused() OR current_setting('recovery_min_apply_delay') <> '0'"
+RECEIVED_FROM = "SELECT status, sender_port FROM pg_stat_wal_receiver"
 
 WAL_PAGE_SIZE = 8192
 WAL_SEGMENT_SIZE = 16 * 1024 * 1024
@@ -305,31 +309,47 @@ class ReplicaServer(PostgresServer):
     def cut(self) -> None:
         """Stop receiving, go on replaying what is there."""
         self.configure(primary_conninfo="")
-        self._wait_receiver(status=None)
+        with self.connect() as connection:
+
+            def has_stopped() -> bool:
+                receivers = _rows(connection, "SELECT pid FROM pg_stat_wal_receiver")
+                # A replica that is paused or delayed would do it only when it replays again.
+                for (pid,) in receivers:
+                    send_signal(pid, SIGTERM)
+                return not receivers
+
+            wait_until(
+                has_stopped,
+                timeout=STATE_TIMEOUT,
+                failure=lambda: f"{self.name} goes on receiving. {last_lines(self.log_path)}",
+            )
 
     def reconnect(self) -> None:
-        """Receive from the upstream again, and return when it does so unless that is down."""
+        """Receive from the upstream again, and return when it does so.
+
+        It is not waited for if the upstream is down, nor on a paused or delayed replica, which may
+        begin to receive only when it replays again.
+        """
         self.configure(primary_conninfo=self._upstream_conninfo())
-        if self.upstream.is_running:
-            self._wait_receiver(status="streaming")
+        if not self.upstream.is_running:
+            return
+        with self.connect() as connection:
+            if _rows(connection, HELD_BACK) == [(True,)]:
+                return
+            wait_until(
+                lambda: _rows(connection, RECEIVED_FROM) == [("streaming", self.upstream.port)],
+                timeout=STATE_TIMEOUT,
+                failure=lambda: (
+                    f"{self.name} receives nothing from {self.upstream.name}. "
+                    f"{last_lines(self.log_path)}"
+                ),
+            )
 
     def follow(self, primary: PostgresServer) -> None:
         """Receive from another primary, also over the change of timeline that a promotion makes."""
         self.upstream = primary
         self.configure(recovery_target_timeline="latest")
         self.reconnect()
-
-    def _wait_receiver(self, *, status: str | None) -> None:
-        expected = [] if status is None else [(status,)]
-        with self.connect() as connection:
-            wait_until(
-                lambda: _rows(connection, "SELECT status FROM pg_stat_wal_receiver") == expected,
-                timeout=STATE_TIMEOUT,
-                failure=lambda: (
-                    f"The WAL receiver of {self.name} should be {status or 'gone'}, and is not. "
-                    f"{last_lines(self.log_path)}"
-                ),
-            )
 
     def promote(self) -> None:
         """Make the replica a primary, and return when it is one."""

@@ -48,12 +48,15 @@ def main() -> int:
     runtests.ALWAYS_INSTALLED_APPS.extend(mode.apps)
     runtests.ALWAYS_MIDDLEWARE[:0] = mode.middleware
     # After runtests, which turns warnings into errors before anything of Django is loaded.
-    from tests.django_suite import scoping
+    from tests.django_suite import committing, scoping
     from tests.django_suite.recording import RecordingRunner
 
+    RecordingRunner.mode = mode
+    if mode.is_committed:
+        committing.commit_test_data()
+        committing.count_queries_of_both()
     if mode.is_scoped:
         scoping.open_scopes()
-        RecordingRunner.is_scoped = True
     runtests.django_tests(
         verbosity=1,
         interactive=False,

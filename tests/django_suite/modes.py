@@ -19,6 +19,8 @@ class Mode:
         apps: what is added to ``INSTALLED_APPS``.
         middleware: what is put in front of ``MIDDLEWARE``.
         is_scoped: each test runs in a routing scope, and the mirror counts as a healthy replica.
+        is_committed: the data of a ``TestCase`` is committed.
+        baseline: name of the mode that it is compared with.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Mode:
     apps: tuple[str, ...] = ()
     middleware: tuple[str, ...] = ()
     is_scoped: bool = False
+    is_committed: bool = False
+    baseline: str = "baseline"
 
 
 BASELINE = Mode(name="baseline")
@@ -43,8 +47,23 @@ SCOPED = Mode(
     middleware=INSTALLED.middleware,
     is_scoped=True,
 )
+COMMITTED_BASELINE = Mode(
+    name="committed-baseline", is_committed=True, baseline="committed-baseline"
+)
+COMMITTED = Mode(
+    name="committed",
+    routers=INSTALLED.routers,
+    apps=INSTALLED.apps,
+    middleware=INSTALLED.middleware,
+    is_scoped=True,
+    is_committed=True,
+    baseline=COMMITTED_BASELINE.name,
+)
 
-MODES = {mode.name: mode for mode in (BASELINE, INSTALLED, SCOPED, CONTROL)}
+MODES = {
+    mode.name: mode
+    for mode in (BASELINE, INSTALLED, SCOPED, COMMITTED_BASELINE, COMMITTED, CONTROL)
+}
 
 
 def with_router(path: str) -> Mode:

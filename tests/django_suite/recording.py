@@ -17,6 +17,7 @@ from django.test.runner import (
 )
 
 from tests.django_suite import outcomes, scoping
+from tests.django_suite.modes import Mode
 from tests.django_suite.outcomes import Outcome, Run
 
 ExcInfo: TypeAlias = (
@@ -169,7 +170,7 @@ class RecordingRunner(DiscoverRunner):
 
     parallel_test_suite = RecordingParallelSuite
     recorded: ClassVar[Run | None] = None
-    is_scoped: ClassVar[bool] = False
+    mode: ClassVar[Mode]
 
     def get_resultclass(self) -> type[RecordingResult]:
         """Return the class that keeps outcomes."""
@@ -178,8 +179,8 @@ class RecordingRunner(DiscoverRunner):
     def build_suite(self, *args: Any, **kwargs: Any) -> Any:
         """Find the tests, and allow the replica to those that shall read from it."""
         suite = super().build_suite(*args, **kwargs)
-        if self.is_scoped:
-            scoping.allow_replica(suite)
+        if self.mode.is_scoped:
+            scoping.allow_replica(suite, in_transactions=self.mode.is_committed)
         return suite
 
     def suite_result(self, suite: Any, result: Any, **kwargs: Any) -> int:

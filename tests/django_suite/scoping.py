@@ -46,16 +46,20 @@ def reads_of(test: Any) -> Counter[str]:
     return reads
 
 
-def allow_replica(suite: unittest.TestSuite) -> None:
-    """Name the replica among the databases of every test that is not one transaction.
+def allow_replica(suite: unittest.TestSuite, *, in_transactions: bool) -> None:
+    """Name the replica among the databases of the tests that may read from it.
 
-    Django forbids a test the aliases that it does not name. A ``TestCase`` is left as it is: in
-    its transaction the package must not leave the primary at all.
+    Django forbids a test the aliases that it does not name.
+
+    Args:
+        suite: the tests.
+        in_transactions: name it for each ``TestCase`` as well. As long as that is one transaction
+            the package must not leave the primary.
     """
     for case in {type(test) for test in iter_test_cases(suite)}:
         if (
             issubclass(case, TransactionTestCase)
-            and not issubclass(case, TestCase)
+            and (in_transactions or not issubclass(case, TestCase))
             and case.databases != "__all__"
             and PRIMARY in case.databases
         ):

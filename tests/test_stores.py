@@ -1,0 +1,174 @@
+"""Token stores on a real Valkey server: every backend behaves the same, and no token falls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.cache import caches
+
+from django_replica_router.errors import StoreError
+from django_replica_router.stores import GenericStore, LocMemStore, RedisStore, TokenStore, get_store
+from django_replica_router.tokens import Position, Record
+from testproject.cluster import Cluster
+
+BACKENDS = {
+    "django_redis": "django_redis.cache.RedisCache",
+    "django": "django.core.cache.backends.redis.RedisCache",
+    "locmem": "django.core.cache.backends.locmem.LocMemCache",
+    "file": "django.core.cache.backends.filebased.FileBasedCache",
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def store(
+    request: pytest.FixtureRequest, cluster: Cluster, settings: Any, tmp_path: Any
+) -> Iterator[TokenStore]:
+    """A store in each of the caches that Django sites use."""
+    assert cluster.cache is not None
+    location = cluster.cache.url if "redis" in BACKENDS[request.param] else str(tmp_path)
+    settings.CACHES = {
+        **settings.CACHES,
+        "tokens": {"BACKEND": BACKENDS[request.param], "LOCATION": location},
+    }
+    yield get_store("tokens")
+    caches["tokens"].clear()
+
+
+def test_each_backend_has_its_store(store: TokenStore, request: pytest.FixtureRequest) -> None:
+    """Redis and Valkey are merged by a script, the memory of the process under a lock."""
+    expected = {"locmem": LocMemStore, "file": GenericStore}
+    kind = request.node.callspec.params["store"]
+    assert type(store) is expected.get(kind, RedisStore)
+    assert store.is_atomic == (kind != "file")
+    assert store.is_shared == (kind != "locmem")
+
+
+def test_what_was_merged_is_loaded(store: TokenStore) -> None:
+    """In the order of the keys; None where there is nothing."""
+    record = Record(Position(3, 1 << 63), 1 << 41, 7, "ab" * 16)
+    store.merge({"a": record}, {"a": 60.0})
+    assert store.load(["b", "a"]) == [None, record]
+
+
+def test_each_field_only_rises(store: TokenStore) -> None:
+    """The higher position, expiry and pin survive, whichever comes last; an owner stays."""
+    high = Record(Position(2, 5), 10, 0, "ab")
+    low = Record(Position(1, 900), 3, 20, "")
+    for records in ([high, low], [low, high]):
+        for record in records:
+            store.merge({"k": record}, {"k": 60.0})
+        assert store.load(["k"]) == [Record(Position(2, 5), 10, 20, "ab")]
+        caches["tokens"].clear()
+
+
+def test_a_position_is_compared_as_a_number_of_64_bits(store: TokenStore) -> None:
+    """Also beyond what the script's floating point could tell apart."""
+    lsn = (1 << 60) + 1
+    store.merge({"k": Record(Position(1, lsn))}, {"k": 60.0})
+    store.merge({"k": Record(Position(1, lsn - 1))}, {"k": 60.0})
+    assert store.load(["k"]) == [Record(Position(1, lsn))]
+
+
+def test_garbage_is_no_record_and_is_overwritten(store: TokenStore) -> None:
+    """A value of somebody else's, or of another version, does not stand in the way."""
+    key = caches["tokens"].make_key("k")
+    if isinstance(store, RedisStore):
+        store._client.set(key, b"\x80garbage")
+    else:
+        caches["tokens"].set("k", {"gar": "bage"})
+    assert store.load(["k"]) == [None]
+    store.merge({"k": Record(Position(1, 1))}, {"k": 60.0})
+    assert store.load(["k"]) == [Record(Position(1, 1))]
+
+
+def test_a_key_of_another_type_is_overwritten(cluster: Cluster) -> None:
+    """A list under the key, however it came there, does not make the script fail."""
+    store = get_store("default")
+    assert isinstance(store, RedisStore)
+    store._client.lpush(caches["default"].make_key("k"), "x")
+    store.merge({"k": Record(Position(1, 1))}, {"k": 60.0})
+    assert store.load(["k"]) == [Record(Position(1, 1))]
+
+
+def test_a_record_lives_as_long_as_the_longest_merge_asks(cluster: Cluster) -> None:
+    """A short-lived token does not shorten the memory of a session."""
+    store = get_store("default")
+    assert isinstance(store, RedisStore)
+    store.merge({"k": Record()}, {"k": 1000.0})
+    store.merge({"k": Record()}, {"k": 10.0})
+    assert 990_000 < store._client.pttl(caches["default"].make_key("k")) <= 1_000_000
+
+
+def test_a_store_that_is_down_says_so(cluster: Cluster, settings: Any) -> None:
+    """Never an empty answer: that would read as "no token". IGNORE_EXCEPTIONS does not hide it."""
+    settings.CACHES = {
+        **settings.CACHES,
+        "tokens": {
+            "BACKEND": "django_redis.cache.RedisCache",
+            "LOCATION": "redis://127.0.0.1:1/0",
+            "OPTIONS": {"IGNORE_EXCEPTIONS": True},
+        },
+    }
+    with pytest.raises(StoreError, match=r"^The token store could not be read: "):
+        get_store("tokens").load(["k"])
+    with pytest.raises(StoreError, match=r"^The token store could not be written: "):
+        get_store("tokens").merge({"k": Record()}, {"k": 60.0})
+
+
+def test_a_store_without_its_cache_says_so() -> None:
+    """An alias that is not in CACHES."""
+    with pytest.raises(StoreError, match="could not be opened: The connection 'nowhere'"):
+        get_store("nowhere")
+
+
+WRITER = """
+import sys
+from django.conf import settings
+backend, location, seed = sys.argv[1:]
+settings.configure(CACHES={"tokens": {"BACKEND": backend, "LOCATION": location}})
+import random
+from django_replica_router.stores import get_store
+from django_replica_router.tokens import Position, Record
+draw = random.Random(int(seed))
+store = get_store("tokens")
+sys.stdin.readline()
+highest = 0
+for _ in range(400):
+    lsn = draw.randrange(1, 1 << 60)
+    highest = max(highest, lsn)
+    store.merge({"k": Record(Position(1, lsn))}, {"k": 60.0})
+    (seen,) = store.load(["k"])
+    assert seen.position.lsn >= highest, "the token fell"
+print(highest)
+"""
+
+
+@pytest.mark.parametrize("backend", ["django_redis", "django"])
+def test_processes_that_merge_at_the_same_time_lose_nothing(cluster: Cluster, backend: str) -> None:
+    """Of all tokens of all processes the highest stays, and no process ever sees it fall."""
+    assert cluster.cache is not None
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, BACKENDS[backend], cluster.cache.url, str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    outputs = [writer.communicate(timeout=60)[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 4
+    highest = max(int(output) for output in outputs)
+    caches["default"].client  # noqa: B018 - makes the client
+    (value,) = [cluster.cache.command("GET", key) for key in cluster.cache.command("KEYS", "*k")]
+    record = Record.decode(value)
+    assert record is not None
+    assert record.position.lsn == highest
