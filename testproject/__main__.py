@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from testproject.cluster import ClusterError
-from testproject.demo.report import document, failures, table
+from testproject.demo.report import document, examples, failures, table
 from testproject.demo.run import ROUTINGS, Plan, run
 from testproject.demo.serve import serve
 from testproject.demo.site import SiteError
@@ -56,7 +56,7 @@ def _run(options: Namespace) -> int:
     else:
         Console().print(table(cells))
     failed = failures(cells)
-    for sentence in failed:
+    for sentence in failed + examples(cells) if failed else []:
         print(sentence, file=sys.stderr)
     return 1 if failed else 0
 

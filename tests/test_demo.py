@@ -15,8 +15,6 @@ from typing import Any
 import httpx
 import pytest
 
-from testproject.cluster.server import children_of, is_gone
-
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = [sys.executable, "-m", "testproject"]
 QUICK = ["--json", "--seconds", "2", "--users", "3", "--lag", "0", "300"]
@@ -66,15 +64,47 @@ def url_of(process: subprocess.Popen[str]) -> str:
     pytest.fail("The site did not start: " + "".join(said))
 
 
+def processes() -> dict[int, tuple[int, str]]:
+    """Return the parent and the command line of each process that has not ended."""
+    listing = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,stat=,args="],  # noqa: S607 - ps has no one place
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    fields = [line.split(maxsplit=3) for line in listing.stdout.splitlines()]
+    return {
+        int(pid): (int(parent), " ".join(command))
+        for pid, parent, state, *command in fields
+        if not state.startswith("Z")
+    }
+
+
 def family_of(pid: int) -> list[int]:
     """Return the process and all that descend from it."""
-    return [pid, *(member for child in children_of(pid) for member in family_of(child))]
+    present = processes()
+    family = [pid]
+    for member in family:
+        family += [child for child, (parent, _) in present.items() if parent == member]
+    return family
+
+
+def wait_for_family(pid: int, program: str) -> list[int]:
+    """Return the process and its descendants as soon as one of them runs the program."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        present = processes()
+        family = family_of(pid)
+        if any(program in present[member][1] for member in family if member in present):
+            return family
+        time.sleep(0.05)
+    pytest.fail(f"No process ran {program}.")
 
 
 def assert_all_end(pids: list[int]) -> None:
     """Wait for the end of each process."""
     deadline = time.monotonic() + END_SECONDS
-    while survivors := [pid for pid in pids if not is_gone(pid)]:
+    while survivors := processes().keys() & set(pids):
         assert time.monotonic() < deadline, f"Processes {survivors} are left."
         time.sleep(0.05)
 
@@ -130,31 +160,9 @@ def test_interrupted_run_stops_everything() -> None:
     with subprocess.Popen(
         [*DEMO, *QUICK], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        family = wait_for_family(process, "gunicorn")
+        family = wait_for_family(process.pid, "gunicorn")
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=END_SECONDS)
 
     assert (process.returncode, output) == (INTERRUPTED, "")
     assert_all_end(family)
-
-
-def wait_for_family(process: subprocess.Popen[str], program: str) -> list[int]:
-    """Return the descendants as soon as one of them runs the program."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        family = family_of(process.pid)
-        if any(program in command_of(pid) for pid in family):
-            return family
-        time.sleep(0.05)
-    pytest.fail(f"No process ran {program}.")
-
-
-def command_of(pid: int) -> str:
-    """Return the command line of a process; nothing where it has ended."""
-    done = subprocess.run(
-        ["ps", "-o", "args=", "-p", str(pid)],  # noqa: S607 - ps has no one place
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout

@@ -11,7 +11,13 @@ import pytest
 from django.core.cache import caches
 
 from django_replica_router.errors import StoreError
-from django_replica_router.stores import GenericStore, LocMemStore, RedisStore, TokenStore, get_store
+from django_replica_router.stores import (
+    GenericStore,
+    LocMemStore,
+    RedisStore,
+    TokenStore,
+    get_store,
+)
 from django_replica_router.tokens import Position, Record
 from testproject.cluster import Cluster
 

@@ -43,6 +43,11 @@ def failures(cells: Iterable[Cell]) -> list[str]:
     return sentences
 
 
+def examples(cells: Iterable[Cell]) -> list[str]:
+    """Return the first things that went wrong with the package, one sentence each."""
+    return total(cell.tally for cell in cells if cell.routing == "package").examples
+
+
 def document(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
     """Return everything as plain values."""
     failed = failures(cells)

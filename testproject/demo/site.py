@@ -134,9 +134,9 @@ def _listening_socket(port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
         listener.listen(128)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise SiteError(f"Port {port} of {HOST} could not be opened: {error}.") from error
+        raise SiteError(f"Port {port} of {HOST} could not be opened: {error}") from error
     return listener
 
 

@@ -22,16 +22,17 @@ _KEPT = frozenset({"auth_permission", "django_content_type", "django_migrations"
 
 def commit_test_data() -> None:
     """Have ``TestCase`` do what it does on a database without transactions, only faster."""
-    TestCase._databases_support_transactions = classmethod(lambda cls: False)  # type: ignore[attr-defined]
-    TestCase._fixture_teardown = _empty_tables  # type: ignore[method-assign]
+    TestCase._databases_support_transactions = classmethod(lambda cls: False)
+    TestCase._fixture_teardown = _empty_tables  # type: ignore[attr-defined]
 
 
 def _empty_tables(self: Any) -> None:
+    from django.contrib.contenttypes.models import ContentType
+
+    ContentType.objects.clear_cache()
     # Django's own way truncates every table and fills those of the migrations again: 0.1 s a test.
     for alias in self._databases_names(include_mirrors=False):
         connection = connections[alias]
-        if connection.connection is None:
-            continue
         quote = connection.ops.quote_name
         names = set(connection.introspection.django_table_names(only_existing=True)) - _KEPT
         tables = [quote(name) for name in sorted(names)]
