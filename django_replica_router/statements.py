@@ -16,58 +16,101 @@ _WRITES = frozenset(
     "REASSIGN REFRESH REINDEX REVOKE SECURITY TRUNCATE UPDATE VACUUM ANALYZE".split()
 )
 
-# Words that a query may have in front of a parenthesis and that call nothing that writes: syntax,
-# and functions of pg_catalog that Django's ORM and its contrib apps emit.
+# Words that a query may have in front of a parenthesis and that call nothing that writes: words
+# that cannot be the name of a function, or whose function is PostgreSQL's own, and functions that
+# Django's ORM and its contrib apps emit. A word of the syntax that may name a function as well
+# (BY, OVER, FILTER, ...) does not belong here, but into _SYNTAX.
 _KNOWN_CALLS = frozenset(
     """
-    ALL AND ANY ARRAY AS BETWEEN BY CASE CROSS CUBE DISTINCT ELSE EXCEPT EXISTS FILTER FROM GROUP
-    GROUPING GROUPS HAVING IN INTERSECT IS JOIN LATERAL LEFT LIKE LIMIT MATERIALIZED NOT NULLS
-    OFFSET ON OR ORDER OVER PARTITION RANGE RIGHT ROLLUP ROW ROWS SELECT SETS SOME THEN UNION
-    UNNEST USING VALUES WHEN WHERE WINDOW WITH WITHIN
-    BIT CHAR CHARACTER DECIMAL FLOAT INTERVAL NUMERIC TIME TIMESTAMP VARCHAR VARYING
-    ABS ACOS AGE ARRAY_AGG ARRAY_LENGTH ARRAY_POSITION ARRAY_TO_STRING ASCII ASIN ATAN ATAN2 AVG
-    BIT_AND BIT_OR BIT_XOR BOOL_AND BOOL_OR BTRIM CARDINALITY CAST CEIL CEILING CHAR_LENGTH CHR
-    COALESCE CONCAT CONCAT_WS CORR COS COT COUNT COVAR_POP COVAR_SAMP CUME_DIST CURRENT_TIMESTAMP
-    DATE DATE_PART DATE_TRUNC DEGREES DENSE_RANK DIV EVERY EXP EXTRACT FIRST_VALUE FLOOR FORMAT
-    GENERATE_SERIES GREATEST INITCAP JSONB_AGG JSONB_ARRAY_ELEMENTS JSONB_ARRAY_LENGTH
-    JSONB_BUILD_ARRAY JSONB_BUILD_OBJECT JSONB_EACH JSONB_EXTRACT_PATH JSONB_EXTRACT_PATH_TEXT
-    JSONB_OBJECT_AGG JSONB_OBJECT_KEYS JSONB_PATH_EXISTS JSONB_TYPEOF JSON_AGG JSON_ARRAY
-    JSON_BUILD_ARRAY JSON_BUILD_OBJECT JSON_OBJECT LAG LAST_VALUE LEAD LEAST LENGTH LN
-    LOCALTIMESTAMP LOG LOWER LPAD LTRIM MAKE_DATE MAX MD5 MIN MOD MODE NOW NTH_VALUE NTILE NULLIF
-    OCTET_LENGTH OVERLAY PERCENTILE_CONT PERCENTILE_DISC PERCENT_RANK PHRASETO_TSQUERY PI
-    PLAINTO_TSQUERY POSITION POWER RADIANS RANDOM RANK REGEXP_MATCH REGEXP_REPLACE REGR_AVGX
-    REGR_AVGY REGR_COUNT REGR_INTERCEPT REGR_R2 REGR_SLOPE REGR_SXX REGR_SXY REGR_SYY REPEAT
-    REPLACE REVERSE ROUND ROW_NUMBER ROW_TO_JSON RPAD RTRIM SETWEIGHT SHA224 SHA256 SHA384 SHA512
-    SIGN SIMILARITY SIN SPLIT_PART SQRT STATEMENT_TIMESTAMP STDDEV STDDEV_POP STDDEV_SAMP
-    STRICT_WORD_SIMILARITY STRING_AGG STRIP STRPOS SUBSTR SUBSTRING SUM TAN TO_CHAR TO_DATE
-    TO_TIMESTAMP TO_TSQUERY TO_TSVECTOR TRANSLATE TRIM TRUNC TS_HEADLINE TS_RANK TS_RANK_CD
-    UNACCENT UPPER VARIANCE VAR_POP VAR_SAMP VERSION WEBSEARCH_TO_TSQUERY WIDTH_BUCKET
-    WORD_SIMILARITY XMLAGG
+    ALL AND ANY ARRAY AS BETWEEN CASE DISTINCT ELSE EXCEPT EXISTS FROM GROUP GROUPING HAVING IN
+    INTERSECT LATERAL LEFT LIKE LIMIT NOT OFFSET ON OR ORDER RIGHT ROW SELECT SOME THEN UNION
+    UNNEST USING VALUES WHEN WHERE WINDOW WITH
+    BIT CHAR CHARACTER DECIMAL FLOAT INTERVAL NUMERIC TIME TIMESTAMP VARCHAR
+    ABS ACOS AGE AKEYS ANY_VALUE ARRAY_AGG ARRAY_LENGTH ARRAY_POSITION ARRAY_TO_STRING ASCII ASIN
+    ATAN ATAN2 AVALS AVG BIT_AND BIT_OR BIT_XOR BOOL_AND BOOL_OR BTRIM CARDINALITY CAST CEIL
+    CEILING CHAR_LENGTH CHR CLOCK_TIMESTAMP COALESCE CONCAT CONCAT_WS CORR COS COT COUNT COVAR_POP
+    COVAR_SAMP CUME_DIST CURRENT_DATE CURRENT_TIME CURRENT_TIMESTAMP DATE DATE_PART DATE_TRUNC
+    DEGREES DENSE_RANK DIGEST DIV ENCODE EVERY EXP EXTRACT FIRST_VALUE FLOOR FORMAT
+    GENERATE_SERIES GEN_RANDOM_UUID GREATEST INITCAP ISEMPTY JSONB_AGG JSONB_ARRAY_ELEMENTS
+    JSONB_ARRAY_LENGTH JSONB_BUILD_ARRAY JSONB_BUILD_OBJECT JSONB_EACH JSONB_EXTRACT_PATH
+    JSONB_EXTRACT_PATH_TEXT JSONB_OBJECT_AGG JSONB_OBJECT_KEYS JSONB_PATH_EXISTS JSONB_TYPEOF
+    JSON_AGG JSON_ARRAY JSON_ARRAYAGG JSON_BUILD_ARRAY JSON_BUILD_OBJECT JSON_OBJECT
+    JSON_OBJECTAGG LAG LAST_VALUE LEAD LEAST LENGTH LN LOCALTIMESTAMP LOG LOWER LOWER_INC
+    LOWER_INF LPAD LTRIM MAKE_DATE MAX MD5 MIN MOD MODE NOW NTH_VALUE NTILE NULLIF OCTET_LENGTH
+    OVERLAY PERCENTILE_CONT PERCENTILE_DISC PERCENT_RANK PHRASETO_TSQUERY PI PLAINTO_TSQUERY
+    POSITION POWER RADIANS RANDOM RANK REGEXP_MATCH REGEXP_REPLACE REGR_AVGX REGR_AVGY REGR_COUNT
+    REGR_INTERCEPT REGR_R2 REGR_SLOPE REGR_SXX REGR_SXY REGR_SYY REPEAT REPLACE REVERSE ROUND
+    ROW_NUMBER ROW_TO_JSON RPAD RTRIM SETWEIGHT SHA224 SHA256 SHA384 SHA512 SIGN SIMILARITY SIN
+    SPLIT_PART SQRT STATEMENT_TIMESTAMP STDDEV STDDEV_POP STDDEV_SAMP STRICT_WORD_SIMILARITY
+    STRING_AGG STRIP STRPOS SUBSTR SUBSTRING SUM TAN TO_CHAR TO_DATE TO_JSON TO_JSONB TO_TIMESTAMP
+    TO_TSQUERY TO_TSVECTOR TRANSACTION_TIMESTAMP TRANSLATE TRIM TRUNC TS_HEADLINE TS_RANK
+    TS_RANK_CD UNACCENT UPPER UPPER_INC UPPER_INF UUIDV4 UUIDV7 VARIANCE VAR_POP VAR_SAMP VERSION
+    WEBSEARCH_TO_TSQUERY WIDTH_BUCKET WORD_SIMILARITY XMLAGG
     CURRENT_SETTING SET_CONFIG PG_BACKEND_PID PG_CURRENT_WAL_FLUSH_LSN PG_CURRENT_WAL_INSERT_LSN PG_CURRENT_WAL_LSN
     PG_CURRENT_XACT_ID_IF_ASSIGNED PG_IS_IN_RECOVERY PG_SLEEP
     """.split()
 )
 
+# A letter of a name is, for PostgreSQL, every character beyond ASCII.
+_NAME = r"[A-Za-z_\u0080-\U0010FFFF][A-Za-z0-9_$\u0080-\U0010FFFF]*"
+
+# What a statement has besides words and signs (PostgreSQL, src/backend/parser/scan.l).
 _NOISE = re.compile(
-    r"""'(?:[^']|'')*'      # a string; one with a backslash before its end is caught below
-      | "(?:[^"]|"")*"\s*(?P<call>\()?   # a quoted name, perhaps of a function
-      | --[^\n]*
-      | /\*.*?\*/""",
+    r"""(?<![A-Za-z0-9_$\u0080-\U0010FFFF])[Ee]'(?:[^'\\]|''|\\.)*+'    # a string with escapes
+      | '(?:[^'\\]|'')*+'
+      | (?P<name>"(?:[^"]|"")*+")
+      | --[^\n\r]*
+      | /\*(?:(?!/\*).)*?\*/
+      # Where this ends cannot be told: a backslash that may be an escape or not, a comment inside
+      # a comment, a dollar quote, a quote that is never closed.
+      | (?P<odd>['"\\] | /\* | \$(?:[A-Za-z_\u0080-\U0010FFFF][A-Za-z0-9_\u0080-\U0010FFFF]*)?\$)""",
     re.VERBOSE | re.DOTALL,
 )
-_FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)")
-_CALL = re.compile(r"([A-Za-z_][A-Za-z0-9_$.]*)\s*\(")
-_DATA_MODIFYING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.IGNORECASE)
-_COMMIT_PREPARED = re.compile(r"\bPREPARED\b", re.IGNORECASE)
-# A backslash or a dollar quote: where the string ends cannot be told by the pattern above.
-_ODD_STRING = re.compile(r"\\|\$[A-Za-z_0-9]*\$")
-_ROW_LOCK = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b", re.IGNORECASE)
+_ODD = "\0"
+_QUOTED_NAME = "quoted_name"
+
+# In front of a parenthesis these words are syntax, by what stands around them.
+_SYNTAX = re.compile(
+    rf"""\b(?:ORDER|GROUP|PARTITION)\s+BY\s*(?=\()
+      | \bGROUP\s+BY\s+(?:CUBE|ROLLUP)\s*(?=\()
+      | \bGROUPING\s+SETS\s*(?=\()
+      | \b(?:BIT|CHAR|CHARACTER)\s+VARYING\s*(?=\()
+      | \bFILTER\s*(?=\(\s*WHERE\b)
+      | (?<=\))\s*OVER\s*(?=\()
+      # The columns of a common table expression.
+      | {_NAME}\s*\([\w\s,]*\)\s*AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?
+        (?=\(\s*(?:(?:SELECT|TABLE|WITH)\b|VALUES\s*\())""",
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+# A parenthesis that begins with one of these words is a subquery, and the word in front no call.
+_CALL = re.compile(
+    rf"([.]?{_NAME}(?:[.]{_NAME})*)\s*\((?!\s*(?:SELECT|TABLE|WITH)\b)", re.IGNORECASE | re.ASCII
+)
+_FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)", re.ASCII)
+_DOT = re.compile(r"\s*\.\s*", re.ASCII)
+# "1INTO" is two words up to PostgreSQL 14.
+_DATA_MODIFYING = re.compile(
+    r"(?<![A-Za-z_])(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.IGNORECASE | re.ASCII
+)
+_COMMIT_PREPARED = re.compile(r"\bPREPARED\b", re.IGNORECASE | re.ASCII)
+_ROW_LOCK = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b", re.IGNORECASE | re.ASCII)
+# Both spellings run the statement, as a word and as an option, which may be quoted.
+_EXPLAIN_RUNS = re.compile(
+    rf"\bANALY[SZ]E\b | ^\s*EXPLAIN\s*\((?!\s*(?:SELECT|TABLE|WITH)\b)[^()]*{_QUOTED_NAME}",
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
 
 
 def _replace_noise(match: re.Match[str]) -> str:
-    # A quoted name in front of a parenthesis is a call of who knows what; in front of anything
-    # else it is a column, and "delete" is a fine name for a column.
-    return " quoted_function(" if match["call"] else " "
+    if match["odd"]:
+        return _ODD
+    # A quoted name may be that of a function, or "delete", which is a fine name for a column.
+    return f" {_QUOTED_NAME} " if match["name"] else " "
+
+
+def _plain(text: str) -> str:
+    """Return the statement without strings, comments and quoted names, and with ``a.b`` as such."""
+    return _DOT.sub(".", _NOISE.sub(_replace_noise, text))
 
 
 def _text(sql: object) -> str:
@@ -86,8 +129,12 @@ def is_write_command(sql: object) -> bool:
 
 @lru_cache(maxsize=2048)
 def _is_write_command(text: str) -> bool:
-    match = _FIRST_WORD.match(_NOISE.sub(_replace_noise, text))
-    return match is not None and match[1].upper() in _WRITES
+    return _first_word(_plain(text)) in _WRITES
+
+
+def _first_word(plain: str) -> str:
+    match = _FIRST_WORD.match(plain)
+    return match[1].upper() if match else ""
 
 
 def might_write(sql: object) -> bool:
@@ -95,7 +142,9 @@ def might_write(sql: object) -> bool:
 
     Used only to *protect* a user after a statement on the primary, never to send a statement to a
     replica: what a statement does cannot be told from its text. A function not known to be
-    harmless counts as a write. What escapes is a view whose definition calls a writing function.
+    harmless counts as a write. What escapes is a writing function that is called without its name
+    and a parenthesis (by a view, an operator, a cast, or as ``row.function``), and one that bears
+    the name of a harmless one of PostgreSQL's for arguments of other types.
     """
     return _might_write(_text(sql))
 
@@ -103,19 +152,20 @@ def might_write(sql: object) -> bool:
 # A site has some hundreds of different statements, since values travel apart from the text.
 @lru_cache(maxsize=2048)
 def _might_write(text: str) -> bool:
-    plain = _NOISE.sub(_replace_noise, text)
-    match = _FIRST_WORD.match(plain)
-    word = match[1].upper() if match else ""
+    plain = _plain(text)
+    if _ODD in plain or ";" in plain.rstrip("; \t\n\r\f\v"):
+        return True
+    word = _first_word(plain)
     if word == "EXPLAIN":
-        return re.search(r"\bANALYZE\b", plain, re.IGNORECASE) is not None
+        return _EXPLAIN_RUNS.search(plain) is not None
     if word in _HARMLESS:
-        return ";" in plain.rstrip().rstrip(";") or _COMMIT_PREPARED.search(plain) is not None
-    if word not in _QUERIES or _ODD_STRING.search(text):
+        return _COMMIT_PREPARED.search(plain) is not None
+    if word not in _QUERIES or _DATA_MODIFYING.search(_ROW_LOCK.sub(" ", plain)):
         return True
-    if ";" in plain.rstrip().rstrip(";") or _DATA_MODIFYING.search(_ROW_LOCK.sub(" ", plain)):
-        return True
-    return any(
-        name.rpartition(".")[2].upper() not in _KNOWN_CALLS
-        or "." in name.removeprefix("pg_catalog.")
-        for name in _CALL.findall(plain)
-    )
+    calls = _CALL.findall(_SYNTAX.sub(" AND ", plain))
+    return not all(map(_is_known, calls))
+
+
+def _is_known(name: str) -> bool:
+    # Letters beyond ASCII may have one of ASCII as their upper case.
+    return name.isascii() and name.upper().removeprefix("PG_CATALOG.") in _KNOWN_CALLS

@@ -378,6 +378,20 @@ def test_refresh_from_db_after_a_write_sees_it(
     assert (after, title) == ("default", "second")
 
 
+def test_after_its_first_write_a_request_sees_what_others_have_written_since(
+    browser: Client, note: Note, cluster: Cluster
+) -> None:
+    """A replica with the request's own write is not enough: what is read now may be saved."""
+
+    def action(request: HttpRequest) -> str:
+        Tag.objects.create(name="mine")
+        pause(cluster)
+        cluster.primary.execute("UPDATE notes_note SET title = 'theirs'", dbname="app")
+        return Note.objects.get(pk=note.pk).title
+
+    assert visit(browser, action) == "theirs"
+
+
 def test_refresh_from_db_of_an_instance_from_the_primary_may_read_a_replica(
     browser: Client, note: Note
 ) -> None:

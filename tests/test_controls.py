@@ -1,0 +1,304 @@
+"""Negative controls: with a rule taken out, the test of that rule fails."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from django_replica_router import middleware, observers, policy, routing, stores
+from django_replica_router.context import ClusterScope
+from django_replica_router.errors import StoreError
+from django_replica_router.identity import RequestIdentity
+from django_replica_router.policy import ReplicaState
+from django_replica_router.routers import ReplicaRouter
+from django_replica_router.tokens import Floor, Position, Record
+from tests import test_reads, test_writes
+from tests.test_reads import browser, note  # noqa: F401 - fixtures
+from tests.test_writes import signed_in  # noqa: F401 - fixture
+
+pytestmark = pytest.mark.usefixtures("test_site")
+
+Patch = pytest.MonkeyPatch
+
+
+def without(**facts: Any) -> Callable[[Patch], None]:
+    """Take out rules of the policy by hiding from it the facts that they look at."""
+
+    def take_out(patch: Patch) -> None:
+        original = policy.decide_at_once
+        patch.setattr(routing, "decide_at_once", lambda s: original(s._replace(**facts)))
+
+    take_out.__name__ = "without_" + "_".join(facts)
+    return take_out
+
+
+def compare_nothing(patch: Patch) -> None:
+    def may_serve(replica: Any, floor: Any, max_lag: Any) -> bool:
+        return replica.state is ReplicaState.STREAMING
+
+    patch.setattr(policy, "may_serve", may_serve)
+
+
+def ignore_lag(patch: Patch) -> None:
+    original = policy.may_serve
+    patch.setattr(
+        policy, "may_serve", lambda replica, floor, max_lag: original(replica, floor, float("inf"))
+    )
+
+
+def take_position_too_early(patch: Patch) -> None:
+    patch.setattr(routing.postgres, "read_token", lambda raw: Position(1, 1))
+
+
+def store_for_no_user(patch: Patch) -> None:
+    patch.setattr(routing, "_writers", lambda *args: ())
+    link_no_owner(patch)
+
+
+def link_no_owner(patch: Patch) -> None:
+    original = Record.decode
+
+    def decode(value: object) -> Record | None:
+        record = original(value)
+        return record and record._replace(owner="")
+
+    patch.setattr(Record, "decode", decode)
+    patch.setattr(RequestIdentity, "_session_user", lambda self: None)
+
+
+def ignore_early_session(patch: Patch) -> None:
+    patch.setattr(RequestIdentity, "sessions", lambda self: ())
+
+
+def trust_unknown_sessions(patch: Patch) -> None:
+    original = routing._load
+
+    def load(*args: Any) -> dict[str, Record]:
+        return {key: record or Record() for key, record in original(*args).items()}
+
+    patch.setattr(routing, "_load", load)
+
+
+def take_store_errors_for_no_token(patch: Patch) -> None:
+    original = routing.load_floor
+
+    def load_floor(*args: Any) -> Floor:
+        try:
+            return original(*args)
+        except StoreError:
+            return Floor()
+
+    patch.setattr(routing, "load_floor", load_floor)
+
+
+def forget_late_users(patch: Patch) -> None:
+    patch.setattr(RequestIdentity, "users", lambda self: ())
+
+
+def forget_choices(patch: Patch) -> None:
+    original = routing._decide_by_token
+
+    def decide(primary: str, scope: Any, *args: Any) -> Any:
+        scope.cluster(primary).choices.clear()
+        return original(primary, scope, *args)
+
+    patch.setattr(routing, "_decide_by_token", decide)
+
+
+def renew_budget(patch: Patch) -> None:
+    original = routing._wait
+
+    def wait(state: ClusterScope, *args: Any) -> Any:
+        result = original(state, *args)
+        state.wait_left = 0.2
+        return result
+
+    patch.setattr(routing, "_wait", wait)
+
+
+def never_wait(patch: Patch) -> None:
+    patch.setattr(routing, "_wait", lambda *args: None)
+
+
+def ignore_timelines(patch: Patch) -> None:
+    patch.setattr(routing, "floor_reason", lambda floor, timeline: None)
+
+
+def merge_by_plain_set(patch: Patch) -> None:
+    def merge(self: Any, records: Any, lives: Any) -> None:
+        for key, record in records.items():
+            self._client.set(self._cache.make_key(key), record.encode())
+
+    patch.setattr(stores.RedisStore, "_merge", merge)
+
+
+def observe_no_statement(patch: Patch) -> None:
+    patch.setattr(observers, "might_write", lambda sql: False)
+
+
+def mend_nothing(patch: Patch) -> None:
+    patch.setattr(
+        observers,
+        "_on_replica",
+        lambda primary, alias, execute, sql, params, many, context: execute(
+            sql, params, many, context
+        ),
+    )
+
+
+def bind_no_transaction(patch: Patch) -> None:
+    patch.setattr(observers, "bind_transaction", lambda connection, primary: None)
+
+
+def pin_nobody(patch: Patch) -> None:
+    original = routing._record
+
+    def record(position: Position | None, config: Any) -> Record:
+        return original(position or Position(0, 0), config)
+
+    patch.setattr(routing, "_record", record)
+
+
+def finish_nothing(patch: Patch) -> None:
+    patch.setattr(middleware, "finish_scope", lambda *args: None)
+
+
+def name_no_primary(patch: Patch) -> None:
+    patch.setattr(ReplicaRouter, "db_for_write", lambda self, model, **hints: None)
+
+
+def relate_nothing(patch: Patch) -> None:
+    patch.setattr(ReplicaRouter, "allow_relation", lambda self, *args, **hints: None)
+
+
+def ask_no_other_router(patch: Patch) -> None:
+    patch.setattr(ReplicaRouter, "_others_say", lambda self, *args: None)
+
+
+def connect_blindly(patch: Patch) -> None:
+    patch.setattr(routing, "_can_connect", lambda alias, monitor: True)
+    mend_nothing(patch)
+
+
+CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]] = [
+    (compare_nothing, test_reads.test_login_works_under_lag, {}),
+    (compare_nothing, test_reads.test_a_session_value_is_read_back_under_lag, {}),
+    (compare_nothing, test_reads.test_a_second_device_sees_the_write, {}),
+    (take_position_too_early, test_reads.test_a_second_device_sees_the_write, {}),
+    (store_for_no_user, test_reads.test_a_second_device_sees_the_write, {}),
+    (link_no_owner, test_reads.test_signing_out_a_second_device_works_under_lag, {}),
+    (link_no_owner, test_reads.test_a_second_device_sees_the_users_own_row, {}),
+    (ignore_early_session, test_reads.test_login_works_under_lag, {}),
+    (ignore_early_session, test_reads.test_a_session_value_is_read_back_under_lag, {}),
+    (ignore_early_session, test_reads.test_logout_ends_the_session_under_lag, {}),
+    (ignore_early_session, test_reads.test_a_logout_by_get_ends_the_session_under_lag, {}),
+    (ignore_early_session, test_reads.test_an_api_client_sees_its_write, {}),
+    (
+        trust_unknown_sessions,
+        test_reads.test_a_credential_that_was_just_handed_out_is_found_under_lag,
+        {},
+    ),
+    (
+        take_store_errors_for_no_token,
+        test_reads.test_without_a_cache_the_site_works_from_the_primary,
+        {},
+    ),
+    (forget_late_users, test_reads.test_the_token_counts_where_the_user_is_found_late, {}),
+    (without(primary_in_atomic=False), test_reads.test_inside_atomic_the_primary_serves, {}),
+    (
+        without(wrote=False),
+        test_reads.test_after_its_first_write_a_request_sees_what_others_have_written_since,
+        {},
+    ),
+    (without(unsafe=False), test_reads.test_no_update_of_somebody_else_is_lost, {}),
+    (
+        without(unsafe=False),
+        test_reads.test_validation_of_uniqueness_in_a_form_post_sees_the_primary,
+        {},
+    ),
+    (
+        without(primary_only=False),
+        test_reads.test_models_listed_as_primary_only_are_read_from_the_primary,
+        {},
+    ),
+    (
+        without(primary_only=False),
+        test_reads.test_the_table_of_the_database_cache_is_primary_only,
+        {},
+    ),
+    (without(forced_primary=False), test_reads.test_use_primary_reads_from_the_primary, {}),
+    (ignore_lag, test_reads.test_a_replica_that_lags_too_far_serves_nobody, {}),
+    (ignore_lag, test_reads.test_a_replica_whose_receiver_died_lags, {}),
+    (ignore_lag, test_reads.test_max_lag_of_a_block_is_obeyed, {}),
+    (never_wait, test_reads.test_waiting_serves_from_a_replica_that_catches_up, {}),
+    (
+        forget_choices,
+        test_reads.test_a_replica_that_does_not_catch_up_leaves_the_request_to_the_primary,
+        {},
+    ),
+    (renew_budget, test_reads.test_the_wait_budget_is_one_for_the_whole_request, {}),
+    (ignore_timelines, test_reads.test_a_token_of_another_timeline_is_served_by_the_primary, {}),
+    (name_no_primary, test_reads.test_an_instance_from_a_replica_is_saved_to_the_primary, {}),
+    (
+        relate_nothing,
+        test_reads.test_objects_of_different_servers_of_a_cluster_may_be_related,
+        {},
+    ),
+    (
+        ask_no_other_router,
+        test_reads.test_a_model_that_another_router_keeps_elsewhere_stays_there,
+        {"first": "package"},
+    ),
+    (connect_blindly, test_reads.test_without_a_live_replica_the_site_works_from_the_primary, {}),
+    (mend_nothing, test_reads.test_writes_that_django_sends_to_a_replica_reach_the_primary, {}),
+    (mend_nothing, test_reads.test_a_select_that_writes_reaches_the_primary, {}),
+    (bind_no_transaction, test_reads.test_a_deletion_sent_to_a_replica_is_one_transaction, {}),
+    (
+        observe_no_statement,
+        test_writes.test_every_way_of_writing_makes_a_token,
+        {"way": test_writes.WAYS["update"], "method": "get"},
+    ),
+    (
+        observe_no_statement,
+        test_writes.test_every_way_of_writing_makes_a_token,
+        {"way": test_writes.WAYS["writing function"], "method": "post"},
+    ),
+    (merge_by_plain_set, test_writes.test_a_token_never_falls, {}),
+    (pin_nobody, test_writes.test_a_write_whose_position_cannot_be_read_pins_its_user, {}),
+    (pin_nobody, test_writes.test_a_connection_lost_at_commit_pins_its_user, {}),
+    (pin_nobody, test_writes.test_an_answer_lost_in_autocommit_pins_its_user, {}),
+    (finish_nothing, test_writes.test_a_stream_stores_its_token_at_its_end, {}),
+    (
+        finish_nothing,
+        test_writes.test_the_token_stands_before_the_response_leaves_though_the_view_raised,
+        {},
+    ),
+]
+
+
+def name_of(control: tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]) -> str:
+    """Return a readable id."""
+    take_out, test, arguments = control
+    method = f"-{arguments['method']}" if "method" in arguments else ""
+    return f"{take_out.__name__}-{test.__name__.removeprefix('test_')}{method}"
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=name_of)
+def test_the_test_of_a_rule_fails_without_the_rule(
+    control: tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]],
+    request: pytest.FixtureRequest,
+) -> None:
+    """A test that cannot fail would prove nothing."""
+    take_out, test, arguments = control
+    names = [name for name in inspect.signature(test).parameters if name not in arguments]
+    arguments = arguments | {name: request.getfixturevalue(name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        take_out(patch)
+        try:
+            test(**arguments)
+        except (Exception, pytest.fail.Exception):  # noqa: BLE001 - by whatever it notices
+            return
+    pytest.fail(f"{test.__name__} passes although the rule is taken out")
