@@ -1,0 +1,47 @@
+"""The documents name what there is, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import django_replica_router
+from django_replica_router.conf import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def headings(document: str) -> list[str]:
+    """Return what the third-level headings of a document name."""
+    text = (ROOT / "docs" / document).read_text()
+    return re.findall(r"^### `(\w+)`$", text, re.MULTILINE)
+
+
+def test_each_setting_has_its_heading() -> None:
+    """In the order of the code, once each."""
+    assert headings("settings.md") == [field.name for field in fields(Config)]
+
+
+def test_each_check_has_its_heading() -> None:
+    """Every id that the code can report, once each."""
+    code = "".join(
+        (ROOT / "django_replica_router" / module).read_text() for module in ("checks.py", "conf.py")
+    )
+    assert headings("checks.md") == sorted(set(re.findall(r'"([EW]\d{3})"', code)))
+
+
+def test_each_default_is_documented() -> None:
+    """The document tells the default that the code has."""
+    text = (ROOT / "docs" / "settings.md").read_text()
+    config = Config()
+    for name in ("MAX_LAG", "WAIT", "TOKEN_TTL", "SESSION_TTL", "INTERVAL"):
+        section = text.split(f"### `{name}`")[1].split("###")[0]
+        assert f"default `{getattr(config, name)}`" in section
+
+
+def test_each_public_name_is_in_the_readme() -> None:
+    """What a site may import is told where it looks first."""
+    readme = (ROOT / "README.md").read_text()
+    for name in django_replica_router.__all__:
+        assert name in readme
