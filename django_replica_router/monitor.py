@@ -43,6 +43,18 @@ class Sample(NamedTuple):
     position: Position
 
 
+class Wanted(NamedTuple):
+    """The highest position that somebody waits for.
+
+    Args:
+        lsn: the position.
+        written_at: about when it was written.
+    """
+
+    lsn: int = -1
+    written_at: float = -math.inf
+
+
 class Reading(NamedTuple):
     """What one look at a replica has told.
 
@@ -51,7 +63,7 @@ class Reading(NamedTuple):
         watermark: the highest LSN it was seen to have replayed, or -1.
         fresh_at: moment of the newest sample of the primary that it has replayed.
         read_at: moment of the look.
-        catch_up: seconds that it took, the last time, to replay a token that was waited for.
+        catch_up: seconds from a write to its replay, the last time that a token told.
     """
 
     state: ReplicaState = ReplicaState.UNKNOWN
@@ -137,7 +149,7 @@ class _ReplicaPoller(_Poller):
     def __init__(self, monitor: Monitor, alias: str) -> None:
         super().__init__(monitor, alias)
         self._chase_delay = _FIRST_CHASE_DELAY
-        self._chase_began: float | None = None
+        self._chase_from: float | None = None
         self._chased = -1
         self._catch_up = 0.0
         self._life: postgres.ServerIdentity | None = None
@@ -169,27 +181,30 @@ class _ReplicaPoller(_Poller):
         return ReplicaState.STREAMING
 
     def _follow_chase(self, replayed: int) -> None:
-        if self._chase_began is None:
-            if replayed >= self.monitor.wanted > self._chased:
-                self._chased, self._catch_up = self.monitor.wanted, 0.0
+        if self._chase_from is None:
+            wanted = self.monitor.wanted
+            if replayed >= wanted.lsn > self._chased:
+                # There before anybody looked: it took no longer than this.
+                elapsed = self.monitor.clock() - wanted.written_at
+                self._chased, self._catch_up = wanted.lsn, min(self._catch_up, elapsed)
             return
-        elapsed = self.monitor.clock() - self._chase_began
+        elapsed = self.monitor.clock() - self._chase_from
         if replayed >= self._chased:
             self._catch_up = elapsed
-            self._chase_began = None
+            self._chase_from = None
         else:
             self._catch_up = max(self._catch_up, elapsed)
 
     def next_delay(self) -> float:
         wanted = self.monitor.wanted
         reading = self.monitor.readings[self.alias]
-        if reading.state is not ReplicaState.STREAMING or reading.watermark >= wanted:
+        if reading.state is not ReplicaState.STREAMING or reading.watermark >= wanted.lsn:
             return self.monitor.interval
-        if self._chase_began is None:
-            self._chase_began, self._chased = self.monitor.clock(), wanted
+        if self._chase_from is None:
+            self._chase_from, self._chased = wanted.written_at, wanted.lsn
             self._chase_delay = _FIRST_CHASE_DELAY
         # The longer it lasts, the less it matters to see the end of it at once.
-        elapsed = self.monitor.clock() - self._chase_began
+        elapsed = self.monitor.clock() - self._chase_from
         delay = min(self._chase_delay, max(_LAST_CHASE_DELAY, elapsed / 50), self.monitor.interval)
         self._chase_delay *= 2
         return delay
@@ -221,7 +236,7 @@ class Monitor:
         self.interval = interval
         self.clock = clock
         self.stopped = False
-        self.wanted = -1
+        self.wanted = Wanted()
         self.readings: dict[str, Reading] = dict.fromkeys(replicas, Reading())
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._changed = threading.Condition()
@@ -308,7 +323,7 @@ class Monitor:
             self._baseline = sample.position.lsn
         self._samples.clear()
         self._ahead.clear()
-        self.wanted = -1
+        self.wanted = Wanted()
         for alias in self.readings:
             self.readings[alias] = Reading()
 
@@ -369,18 +384,28 @@ class Monitor:
 
     # What requests ask.
 
-    def want(self, lsn: int) -> None:
-        """Have replicas looked at closely until they have replayed that position."""
-        if lsn > self.wanted:
-            self.wanted = lsn
+    def want(self, lsn: int, age: float) -> None:
+        """Have replicas looked at closely until they have replayed a position.
+
+        Args:
+            lsn: the position.
+            age: seconds since it was written, as far as that is known.
+        """
+        if lsn > self.wanted.lsn:
+            self.wanted = Wanted(lsn, self.clock() - age)
         for alias, poller in self._pollers.items():
             if self.readings[alias].watermark < lsn:
                 poller.poke()
 
-    def expects(self, within: float) -> bool:
-        """Tell whether some replica usually catches up within that many seconds."""
+    def expects(self, age: float, within: float) -> bool:
+        """Tell whether a position of that age should be replayed somewhere so soon.
+
+        Args:
+            age: seconds since it was written.
+            within: seconds from now.
+        """
         return any(
-            reading.state is ReplicaState.STREAMING and reading.catch_up <= within
+            reading.state is ReplicaState.STREAMING and reading.catch_up - age <= within
             for reading in self.readings.values()
         )
 

@@ -143,11 +143,12 @@ def floor_reason(floor: Floor, timeline: int | None) -> Reason | None:
 
     Args:
         floor: what the reader must see.
-        timeline: the primary's timeline as last seen, or None when it is not known.
+        timeline: the primary's timeline as last seen, or None when it is not known. No replica is
+            known to be in good health then, either.
     """
     if floor.pinned:
         return Reason.UNRECORDED_WRITE
-    if floor.position.timeline and floor.position.timeline != timeline:
+    if timeline is not None and floor.position.timeline not in (0, timeline):
         return Reason.EPOCH
     return None
 

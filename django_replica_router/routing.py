@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -132,7 +132,7 @@ def _decide_anew(
         written = locate(primary, state.pending)
         if written is None:
             return Decision(primary, Reason.UNRECORDED_WRITE)
-        floor = Floor(max(floor.position, written), floor.pinned)
+        floor = Floor(max(floor.position, written), floor.pinned, _expiry_ms(config))
     weights = config.topology.clusters[primary]
     monitor = get_monitor(primary, tuple(weights), config.interval)
     reason = floor_reason(floor, monitor.timeline)
@@ -145,7 +145,9 @@ def _decide_anew(
         # The user became known. Two reads of one request never go to two replicas: the one that
         # has served so far must pass again, or the primary takes over.
         order = [choice.alias]
-    return _choose(primary, state, monitor, order, floor.position, max_lag)
+    # Wall clocks of two machines may differ: good enough to guess how long to wait.
+    age = max(0.0, (_expiry_ms(config) - floor.expires_ms) / 1000)
+    return _choose(primary, state, monitor, order, Target(floor.position, age, max_lag))
 
 
 def _rank(scope: Scope, weights: Mapping[str, float], config: Config) -> list[str]:
@@ -155,13 +157,26 @@ def _rank(scope: Scope, weights: Mapping[str, float], config: Config) -> list[st
     return [alias for alias in ranked if alias in weights]
 
 
+class Target(NamedTuple):
+    """What a replica must have, to be chosen.
+
+    Args:
+        floor: the position that it must have replayed.
+        age: about how many seconds ago that was written.
+        max_lag: seconds that its data may be old.
+    """
+
+    floor: Position
+    age: float
+    max_lag: float
+
+    def choose(self, ranked: list[Replica], *, waited: bool = False) -> Decision | None:
+        """Return the first replica, in order of preference, that has it."""
+        return choose_replica(ranked, self.floor, self.max_lag, waited=waited)
+
+
 def _choose(
-    primary: str,
-    state: ClusterScope,
-    monitor: Monitor,
-    order: list[str],
-    floor: Position,
-    max_lag: float,
+    primary: str, state: ClusterScope, monitor: Monitor, order: list[str], target: Target
 ) -> Decision:
     refused: set[str] = set()
 
@@ -171,9 +186,9 @@ def _choose(
 
     while True:
         # The preferred replica alone at first: who stays with one never goes back in time.
-        decision = choose_replica(ranked()[:1], floor, max_lag)
+        decision = target.choose(ranked()[:1])
         if decision is None:
-            decision = _wait(state, monitor, ranked, floor, max_lag)
+            decision = _wait(state, monitor, ranked, target)
         if decision is None:
             return Decision(primary, fallback_reason(ranked()))
         if _can_connect(decision.alias, monitor):
@@ -185,23 +200,22 @@ def _wait(
     state: ClusterScope,
     monitor: Monitor,
     ranked: Callable[[], list[Replica]],
-    floor: Position,
-    max_lag: float,
+    target: Target,
 ) -> Decision | None:
     """Wait for a replica to become eligible, within what is left of the scope's budget."""
     budget = state.wait_left or 0.0
     if fallback_reason(ranked()) is Reason.NO_REPLICA:
         return None
-    monitor.want(floor.lsn)
-    monitor.refresh(max_lag)
+    monitor.want(target.floor.lsn, target.age)
+    monitor.refresh(target.max_lag)
     if budget <= 0:
-        return choose_replica(ranked(), floor, max_lag)
-    patient = monitor.expects(within=budget)
+        return target.choose(ranked())
+    patient = monitor.expects(target.age, within=budget)
     began = monitor.clock()
 
     def look() -> Decision | Literal[False] | None:
         replicas = ranked()
-        decision = choose_replica(replicas, floor, max_lag, waited=True)
+        decision = target.choose(replicas, waited=True)
         if decision is not None and (
             decision.alias == replicas[0].alias or monitor.has_looked_since(began, replicas[:1])
         ):
@@ -212,7 +226,7 @@ def _wait(
 
     found = monitor.wait_for(look, budget)
     state.wait_left = max(0.0, budget - (monitor.clock() - began))
-    return found if isinstance(found, Decision) else choose_replica(ranked(), floor, max_lag)
+    return found if isinstance(found, Decision) else target.choose(ranked())
 
 
 def _can_connect(alias: str, monitor: Monitor) -> bool:
@@ -280,6 +294,11 @@ def _store_key(primary: str, key: str) -> str:
 
 def _now_ms() -> int:
     return round(time.time() * 1000)
+
+
+def _expiry_ms(config: Config) -> int:
+    """Return when a token that is taken now expires."""
+    return _now_ms() + round(config.TOKEN_TTL * 1000)
 
 
 # Writes
@@ -421,7 +440,7 @@ def _finish_cluster(
 
 def _record(position: Position | None, config: Config) -> Record:
     """Return the record of a position, or of a write without one: a pin to the primary."""
-    until_ms = _now_ms() + round(config.TOKEN_TTL * 1000)
+    until_ms = _expiry_ms(config)
     if position is None:
         return Record(pinned_until_ms=until_ms)
     return Record(position, until_ms if position != NOWHERE else 0)

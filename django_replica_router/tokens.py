@@ -85,15 +85,21 @@ class Record(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """What the present reader must see, from all records known of them."""
+    """What the present reader must see, from all records known of them.
+
+    Args:
+        position: the highest token.
+        pinned: reads must go to the primary.
+        expires_ms: when that token expires, which tells when it was written.
+    """
 
     position: Position = NOWHERE
     pinned: bool = False
+    expires_ms: int = 0
 
     def raised_by(self, record: Record, now_ms: int) -> Floor:
         """Return the floor after also taking a record into account."""
-        position = record.position if record.expires_ms > now_ms else NOWHERE
-        return Floor(
-            max(self.position, position),
-            self.pinned or record.pinned_until_ms > now_ms,
-        )
+        pinned = self.pinned or record.pinned_until_ms > now_ms
+        if record.expires_ms <= now_ms or record.position <= self.position:
+            return self._replace(pinned=pinned)
+        return Floor(record.position, pinned, record.expires_ms)

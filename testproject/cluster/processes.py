@@ -132,7 +132,17 @@ def clean_up(directory: Path) -> None:
     if not wait_for(lambda: all(map(is_gone, processes)), timeout=PATIENCE):
         for pid in processes:
             kill_family(pid)
-    shutil.rmtree(directory, ignore_errors=True)
+    remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory in which the child of a killed program may still write for a moment."""
+
+    def is_removed() -> bool:
+        shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
+    wait_for(is_removed, timeout=1.0)
 
 
 def watch(directory: Path) -> None:

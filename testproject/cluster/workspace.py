@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 
 from testproject.cluster import processes
 from testproject.cluster.errors import ClusterError
-from testproject.cluster.processes import ProcessRecord, kill_family, wait_for
+from testproject.cluster.processes import ProcessRecord, kill_family
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - used by mkdtemp, which makes a directory of our own there
 MEMORY_NEEDED = 6 * 1024**3
@@ -157,23 +156,19 @@ class Workspace:
 
     def remove(self) -> None:
         """Remove the directory and send the watchdog home."""
-        wait_for(self._is_removed, timeout=1.0)
+        processes.remove(self.path)
         if self._watchdog is not None:
             # Its standard input ends; if anything is left, it tries again to remove it.
             self._watchdog.communicate()
             self._watchdog = None
 
-    def _is_removed(self) -> bool:
-        # More than once, as a program that was killed may have a child that still writes.
-        shutil.rmtree(self.path, ignore_errors=True)
-        return not self.path.exists()
-
 
 def _parent_directory() -> Path:
     """Return TMPDIR if it is set, else memory if there is enough, else the system's default.
 
-    A data directory is a thousand small files. ext4 does not reuse what was deleted in the last minutes and searches
-    long for something else, so that every cluster after the first starts in three seconds instead of one.
+    A data directory is a thousand small files, and ext4 does not use an inode again for minutes
+    after its file was deleted. The search for others makes every cluster after the first start in
+    three seconds instead of one.
     """
     if "TMPDIR" not in os.environ and MEMORY.is_dir():
         memory = os.statvfs(MEMORY)

@@ -50,8 +50,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--mode",
         nargs="+",
-        choices=[name for name in modes.MODES if name != modes.CONTROL.name],
-        help="what to compare with the baseline, which always runs (default: installed scoped)",
+        choices=[*modes.BASELINES, *modes.CHOICES],
+        default=modes.DEFAULT,
+        help=f"what to compare with its baseline (default: {' '.join(modes.DEFAULT)})",
     )
     parser.add_argument(
         "--control",
@@ -81,10 +82,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _modes(options: argparse.Namespace) -> list[Mode]:
-    names = options.mode or ([] if options.router else ["installed", "scoped"])
-    chosen = [modes.MODES[name] for name in names if name != modes.BASELINE.name]
+    chosen = [mode for name, mode in modes.CHOICES.items() if name in options.mode]
     if options.router:
-        chosen.append(modes.with_router(options.router))
+        chosen = [modes.with_router(options.router, mode) for mode in chosen if not mode.is_scoped or ...]
     return chosen
 
 

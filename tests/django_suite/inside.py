@@ -56,7 +56,7 @@ def main() -> int:
         committing.commit_test_data()
         committing.count_queries_of_both()
     if mode.is_scoped:
-        scoping.open_scopes()
+        scoping.open_scopes(is_replicated=mode.is_replicated)
     runtests.django_tests(
         verbosity=1,
         interactive=False,

@@ -179,7 +179,7 @@ class RecordingRunner(DiscoverRunner):
     def build_suite(self, *args: Any, **kwargs: Any) -> Any:
         """Find the tests, and allow the replica to those that shall read from it."""
         suite = super().build_suite(*args, **kwargs)
-        if self.mode.is_scoped:
+        if self.mode.is_scoped or self.mode.is_replicated:
             scoping.allow_replica(suite, in_transactions=self.mode.is_committed)
         return suite
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from pprint import pformat
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tests.django_suite import outcomes
 from tests.django_suite.modes import OTHER, PRIMARY, REPLICA, Mode
@@ -22,6 +23,20 @@ from tests.django_suite.server import Server
 ROOT = Path(__file__).resolve().parents[2]
 _SETTINGS = "django_suite_settings"
 _TAIL = 40
+
+_MEMORY = "django.core.cache.backends.locmem.LocMemCache"
+_REPLICATED = {
+    # Tests clear the default cache. What is lost with the tokens is a user's claim to see it all.
+    "CACHES": {name: {"BACKEND": _MEMORY, "LOCATION": name} for name in ("default", "tokens")},
+    "REPLICA_ROUTER": {
+        "CACHE": "tokens",
+        # A test is to read from the standby, however slow the machine is.
+        "WAIT": 5.0,
+        # A test writes and the test client reads, as two users of whom one knows nothing of the
+        # other: its requests go to the primary.
+        "SAFE_METHODS": [],
+    },
+}
 
 
 class RunError(Exception):
@@ -107,12 +122,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def write_settings(path: Path, server: Server, mode: Mode) -> None:
-    """Write the settings module: two primaries and a replica that mirrors the first."""
-    settings = {
+    """Write the settings module: two primaries and a replica of the first."""
+    standby = server.standby if mode.is_replicated else None
+    settings: dict[str, Any] = {
         "DATABASES": {
             PRIMARY: server.alias("django"),
             OTHER: server.alias("other"),
-            REPLICA: server.alias("django", MIRROR=PRIMARY),
+            REPLICA: (standby or server).alias("django", MIRROR=PRIMARY),
         },
         "DATABASE_ROUTERS": list(mode.routers),
         # The rest is what Django's own settings for its suite say.
@@ -122,6 +138,8 @@ def write_settings(path: Path, server: Server, mode: Mode) -> None:
         "USE_TZ": False,
         "TEST_RUNNER": "tests.django_suite.recording.RecordingRunner",
     }
+    if mode.is_replicated:
+        settings |= _REPLICATED
     path.write_text(
         "".join(f"{name} = {pformat(value)}\n" for name, value in settings.items()),
         encoding="utf-8",

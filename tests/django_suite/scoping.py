@@ -7,30 +7,46 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from django.test import SimpleTestCase, TestCase, TransactionTestCase
+from django.test import AsyncClient, Client, SimpleTestCase, TestCase, TransactionTestCase
 from django.test.utils import iter_test_cases  # type: ignore[attr-defined]
 
 from tests.django_suite.modes import PRIMARY, REPLICA
+
+# Whoever runs the tests where the replica is a real one.
+_USER = "the test"
 
 # Attribute of a test that has run: how many of its reads went where, and why.
 _READS = "_django_suite_reads"
 
 
-def open_scopes() -> None:
-    """Open a scope around the body of every test, and take mirrors for caught-up replicas.
+def open_scopes(*, is_replicated: bool) -> None:
+    """Open a scope around the body of every test.
 
-    The body and not ``setUp``: what a request reads was mostly written by others before it. With
-    the set-up inside, nearly every test would have written and read from the primary only.
+    The body and not ``setUp``: what a request reads was mostly written before it. With the set-up
+    inside, nearly every test would have written and read from the primary only.
+
+    Args:
+        is_replicated: the replica is a standby that lags, and the test a user who has to see
+            all that was written before. Else a mirror is taken for a replica without lag.
     """
     # Imported here: the baseline and the control run where the package is not installed.
-    from django_replica_router import scope
+    from django_replica_router import note_write, scope
     from django_replica_router.testing import treat_mirrors_as_replicas
 
-    treat_mirrors_as_replicas()
+    if is_replicated:
+        _note_writes_of_clients()
+    else:
+        treat_mirrors_as_replicas()
     call: Callable[[Any, Callable[[], object]], None] = vars(unittest.TestCase)["_callTestMethod"]
 
     def call_in_scope(self: SimpleTestCase, method: Callable[[], object]) -> None:
-        with scope() as opened:
+        users = []
+        if is_replicated:
+            users = [_USER]
+            # An earlier request of the same user has made the test's data.
+            with scope(users=users):
+                note_write()
+        with scope(users=users) as opened:
             opened.decisions = []
             try:
                 call(self, method)
@@ -38,6 +54,31 @@ def open_scopes() -> None:
                 setattr(self, _READS, Counter(map(" ".join, opened.decisions)))
 
     SimpleTestCase._callTestMethod = call_in_scope  # type: ignore[attr-defined]
+
+
+def _note_writes_of_clients() -> None:
+    """Have a test know of what the requests have written that it makes with the test client.
+
+    They are requests of somebody else, of whose writes the package does not tell the test's user.
+    """
+    from django_replica_router import note_write
+
+    request, async_request = Client.request, AsyncClient.request
+
+    def noted(self: Client, **environ: Any) -> Any:
+        try:
+            return request(self, **environ)
+        finally:
+            note_write()
+
+    async def async_noted(self: AsyncClient, **environ: Any) -> Any:
+        try:
+            return await async_request(self, **environ)
+        finally:
+            note_write()
+
+    Client.request = noted  # type: ignore[method-assign]
+    AsyncClient.request = async_noted  # type: ignore[method-assign]
 
 
 def reads_of(test: Any) -> Counter[str]:

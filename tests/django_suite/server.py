@@ -1,10 +1,10 @@
-"""The PostgreSQL primary that the suite runs on."""
+"""The PostgreSQL servers that the suite runs on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
@@ -21,14 +21,19 @@ SETTINGS = {
 }
 
 
+class ServerError(Exception):
+    """There is no server for what is asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Where the primary is."""
+    """Where the primary is, and its standby if it has one."""
 
     host: str
     port: int
     user: str
     password: str = ""
+    standby: Server | None = None
 
     def alias(self, database: str, **test: str) -> dict[str, Any]:
         """Return an entry of ``DATABASES``."""
@@ -44,14 +49,33 @@ class Server:
 
 
 @contextmanager
-def running(dsn: str | None) -> Iterator[Server]:
+def running(dsn: str | None, *, needs_standby: bool) -> Iterator[Server]:
     """Give the server of the DSN, or start one and stop it at the end.
 
     Args:
-        dsn: of a server where the user may create databases, of which one named "django" and one
-            named "other" exist.
+        dsn: of a server where the user may create databases.
+        needs_standby: start a streaming standby of it as well.
+
+    Raises:
+        ServerError: a standby is needed, and the server is not one that is started here.
     """
-    if dsn is not None:
+    if dsn is None:
+        # Imported here: who brings a server needs no binaries.
+        from testproject.cluster import Cluster
+
+        replicas = int(needs_standby)
+        with Cluster(
+            replicas=replicas, cache=False, databases=DATABASES, settings=SETTINGS
+        ) as cluster:
+            servers = [
+                Server(host=server.host, port=server.port, user=server.user)
+                for server in (cluster.primary, *cluster.replicas)
+            ]
+            yield replace(servers[0], standby=servers[1] if needs_standby else None)
+    elif needs_standby:
+        message = "The mode needs a standby, which is there only without --dsn."
+        raise ServerError(message)
+    else:
         parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
         yield Server(
             host=parts.get("host", "127.0.0.1"),
@@ -59,10 +83,3 @@ def running(dsn: str | None) -> Iterator[Server]:
             user=parts.get("user", "postgres"),
             password=parts.get("password", ""),
         )
-        return
-    # Imported here: who brings a server needs no binaries.
-    from testproject.cluster import Cluster
-
-    with Cluster(replicas=0, cache=False, databases=DATABASES, settings=SETTINGS) as cluster:
-        primary = cluster.primary
-        yield Server(host=primary.host, port=primary.port, user=primary.user)
