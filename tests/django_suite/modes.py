@@ -45,9 +45,7 @@ INSTALLED = Mode(
     middleware=("django_replica_router.middleware.ReplicaRouterMiddleware",),
 )
 SCOPED = replace(INSTALLED, name="scoped", is_scoped=True)
-COMMITTED = replace(
-    SCOPED, name="committed", is_committed=True, baseline=COMMITTED_BASELINE.name
-)
+COMMITTED = replace(SCOPED, name="committed", is_committed=True, baseline=COMMITTED_BASELINE.name)
 REPLICATED = replace(COMMITTED, name="replicated", is_replicated=True)
 
 BASELINES = {mode.name: mode for mode in (BASELINE, COMMITTED_BASELINE)}
