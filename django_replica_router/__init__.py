@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from django_replica_router.context import current_scope
     from django_replica_router.decorators import scope, use_primary, use_replica
     from django_replica_router.routers import ReplicaRouter
-    from django_replica_router.routing import note_write
+    from django_replica_router.writes import note_write
 
 __all__ = [
     "ReplicaRouter",
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ReplicaRouter": "django_replica_router.routers",
     "current_scope": "django_replica_router.context",
-    "note_write": "django_replica_router.routing",
+    "note_write": "django_replica_router.writes",
     "scope": "django_replica_router.decorators",
     "use_primary": "django_replica_router.decorators",
     "use_replica": "django_replica_router.decorators",

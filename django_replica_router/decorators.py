@@ -17,7 +17,7 @@ from django_replica_router.conf import get_config
 from django_replica_router.context import Frame, Override, Scope, current_frame
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.identity import NamedIdentity
-from django_replica_router.routing import finish_scope, needs_finish, release_scope
+from django_replica_router.writes import finish_scope, needs_finish, release_scope
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponseBase
 from django_replica_router.conf import get_config
 from django_replica_router.context import Frame, Scope, current_frame
 from django_replica_router.identity import RequestIdentity
-from django_replica_router.routing import finish_scope, needs_finish, release_scope
+from django_replica_router.writes import finish_scope, needs_finish, release_scope
 
 
 class ReplicaRouterMiddleware:

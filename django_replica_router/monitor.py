@@ -1,216 +1,24 @@
-"""What this process knows of the servers: threads that look, and the readings they leave."""
+"""What this process knows of the servers of a cluster."""
 
 from __future__ import annotations
 
-import atexit
 import logging
-import math
-import os
-import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
-
-import psycopg
+from typing import TypeVar
 
 from django_replica_router import postgres, signals
 from django_replica_router.policy import Replica, ReplicaState
-from django_replica_router.tokens import Position
+from django_replica_router.pollers import CONNECT_TIMEOUT, PrimaryPoller, ReplicaPoller
+from django_replica_router.readings import Reading, Sample, Wanted
 
 logger = logging.getLogger("django_replica_router")
 
 T = TypeVar("T")
 
-_CONNECT_TIMEOUT = 2.0
-_FIRST_CHASE_DELAY = 0.0005
-_LAST_CHASE_DELAY = 0.02
-_MAX_BACKOFF = 15.0
 _SAMPLES = 1024
-
-
-class Sample(NamedTuple):
-    """The primary's position, and a moment at which it was not yet passed.
-
-    Args:
-        at: ``time.monotonic()`` just before the primary was asked: whatever was committed before
-            lies at or before the position.
-        position: the position.
-    """
-
-    at: float
-    position: Position
-
-
-class Wanted(NamedTuple):
-    """The highest position that somebody waits for.
-
-    Args:
-        lsn: the position.
-        written_at: about when it was written.
-    """
-
-    lsn: int = -1
-    written_at: float = -math.inf
-
-
-class Reading(NamedTuple):
-    """What one look at a replica has told.
-
-    Args:
-        state: its health.
-        watermark: the highest LSN it was seen to have replayed, or -1.
-        fresh_at: moment of the newest sample of the primary that it has replayed.
-        read_at: moment of the look.
-        catch_up: seconds from a write to its replay, the last time that a token told.
-    """
-
-    state: ReplicaState = ReplicaState.UNKNOWN
-    watermark: int = -1
-    fresh_at: float = -math.inf
-    read_at: float = -math.inf
-    catch_up: float = 0.0
-
-
-class _Poller(threading.Thread):
-    """A thread that looks at one server again and again, on a connection of its own."""
-
-    def __init__(self, monitor: Monitor, alias: str) -> None:
-        super().__init__(name=f"replica-router-monitor-{alias}", daemon=True)
-        self.monitor = monitor
-        self.alias = alias
-        self.identity: postgres.ServerIdentity | None = None
-        self._connection: psycopg.Connection[Any] | None = None
-        self._wake = threading.Event()
-        self._failures = 0
-
-    def poke(self) -> None:
-        """Have the next look taken now, unless the server is given time to recover."""
-        if not self._failures:
-            self._wake.set()
-
-    def end(self) -> None:
-        """Have the thread look whether it should stop."""
-        self._wake.set()
-
-    def run(self) -> None:
-        while not self.monitor.stopped:
-            self._wake.clear()  # before the look: a poke during it asks for another
-            try:
-                self.look()
-                self._failures = 0
-                delay = self.next_delay()
-            except Exception as error:  # a server may fail in any way, and the thread goes on
-                self._failures += 1
-                self._close()
-                self.failed(error)
-                delay = min(self.monitor.interval * 2 ** (self._failures - 1), _MAX_BACKOFF)
-            # Jitter, so that many processes do not look at the same moment.
-            self._wake.wait(delay * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
-        self._close()
-
-    def connection(self) -> psycopg.Connection[Any]:
-        """Return the connection, opened anew where it is gone."""
-        if self._connection is None or self._connection.closed:
-            self._connection = postgres.connect(self.alias, _CONNECT_TIMEOUT)
-            self.identity = postgres.identify(self._connection)
-        return self._connection
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def look(self) -> None:
-        raise NotImplementedError
-
-    def failed(self, error: Exception) -> None:
-        raise NotImplementedError
-
-    def next_delay(self) -> float:
-        return self.monitor.interval
-
-
-class _PrimaryPoller(_Poller):
-    def look(self) -> None:
-        connection = self.connection()
-        at = self.monitor.clock()
-        self.monitor.publish_sample(Sample(at, postgres.sample_primary(connection)))
-
-    def failed(self, error: Exception) -> None:
-        if self._failures == 1:
-            logger.warning("The primary %r cannot be sampled: %s", self.alias, error)
-
-
-class _ReplicaPoller(_Poller):
-    """Looks at a replica; more often while somebody waits for a position it has not replayed."""
-
-    def __init__(self, monitor: Monitor, alias: str) -> None:
-        super().__init__(monitor, alias)
-        self._chase_delay = _FIRST_CHASE_DELAY
-        self._chase_from: float | None = None
-        self._chased = -1
-        self._catch_up = 0.0
-        self._life: postgres.ServerIdentity | None = None
-
-    def look(self) -> None:
-        connection = self.connection()
-        if self.identity != self._life:
-            # Another server, or the same one started anew, perhaps from an older backup: what the
-            # one before had replayed says nothing.
-            self._life = self.identity
-            self.monitor.forget(self.alias)
-        read_at = self.monitor.clock()
-        answer = postgres.ask_replica(connection)
-        state = self._state(answer)
-        replayed = -1 if answer.replayed is None else answer.replayed
-        self._follow_chase(replayed)
-        self.monitor.publish_reading(self.alias, state, replayed, read_at, self._catch_up)
-
-    def _state(self, answer: postgres.ReplicaAnswer) -> ReplicaState:
-        primary = self.monitor.primary_identity
-        if primary is None:
-            return ReplicaState.UNKNOWN
-        if not answer.in_recovery:
-            return ReplicaState.NOT_IN_RECOVERY
-        if self.identity is None or self.identity.system != primary.system:
-            return ReplicaState.FOREIGN
-        if answer.replayed is None:
-            return ReplicaState.NO_POSITION
-        return ReplicaState.STREAMING
-
-    def _follow_chase(self, replayed: int) -> None:
-        if self._chase_from is None:
-            wanted = self.monitor.wanted
-            if replayed >= wanted.lsn > self._chased:
-                # There before anybody looked: it took no longer than this.
-                elapsed = self.monitor.clock() - wanted.written_at
-                self._chased, self._catch_up = wanted.lsn, min(self._catch_up, elapsed)
-            return
-        elapsed = self.monitor.clock() - self._chase_from
-        if replayed >= self._chased:
-            self._catch_up = elapsed
-            self._chase_from = None
-        else:
-            self._catch_up = max(self._catch_up, elapsed)
-
-    def next_delay(self) -> float:
-        wanted = self.monitor.wanted
-        reading = self.monitor.readings[self.alias]
-        if reading.state is not ReplicaState.STREAMING or reading.watermark >= wanted.lsn:
-            return self.monitor.interval
-        if self._chase_from is None:
-            self._chase_from, self._chased = wanted.written_at, wanted.lsn
-            self._chase_delay = _FIRST_CHASE_DELAY
-        # The longer it lasts, the less it matters to see the end of it at once.
-        elapsed = self.monitor.clock() - self._chase_from
-        delay = min(self._chase_delay, max(_LAST_CHASE_DELAY, elapsed / 50), self.monitor.interval)
-        self._chase_delay *= 2
-        return delay
-
-    def failed(self, error: Exception) -> None:
-        self.monitor.lose(self.alias, ReplicaState.UNREACHABLE, error)
 
 
 class Monitor:
@@ -245,10 +53,10 @@ class Monitor:
         self._baseline = -1
         self._ahead: set[str] = set()
         self._news: list[tuple[str, ReplicaState, str]] = []
-        self._primary_poller = _PrimaryPoller(self, primary)
-        self._pollers = {alias: _ReplicaPoller(self, alias) for alias in replicas}
+        self._primary_poller = PrimaryPoller(self, primary)
+        self._pollers = {alias: ReplicaPoller(self, alias) for alias in replicas}
         # A reading that is older than this is no knowledge: the poller hangs on its server.
-        self._silence = 3 * interval + _CONNECT_TIMEOUT
+        self._silence = 3 * interval + CONNECT_TIMEOUT
 
     def start(self) -> None:
         """Start the threads."""
@@ -443,69 +251,3 @@ class Monitor:
         with self._changed:
             self._changed.wait_for(has_found, timeout)
         return found[0] if found else None
-
-
-class _Registry:
-    """The monitors of this process."""
-
-    def __init__(self, factory: Callable[[str, Sequence[str], float], Monitor] = Monitor) -> None:
-        self.lock = threading.Lock()
-        self.monitors: dict[str, Monitor] = {}
-        self.factory = factory
-
-
-_registry = _Registry()
-
-
-def get_monitor(primary: str, replicas: Sequence[str], interval: float) -> Monitor:
-    """Return the monitor of a cluster, started on first use and again after a fork."""
-    monitor = _registry.monitors.get(primary)
-    if monitor is not None and monitor.serves(replicas, interval):
-        return monitor
-    with _registry.lock:
-        monitor = _registry.monitors.get(primary)
-        if monitor is not None and not monitor.serves(replicas, interval):
-            monitor.stop()
-            monitor = None
-        if monitor is None:
-            monitor = _registry.factory(primary, replicas, interval)
-            monitor.start()
-            _registry.monitors[primary] = monitor
-        return monitor
-
-
-def find_monitor(primary: str) -> Monitor | None:
-    """Return the monitor of a cluster if this process has started it."""
-    return _registry.monitors.get(primary)
-
-
-def replace_factory(
-    factory: Callable[[str, Sequence[str], float], Monitor],
-) -> Callable[[str, Sequence[str], float], Monitor]:
-    """Have monitors made by something else from now on, and return what made them before."""
-    stop_monitors()
-    old, _registry.factory = _registry.factory, factory
-    return old
-
-
-def stop_monitors() -> None:
-    """Stop every monitor of this process. The next read that needs one starts it again."""
-    with _registry.lock:
-        monitors = list(_registry.monitors.values())
-        _registry.monitors.clear()
-    for monitor in monitors:
-        monitor.stop()
-
-
-def _after_fork() -> None:
-    # The threads do not exist in the child, and locks may be held for ever. The parent's sockets
-    # must not be closed with a farewell to the server: the objects are kept, and left alone.
-    global _registry, _inherited
-    _inherited = _registry
-    _registry = _Registry(_inherited.factory)
-
-
-_inherited: _Registry | None = None
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-atexit.register(stop_monitors)

@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import get_config
 from django_replica_router.context import current_scope
-from django_replica_router.monitor import find_monitor
+from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
     is_bound,
@@ -18,8 +18,8 @@ from django_replica_router.rerouting import (
     is_replica_fault,
     run_on_primary,
 )
-from django_replica_router.routing import mark_written
 from django_replica_router.statements import is_write_command, might_write
+from django_replica_router.writes import mark_written
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 

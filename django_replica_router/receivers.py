@@ -11,7 +11,7 @@ from django.db.models.signals import post_save
 from django_replica_router.conf import get_config
 from django_replica_router.context import current_scope
 from django_replica_router.observers import observe, observe_open_connections
-from django_replica_router.routing import mark_written
+from django_replica_router.writes import mark_written
 
 
 def on_connection_created(*, connection: Any, **kwargs: Any) -> None:

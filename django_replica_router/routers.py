@@ -8,7 +8,7 @@ from django.db import DEFAULT_DB_ALIAS, router
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.context import current_frame
-from django_replica_router.routing import route_read
+from django_replica_router.reads import route_read
 
 
 class ReplicaRouter:

@@ -52,18 +52,26 @@ _KNOWN_CALLS = frozenset(
 )
 
 # A letter of a name is, for PostgreSQL, every character beyond ASCII.
-_NAME = r"[A-Za-z_\u0080-\U0010FFFF][A-Za-z0-9_$\u0080-\U0010FFFF]*"
+_LETTER = r"A-Za-z_\u0080-\U0010FFFF"
+_NAME = rf"[{_LETTER}][{_LETTER}0-9$]*+"
+_NAME_BEGINS = rf"(?<![{_LETTER}0-9$.])"
 
-# What a statement has besides words and signs (PostgreSQL, src/backend/parser/scan.l).
+# What a statement has besides words and signs (PostgreSQL, src/backend/parser/scan.l). Each
+# alternative begins with a plain character: that makes the search many times as fast.
 _NOISE = re.compile(
-    r"""(?<![A-Za-z0-9_$\u0080-\U0010FFFF])[Ee]'(?:[^'\\]|''|\\.)*+'    # a string with escapes
+    rf"""E(?<![{_LETTER}0-9$]E)'(?:[^'\\]|''|\\.)*+'    # a string with escapes
+      | e(?<![{_LETTER}0-9$]e)'(?:[^'\\]|''|\\.)*+'
       | '(?:[^'\\]|'')*+'
-      | (?P<name>"(?:[^"]|"")*+")
+      | "(?:[^"]|"")*+"
       | --[^\n\r]*
       | /\*(?:(?!/\*).)*?\*/
-      # Where this ends cannot be told: a backslash that may be an escape or not, a comment inside
-      # a comment, a dollar quote, a quote that is never closed.
-      | (?P<odd>['"\\] | /\* | \$(?:[A-Za-z_\u0080-\U0010FFFF][A-Za-z0-9_\u0080-\U0010FFFF]*)?\$)""",
+      # Where these end cannot be told: a quote that is never closed or that holds a backslash, a
+      # comment inside a comment, a dollar quote.
+      | '.*()
+      | ".*()
+      | \\.*()
+      | /\*.*()
+      | \$(?:[{_LETTER}][{_LETTER}0-9]*+)?\$.*()""",
     re.VERBOSE | re.DOTALL,
 )
 _ODD = "\0"
@@ -78,16 +86,17 @@ _SYNTAX = re.compile(
       | \bFILTER\s*(?=\(\s*WHERE\b)
       | (?<=\))\s*OVER\s*(?=\()
       # The columns of a common table expression.
-      | {_NAME}\s*\([\w\s,]*\)\s*AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?
+      | {_NAME_BEGINS}{_NAME}\s*\([\w\s,]*\)\s*AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?
         (?=\(\s*(?:(?:SELECT|TABLE|WITH)\b|VALUES\s*\())""",
     re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
 # A parenthesis that begins with one of these words is a subquery, and the word in front no call.
 _CALL = re.compile(
-    rf"([.]?{_NAME}(?:[.]{_NAME})*)\s*\((?!\s*(?:SELECT|TABLE|WITH)\b)", re.IGNORECASE | re.ASCII
+    rf"{_NAME_BEGINS}([.]?{_NAME}(?:[.]{_NAME})*+)\s*\((?!\s*(?:SELECT|TABLE|WITH)\b)",
+    re.IGNORECASE | re.ASCII,
 )
 _FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)", re.ASCII)
-_DOT = re.compile(r"\s*\.\s*", re.ASCII)
+_DOT = re.compile(r"(?<!\s)\s*+\.\s*", re.ASCII)
 # "1INTO" is two words up to PostgreSQL 14.
 _DATA_MODIFYING = re.compile(
     r"(?<![A-Za-z_])(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.IGNORECASE | re.ASCII
@@ -102,10 +111,10 @@ _EXPLAIN_RUNS = re.compile(
 
 
 def _replace_noise(match: re.Match[str]) -> str:
-    if match["odd"]:
+    if match.lastindex:
         return _ODD
     # A quoted name may be that of a function, or "delete", which is a fine name for a column.
-    return f" {_QUOTED_NAME} " if match["name"] else " "
+    return f" {_QUOTED_NAME} " if match[0][0] == '"' else " "
 
 
 def _plain(text: str) -> str:

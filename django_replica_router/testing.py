@@ -9,8 +9,9 @@ from django.db import connections
 
 from django_replica_router import postgres
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.monitor import Monitor, replace_factory
+from django_replica_router.monitor import Monitor
 from django_replica_router.policy import Replica, ReplicaState
+from django_replica_router.registry import replace_factory
 
 _ADDRESS = ("HOST", "PORT", "NAME")
 

@@ -15,7 +15,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 from django_replica_router.conf import get_config
-from django_replica_router.monitor import get_monitor, stop_monitors
+from django_replica_router.registry import get_monitor, stop_monitors
 from django_replica_router.policy import ReplicaState
 from testproject.cluster import Cluster
 from tests.helpers import Served

@@ -160,7 +160,7 @@ def test_a_queryset_asked_for_its_database_in_the_loop_does_no_io(
     note: Note, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Undecided, the answer in the event loop is the primary, and binds nobody."""
-    from django_replica_router import routing
+    from django_replica_router import floors
 
     def forbidden(*args: object) -> None:
         pytest.fail("asked the token store in the event loop")
@@ -168,7 +168,7 @@ def test_a_queryset_asked_for_its_database_in_the_loop_does_no_io(
     async def main() -> list[str]:
         async with scope():
             with monkeypatch.context() as patch:
-                patch.setattr(routing, "get_store", forbidden)
+                patch.setattr(floors, "get_store", forbidden)
                 undecided = Note.objects.all().db
             return [undecided, await database(note), Note.objects.all().db]
 

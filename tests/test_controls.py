@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from django_replica_router import middleware, observers, policy, routing, stores
+from django_replica_router import floors, middleware, observers, policy, reads, stores, writes
 from django_replica_router.context import ClusterScope
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
@@ -29,7 +29,7 @@ def without(**facts: Any) -> Callable[[Patch], None]:
 
     def take_out(patch: Patch) -> None:
         original = policy.decide_at_once
-        patch.setattr(routing, "decide_at_once", lambda s: original(s._replace(**facts)))
+        patch.setattr(reads, "decide_at_once", lambda s: original(s._replace(**facts)))
 
     take_out.__name__ = "without_" + "_".join(facts)
     return take_out
@@ -50,11 +50,11 @@ def ignore_lag(patch: Patch) -> None:
 
 
 def take_position_too_early(patch: Patch) -> None:
-    patch.setattr(routing.postgres, "read_token", lambda raw: Position(1, 1))
+    patch.setattr(writes.postgres, "read_token", lambda raw: Position(1, 1))
 
 
 def store_for_no_user(patch: Patch) -> None:
-    patch.setattr(routing, "_writers", lambda *args: ())
+    patch.setattr(writes, "_writers", lambda *args: ())
     link_no_owner(patch)
 
 
@@ -74,16 +74,16 @@ def ignore_early_session(patch: Patch) -> None:
 
 
 def trust_unknown_sessions(patch: Patch) -> None:
-    original = routing._load
+    original = floors._load
 
     def load(*args: Any) -> dict[str, Record]:
         return {key: record or Record() for key, record in original(*args).items()}
 
-    patch.setattr(routing, "_load", load)
+    patch.setattr(floors, "_load", load)
 
 
 def take_store_errors_for_no_token(patch: Patch) -> None:
-    original = routing.load_floor
+    original = reads.load_floor
 
     def load_floor(*args: Any) -> Floor:
         try:
@@ -91,7 +91,7 @@ def take_store_errors_for_no_token(patch: Patch) -> None:
         except StoreError:
             return Floor()
 
-    patch.setattr(routing, "load_floor", load_floor)
+    patch.setattr(reads, "load_floor", load_floor)
 
 
 def forget_late_users(patch: Patch) -> None:
@@ -99,32 +99,32 @@ def forget_late_users(patch: Patch) -> None:
 
 
 def forget_choices(patch: Patch) -> None:
-    original = routing._decide_by_token
+    original = reads._decide_by_token
 
     def decide(primary: str, scope: Any, *args: Any) -> Any:
         scope.cluster(primary).choices.clear()
         return original(primary, scope, *args)
 
-    patch.setattr(routing, "_decide_by_token", decide)
+    patch.setattr(reads, "_decide_by_token", decide)
 
 
 def renew_budget(patch: Patch) -> None:
-    original = routing._wait
+    original = reads._wait
 
     def wait(state: ClusterScope, *args: Any) -> Any:
         result = original(state, *args)
         state.wait_left = 0.2
         return result
 
-    patch.setattr(routing, "_wait", wait)
+    patch.setattr(reads, "_wait", wait)
 
 
 def never_wait(patch: Patch) -> None:
-    patch.setattr(routing, "_wait", lambda *args: None)
+    patch.setattr(reads, "_wait", lambda *args: None)
 
 
 def ignore_timelines(patch: Patch) -> None:
-    patch.setattr(routing, "floor_reason", lambda floor, timeline: None)
+    patch.setattr(reads, "floor_reason", lambda floor, timeline: None)
 
 
 def merge_by_plain_set(patch: Patch) -> None:
@@ -154,12 +154,12 @@ def bind_no_transaction(patch: Patch) -> None:
 
 
 def pin_nobody(patch: Patch) -> None:
-    original = routing._record
+    original = writes._record
 
     def record(position: Position | None, config: Any) -> Record:
         return original(position or Position(0, 0), config)
 
-    patch.setattr(routing, "_record", record)
+    patch.setattr(writes, "_record", record)
 
 
 def finish_nothing(patch: Patch) -> None:
@@ -179,7 +179,7 @@ def ask_no_other_router(patch: Patch) -> None:
 
 
 def connect_blindly(patch: Patch) -> None:
-    patch.setattr(routing, "_can_connect", lambda alias, monitor: True)
+    patch.setattr(reads, "_can_connect", lambda alias, monitor: True)
     mend_nothing(patch)
 
 

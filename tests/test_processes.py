@@ -20,7 +20,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 
 from django_replica_router import scope
-from django_replica_router.monitor import find_monitor, stop_monitors
+from django_replica_router.registry import find_monitor, stop_monitors
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until, wait_until_routed
@@ -203,7 +203,7 @@ import django
 django.setup()
 from django.db import connections
 from django_replica_router import scope
-from django_replica_router.monitor import find_monitor, get_monitor
+from django_replica_router.registry import find_monitor, get_monitor
 from testproject.notes.models import Note
 
 def read_from_replica():

@@ -14,7 +14,7 @@ from django.test import Client
 from django.views import View
 
 from django_replica_router import current_scope, scope, use_primary, use_replica
-from django_replica_router.monitor import find_monitor
+from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.forms import NoteForm
 from testproject.notes.models import Comment, Note, Tag

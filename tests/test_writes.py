@@ -13,7 +13,7 @@ from django.http import HttpRequest, StreamingHttpResponse
 from django.test import Client
 
 from django_replica_router import note_write
-from django_replica_router import routing as routing_module
+from django_replica_router import writes
 from django_replica_router.identity import digest, user_key
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
@@ -275,7 +275,7 @@ def test_a_write_whose_position_cannot_be_read_pins_its_user(
         message = "server closed the connection unexpectedly"
         raise psycopg.OperationalError(message)
 
-    monkeypatch.setattr(routing_module.postgres, "read_token", fail)
+    monkeypatch.setattr(writes.postgres, "read_token", fail)
     visit(signed_in, lambda request: note.save(), "post")
     monkeypatch.undo()
     record = record_of(ann)

@@ -1,0 +1,166 @@
+"""The threads that look at servers, one each, so that one that hangs delays no other."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from django_replica_router import postgres
+from django_replica_router.policy import ReplicaState
+from django_replica_router.readings import Sample
+
+if TYPE_CHECKING:
+    from django_replica_router.monitor import Monitor
+
+logger = logging.getLogger("django_replica_router")
+
+CONNECT_TIMEOUT = 2.0
+"""Seconds after which a poller gives up connecting."""
+
+_FIRST_CHASE_DELAY = 0.0005
+_LAST_CHASE_DELAY = 0.02
+_MAX_BACKOFF = 15.0
+
+
+class Poller(threading.Thread):
+    """A thread that looks at one server again and again, on a connection of its own."""
+
+    def __init__(self, monitor: Monitor, alias: str) -> None:
+        super().__init__(name=f"replica-router-monitor-{alias}", daemon=True)
+        self.monitor = monitor
+        self.alias = alias
+        self.identity: postgres.ServerIdentity | None = None
+        self._connection: psycopg.Connection[Any] | None = None
+        self._wake = threading.Event()
+        self._failures = 0
+
+    def poke(self) -> None:
+        """Have the next look taken now, unless the server is given time to recover."""
+        if not self._failures:
+            self._wake.set()
+
+    def end(self) -> None:
+        """Have the thread look whether it should stop."""
+        self._wake.set()
+
+    def run(self) -> None:
+        while not self.monitor.stopped:
+            self._wake.clear()  # before the look: a poke during it asks for another
+            try:
+                self.look()
+                self._failures = 0
+                delay = self.next_delay()
+            except Exception as error:  # a server may fail in any way, and the thread goes on
+                self._failures += 1
+                self._close()
+                self.failed(error)
+                delay = min(self.monitor.interval * 2 ** (self._failures - 1), _MAX_BACKOFF)
+            # Jitter, so that many processes do not look at the same moment.
+            self._wake.wait(delay * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
+        self._close()
+
+    def connection(self) -> psycopg.Connection[Any]:
+        """Return the connection, opened anew where it is gone."""
+        if self._connection is None or self._connection.closed:
+            self._connection = postgres.connect(self.alias, CONNECT_TIMEOUT)
+            self.identity = postgres.identify(self._connection)
+        return self._connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def look(self) -> None:
+        raise NotImplementedError
+
+    def failed(self, error: Exception) -> None:
+        raise NotImplementedError
+
+    def next_delay(self) -> float:
+        return self.monitor.interval
+
+
+class PrimaryPoller(Poller):
+    def look(self) -> None:
+        connection = self.connection()
+        at = self.monitor.clock()
+        self.monitor.publish_sample(Sample(at, postgres.sample_primary(connection)))
+
+    def failed(self, error: Exception) -> None:
+        if self._failures == 1:
+            logger.warning("The primary %r cannot be sampled: %s", self.alias, error)
+
+
+class ReplicaPoller(Poller):
+    """Looks at a replica; more often while somebody waits for a position it has not replayed."""
+
+    def __init__(self, monitor: Monitor, alias: str) -> None:
+        super().__init__(monitor, alias)
+        self._chase_delay = _FIRST_CHASE_DELAY
+        self._chase_from: float | None = None
+        self._chased = -1
+        self._catch_up = 0.0
+        self._life: postgres.ServerIdentity | None = None
+
+    def look(self) -> None:
+        connection = self.connection()
+        if self.identity != self._life:
+            # Another server, or the same one started anew, perhaps from an older backup: what the
+            # one before had replayed says nothing.
+            self._life = self.identity
+            self.monitor.forget(self.alias)
+        read_at = self.monitor.clock()
+        answer = postgres.ask_replica(connection)
+        state = self._state(answer)
+        replayed = -1 if answer.replayed is None else answer.replayed
+        self._follow_chase(replayed)
+        self.monitor.publish_reading(self.alias, state, replayed, read_at, self._catch_up)
+
+    def _state(self, answer: postgres.ReplicaAnswer) -> ReplicaState:
+        primary = self.monitor.primary_identity
+        if primary is None:
+            return ReplicaState.UNKNOWN
+        if not answer.in_recovery:
+            return ReplicaState.NOT_IN_RECOVERY
+        if self.identity is None or self.identity.system != primary.system:
+            return ReplicaState.FOREIGN
+        if answer.replayed is None:
+            return ReplicaState.NO_POSITION
+        return ReplicaState.STREAMING
+
+    def _follow_chase(self, replayed: int) -> None:
+        if self._chase_from is None:
+            wanted = self.monitor.wanted
+            if replayed >= wanted.lsn > self._chased:
+                # There before anybody looked: it took no longer than this.
+                elapsed = self.monitor.clock() - wanted.written_at
+                self._chased, self._catch_up = wanted.lsn, min(self._catch_up, elapsed)
+            return
+        elapsed = self.monitor.clock() - self._chase_from
+        if replayed >= self._chased:
+            self._catch_up = elapsed
+            self._chase_from = None
+        else:
+            self._catch_up = max(self._catch_up, elapsed)
+
+    def next_delay(self) -> float:
+        wanted = self.monitor.wanted
+        reading = self.monitor.readings[self.alias]
+        if reading.state is not ReplicaState.STREAMING or reading.watermark >= wanted.lsn:
+            return self.monitor.interval
+        if self._chase_from is None:
+            self._chase_from, self._chased = wanted.written_at, wanted.lsn
+            self._chase_delay = _FIRST_CHASE_DELAY
+        # The longer it lasts, the less it matters to see the end of it at once.
+        elapsed = self.monitor.clock() - self._chase_from
+        delay = min(self._chase_delay, max(_LAST_CHASE_DELAY, elapsed / 50), self.monitor.interval)
+        self._chase_delay *= 2
+        return delay
+
+    def failed(self, error: Exception) -> None:
+        self.monitor.lose(self.alias, ReplicaState.UNREACHABLE, error)

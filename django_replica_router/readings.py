@@ -1,0 +1,52 @@
+"""What one look at a server tells. Values only."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from django_replica_router.policy import ReplicaState
+from django_replica_router.tokens import Position
+
+
+class Sample(NamedTuple):
+    """The primary's position, and a moment at which it was not yet passed.
+
+    Args:
+        at: ``time.monotonic()`` just before the primary was asked: whatever was committed before
+            lies at or before the position.
+        position: the position.
+    """
+
+    at: float
+    position: Position
+
+
+class Wanted(NamedTuple):
+    """The highest position that somebody waits for.
+
+    Args:
+        lsn: the position.
+        written_at: about when it was written.
+    """
+
+    lsn: int = -1
+    written_at: float = -math.inf
+
+
+class Reading(NamedTuple):
+    """What one look at a replica has told.
+
+    Args:
+        state: its health.
+        watermark: the highest LSN it was seen to have replayed, or -1.
+        fresh_at: moment of the newest sample of the primary that it has replayed.
+        read_at: moment of the look.
+        catch_up: seconds from a write to its replay, the last time that a token told.
+    """
+
+    state: ReplicaState = ReplicaState.UNKNOWN
+    watermark: int = -1
+    fresh_at: float = -math.inf
+    read_at: float = -math.inf
+    catch_up: float = 0.0
