@@ -251,7 +251,7 @@ class TestCluster:
             _ = cluster.primary
 
     def test_nothing_is_left_after_an_exception(self) -> None:
-        """Processes, directory and shared memory are gone when the block is left by an exception."""
+        """After an exception in the block processes, directory and shared memory are gone."""
 
         class SomeError(Exception):
             pass
@@ -346,6 +346,20 @@ class TestReplica:
         replica.wait_replayed(lsn)
         assert reads(replica, "cut off")
 
+    def test_cut_of_a_paused_replica(self, primary: PostgresServer, replica: ReplicaServer) -> None:
+        """A paused replica is cut off at once, and receives again when it has been resumed."""
+        replica.pause()
+        replica.cut()
+        received = received_lsn(replica)
+        lsn = write(primary, "paused and cut off")
+        assert received_lsn(replica) == received
+
+        replica.reconnect()
+        replica.resume()
+
+        replica.wait_replayed(lsn)
+        assert reads(replica, "paused and cut off")
+
     def test_reconnect_does_not_wait_for_a_stopped_primary(
         self, cluster: Cluster, primary: PostgresServer, replica: ReplicaServer
     ) -> None:
@@ -380,7 +394,7 @@ class TestReplica:
             replica.wait_replayed(1, timeout=0.1)
 
     def test_failover(self) -> None:
-        """After the primary's death a replica is promoted, others follow it and new ones are made of it."""
+        """A promoted replica takes over: others follow it, and new ones are made of it."""
         with Cluster(replicas=2, cache=False) as cluster:
             first, second = cluster.replicas
             cluster.primary.execute("CREATE TABLE note (text text)", dbname="app")
@@ -644,7 +658,7 @@ class TestStart:
     def test_refused_database(self) -> None:
         """What fails after the servers have started stops them all."""
         with pytest.raises(psycopg.errors.DuplicateDatabase):
-            Cluster(databases=["template1"]).start()
+            Cluster(replicas=0, databases=["template1"]).start()
 
     def test_taken_port_is_left_for_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A port that someone takes between choosing and using it is replaced by another."""
@@ -731,7 +745,7 @@ sys.stdin.read()
             assert parent.stdout is not None
             directory, pids = json.loads(parent.stdout.readline())
             assert len(pids) > 10
-            assert not any(map(is_gone, pids))
+            assert Path(directory).exists()
             if number is not None:
                 parent.send_signal(number)
             parent.stdin.close()

@@ -63,9 +63,10 @@ print("done")
 
 def test_several_primaries_each_have_their_replicas(tmp_path: Any) -> None:
     """Tokens, replicas and writes of two clusters have nothing to do with each other."""
-    with Cluster(replicas=1, cache=True, databases=("app",)) as first, Cluster(
-        replicas=1, cache=False, databases=("app",)
-    ) as second:
+    with (
+        Cluster(replicas=1, cache=True, databases=("app",)) as first,
+        Cluster(replicas=1, cache=False, databases=("app",)) as second,
+    ):
         variables = environment(first)
         databases = json.loads(variables["TESTPROJECT_DATABASES"])
         others = second.django_databases("app")

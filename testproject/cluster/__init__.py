@@ -1,10 +1,11 @@
-"""Real PostgreSQL and Valkey servers on loopback ports, for the tests, the demo and the benchmarks."""
+"""Real PostgreSQL and Valkey servers for the tests, the demo and the benchmarks."""
 
 from __future__ import annotations
 
 from testproject.cluster.cluster import Cluster
 from testproject.cluster.errors import ClusterError
-from testproject.cluster.postgres import PostgresServer, ReplicaServer
+from testproject.cluster.postgres import PostgresServer
+from testproject.cluster.replica import ReplicaServer
 from testproject.cluster.valkey import ValkeyServer
 
 __all__ = ["Cluster", "ClusterError", "PostgresServer", "ReplicaServer", "ValkeyServer"]

@@ -18,7 +18,8 @@ from psycopg import sql
 
 from testproject.cluster.binaries import PostgresBinaries, find_postgres, find_valkey
 from testproject.cluster.errors import ClusterError
-from testproject.cluster.postgres import PostgresServer, ReplicaServer
+from testproject.cluster.postgres import PostgresServer
+from testproject.cluster.replica import ReplicaServer
 from testproject.cluster.server import Server
 from testproject.cluster.valkey import ValkeyServer
 from testproject.cluster.workspace import Workspace
@@ -28,6 +29,8 @@ NOT_RUNNING = "The cluster is not running. Call start() first."
 
 class Cluster:
     """Real servers in a temporary directory, which leave nothing behind.
+
+    The directory is in TMPDIR if that is set, else in memory if there is enough of it.
 
     Args:
         replicas: how many hot standbys there are, named ``replica1``, ``replica2`` and so on.

@@ -1,11 +1,8 @@
-"""PostgreSQL servers: a primary, and replicas that can be delayed, paused, cut off and promoted."""
+"""A PostgreSQL server: data directory, process, settings, queries."""
 
 from __future__ import annotations
 
 import ctypes
-import math
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from signal import SIGINT, SIGQUIT, SIGTERM
 from typing import Any
@@ -15,7 +12,6 @@ from psycopg import sql
 
 from testproject.cluster.binaries import PostgresBinaries
 from testproject.cluster.errors import ClusterError
-from testproject.cluster.processes import send_signal
 from testproject.cluster.server import Server, wait_until
 from testproject.cluster.workspace import Workspace, last_lines
 
@@ -34,7 +30,7 @@ DEFAULT_SETTINGS = {
     # A replica that was cut off finds what it has missed. Not by slots: the slot of a replica that
     # never comes back keeps the WAL for ever.
     "wal_keep_size": "512MB",
-    # A replica tries again after 0.1 s instead of 5 s, and reports every second instead of every 10.
+    # A replica tries again after 0.1 s, not 5 s, and reports every second, not every 10 s.
     "wal_retrieve_retry_interval": "100ms",
     "wal_receiver_status_interval": "1s",
     # A server that is killed loses nothing by this; only a machine that loses power would.
@@ -59,9 +55,6 @@ STOP_SIGNALS = {"smart": SIGTERM, "fast": SIGINT, "immediate": SIGQUIT}
 LOCK_FILE_PID = 0
 LOCK_FILE_SHARED_MEMORY = 6
 LOCK_FILE_STATUS = 7
-
-HELD_BACK = "SELECT pg_is_wal_replay_paused() OR current_setting('recovery_min_apply_delay') <> '0'"
-RECEIVED_FROM = "SELECT status, sender_port FROM pg_stat_wal_receiver"
 
 WAL_PAGE_SIZE = 8192
 WAL_SEGMENT_SIZE = 16 * 1024 * 1024
@@ -144,7 +137,7 @@ class PostgresServer(Server):
         self._stop_by(STOP_SIGNALS[mode])
 
     def kill(self) -> None:
-        """Kill the server with SIGKILL, as a crash would, and return when its processes are gone."""
+        """Kill all processes of the server, as a crash would, and return when they are gone."""
         super().kill()
         # By this segment PostgreSQL would notice survivors of a crash. There are none, and it
         # would outlast the cluster.
@@ -178,7 +171,7 @@ class PostgresServer(Server):
     ) -> list[Row]:
         """Run one statement on a connection of its own, and return the rows."""
         with self.connect(dbname) as connection:
-            return _rows(connection, query, params)
+            return fetch_rows(connection, query, params)
 
     def _value(self, query: str) -> Any:
         return self.execute(query)[0][0]
@@ -213,7 +206,7 @@ class PostgresServer(Server):
         with self.connect() as connection:
             # Not waiting for replicas, whatever the server's setting: they may be cut off.
             connection.execute("SET synchronous_commit = local")
-            [(lsn,)] = _rows(connection, "SELECT pg_current_wal_insert_lsn() - '0/0'")
+            [(lsn,)] = fetch_rows(connection, "SELECT pg_current_wal_insert_lsn() - '0/0'")
             # Records of no transaction may stay in memory for seconds; a commit takes them along.
             connection.execute("SELECT pg_logical_emit_message(true, 'cluster', '')")
         return record_end(int(lsn))
@@ -226,7 +219,7 @@ class PostgresServer(Server):
         with self.connect() as connection:
             for name, value in settings.items():
                 connection.execute(_alter_system(name, value))
-            [(loaded_before,)] = _rows(connection, "SELECT pg_conf_load_time()")
+            [(loaded_before,)] = fetch_rows(connection, "SELECT pg_conf_load_time()")
             connection.execute("SELECT pg_reload_conf()")
         # A new connection each time: the postmaster loads the files and tells its other processes
         # to do so before it makes another one.
@@ -237,180 +230,12 @@ class PostgresServer(Server):
         )
 
 
-class ReplicaServer(PostgresServer):
-    """A hot standby, made with pg_basebackup."""
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        binaries: PostgresBinaries,
-        name: str,
-        upstream: PostgresServer,
-    ) -> None:
-        super().__init__(workspace, binaries, name)
-        self.upstream = upstream
-
-    def copy_upstream(self) -> None:
-        """Fill the data directory with a copy of the upstream's."""
-        self._run(
-            "pg_basebackup",
-            f"--dbname={self._upstream_conninfo()}",
-            f"--pgdata={self.data_directory}",
-            "--write-recovery-conf",
-            "--checkpoint=fast",
-            "--wal-method=stream",
-            "--no-sync",
-            "--no-manifest",
-        )
-
-    def rebuild(self, upstream: PostgresServer) -> None:
-        """Throw the data away and start again from a copy of a primary; the port stays."""
-        self.kill()
-        for path in self.data_directory.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        self.upstream = upstream
-        self.copy_upstream()
-        self.start()
-
-    def _upstream_conninfo(self) -> str:
-        upstream = self.upstream
-        return (
-            f"host={upstream.host} port={upstream.port} user={USER} sslmode=disable "
-            f"application_name={self.name}"
-        )
-
-    def set_delay(self, seconds: float) -> None:
-        """Replay every commit this long after the primary has made it; 0 turns that off."""
-        self.configure(recovery_min_apply_delay=f"{round(seconds * 1000)}ms")
-
-    def pause(self) -> None:
-        """Stop replaying, go on receiving."""
-        with self.connect() as connection:
-            connection.execute("SELECT pg_wal_replay_pause()")
-            [(delay,)] = _rows(connection, "SHOW recovery_min_apply_delay")
-            # A replica that waits out its delay looks at the request only afterwards, yet before
-            # it replays. So ending the wait makes it pause and lets nothing through.
-            if delay != "0":
-                self.configure(recovery_min_apply_delay=0)
-            wait_until(
-                lambda: (
-                    _rows(connection, "SELECT pg_get_wal_replay_pause_state()") == [("paused",)]
-                ),
-                timeout=STATE_TIMEOUT,
-                failure=lambda: f"{self.name} does not pause. {last_lines(self.log_path)}",
-            )
-            if delay != "0":
-                self.configure(recovery_min_apply_delay=delay)
-
-    def resume(self) -> None:
-        """Replay again after ``pause()``."""
-        self.execute("SELECT pg_wal_replay_resume()")
-
-    def cut(self) -> None:
-        """Stop receiving, go on replaying what is there."""
-        self.configure(primary_conninfo="")
-        with self.connect() as connection:
-
-            def has_stopped() -> bool:
-                receivers = _rows(connection, "SELECT pid FROM pg_stat_wal_receiver")
-                # A replica that is paused or delayed would do it only when it replays again.
-                for (pid,) in receivers:
-                    send_signal(pid, SIGTERM)
-                return not receivers
-
-            wait_until(
-                has_stopped,
-                timeout=STATE_TIMEOUT,
-                failure=lambda: f"{self.name} goes on receiving. {last_lines(self.log_path)}",
-            )
-
-    def reconnect(self) -> None:
-        """Receive from the upstream again, and return when it does so.
-
-        It is not waited for if the upstream is down, nor on a paused or delayed replica, which may
-        begin to receive only when it replays again.
-        """
-        self.configure(primary_conninfo=self._upstream_conninfo())
-        if not self.upstream.is_running:
-            return
-        with self.connect() as connection:
-            if _rows(connection, HELD_BACK) == [(True,)]:
-                return
-            wait_until(
-                lambda: _rows(connection, RECEIVED_FROM) == [("streaming", self.upstream.port)],
-                timeout=STATE_TIMEOUT,
-                failure=lambda: (
-                    f"{self.name} receives nothing from {self.upstream.name}. "
-                    f"{last_lines(self.log_path)}"
-                ),
-            )
-
-    def follow(self, primary: PostgresServer) -> None:
-        """Receive from another primary, also over the change of timeline that a promotion makes."""
-        self.upstream = primary
-        self.configure(recovery_target_timeline="latest")
-        self.reconnect()
-
-    def promote(self) -> None:
-        """Make the replica a primary, and return when it is one."""
-        seconds = math.ceil(STATE_TIMEOUT)
-        if not self._value(f"SELECT pg_promote(wait => true, wait_seconds => {seconds})"):
-            raise ClusterError(
-                f"{self.name} was not promoted within {seconds} s. {last_lines(self.log_path)}"
-            )
-
-    def replay_lsn(self) -> int:
-        """Return the position up to which the replica has replayed."""
-        return int(self._value("SELECT pg_last_wal_replay_lsn() - '0/0'"))
-
-    def wait_replayed(self, lsn: int, timeout: float = 10.0) -> None:
-        """Return when the replica has replayed up to an LSN."""
-        deadline = time.monotonic() + timeout
-        target = record_end(lsn)
-        replayed = 0
-
-        def has_replayed() -> bool:
-            nonlocal replayed
-            [(position,)] = _rows(connection, "SELECT pg_last_wal_replay_lsn() - '0/0'")
-            replayed = int(position)
-            return replayed >= target
-
-        try:
-            with self.connect(connect_timeout=max(1.0, timeout)) as connection:
-                wait_until(
-                    has_replayed,
-                    timeout=max(0.0, deadline - time.monotonic()),
-                    failure=lambda: (
-                        f"{self.name} has replayed up to {_text(replayed)}, "
-                        f"not up to {_text(target)}."
-                    ),
-                )
-        except psycopg.OperationalError as error:
-            raise ClusterError(f"{self.name} does not say what it has replayed: {error}") from error
-
-    def heal(self, primary: PostgresServer) -> None:
-        """Undo what was done to a running replica: delay, pause, cut, promotion, another upstream."""
-        # Once promoted, or fed by a promoted one, it has a history that the primary does not have.
-        if not self.is_standby or self.upstream is not primary:
-            self.rebuild(primary)
-            return
-        [(delay, is_paused, conninfo)] = self.execute(
-            "SELECT current_setting('recovery_min_apply_delay'), pg_is_wal_replay_paused(), "
-            "current_setting('primary_conninfo')"
-        )
-        if is_paused:
-            self.resume()
-        if delay != "0":
-            self.set_delay(0)
-        if not conninfo:
-            self.reconnect()
-
-
-def _rows(
+def fetch_rows(
     connection: psycopg.Connection[Row],
     query: str,
     params: Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> list[Row]:
+    """Run one statement, and return the rows if it has any to give."""
     cursor = connection.execute(query.encode(), params)
     return cursor.fetchall() if cursor.description else []
 
@@ -422,11 +247,6 @@ def _alter_system(name: str, value: str | float | None) -> sql.Composed:
     if isinstance(value, bool):
         value = "on" if value else "off"
     return sql.SQL("ALTER SYSTEM SET {} = {}").format(setting, sql.Literal(str(value)))
-
-
-def _text(lsn: int) -> str:
-    """Return an LSN as PostgreSQL writes it."""
-    return f"{lsn >> 32:X}/{lsn & 0xFFFF_FFFF:X}"
 
 
 def _remove_shared_memory(segment: int) -> None:

@@ -1,8 +1,9 @@
 """Processes by their ids: children, signals, and the end of what a killed parent has left behind.
 
-The last is why this file has only the standard library to work with: run as a script it is the watchdog of a
-cluster. It waits for the end of its standard input, a pipe whose other end the parent holds and loses however it
-dies, SIGKILL included. Then it stops the recorded servers and removes their directory.
+The last is why this file makes do with the standard library: run as a script it is the watchdog of
+a cluster. It waits for the end of its standard input, a pipe whose other end the parent holds and
+loses however it dies, SIGKILL included. Then it ends the recorded servers and removes their
+directory.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ POLL_INTERVAL = 0.002
 
 
 def stat_fields(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name, which may itself hold spaces and brackets."""
+    """Return the fields of /proc/PID/stat after the name, which may hold spaces and brackets."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def start_time(pid: int) -> str:
-    """Return what tells a process from a later one with the same id, as far as the system says it."""
+    """Return what tells a process from a later one with the same id, if the system says it."""
     try:
         return stat_fields(pid)[19]
     except OSError:

@@ -129,7 +129,7 @@ class Server:
         )
 
     def _require_address_in_use(self, code: int, already_written: int) -> None:
-        """Raise unless the server ended because its port was taken between choosing and using it."""
+        """Raise unless the server ended because someone else has its port."""
         if b"Address already in use" not in self.log_path.read_bytes()[already_written:]:
             raise ClusterError(
                 f"{self.name} ended with exit code {code} while it started. "
@@ -162,7 +162,7 @@ class Server:
         self._discard_process()
 
     def kill(self) -> None:
-        """Kill the server with SIGKILL, as a crash would, and return when its processes are gone."""
+        """Kill all processes of the server, as a crash would, and return when they are gone."""
         process = self._process
         if process is not None and process.poll() is None and not kill_family(process.pid):
             raise ClusterError(f"{self.name} (pid {process.pid}) survives SIGKILL.")

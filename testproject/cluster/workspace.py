@@ -34,7 +34,7 @@ class Account:
 
     @classmethod
     def for_servers(cls) -> Account:
-        """Return the present user; for root, as whom PostgreSQL does not run, an unprivileged one."""
+        """Return the present user or, as PostgreSQL does not run as root, another one for root."""
         uid = os.geteuid()
         if uid != 0:
             return cls(name=f"with uid {uid}", uid=uid, gid=os.getegid())
