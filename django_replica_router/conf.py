@@ -98,6 +98,7 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "INTERVAL": _POSITIVE,
     "CACHE": (_is_text, "the alias of a cache"),
     "PRIMARY_ONLY": _TEXTS,
+    "MONOTONIC_READS": (_is_bool, "True or False"),
     "SAFE_METHODS": _TEXTS,
     "BALANCER": (_is_text, f"one of {', '.join(BALANCERS)}, or the dotted path of a callable"),
     "IDENTITY": (_is_optional_text, "None or the dotted path of a callable"),
@@ -118,6 +119,7 @@ class Config:
     INTERVAL: float = 1.0
     CACHE: str = "default"
     PRIMARY_ONLY: Sequence[str] = ()
+    MONOTONIC_READS: bool = True
     SAFE_METHODS: Sequence[str] = ("GET", "HEAD", "OPTIONS", "TRACE")
     BALANCER: str = "rendezvous"
     IDENTITY: str | None = None

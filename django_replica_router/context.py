@@ -15,13 +15,16 @@ _MAX_DECISIONS = 1000
 
 
 class Identity(Protocol):
-    """Whom a scope works for, as far as that is known at the moment."""
+    """Whom a scope works for, as far as that is known at the moment. Keys of the token store."""
 
     settled: bool
     """No later look can find more."""
 
-    def sessions(self) -> tuple[str, ...]:
-        """Return the keys of what the reader carries: session cookie, credential."""
+    def session(self) -> str | None:
+        """Return the key of the session cookie."""
+
+    def credential(self) -> str | None:
+        """Return the key of the credential in the headers."""
 
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users that are known so far, without any query."""
@@ -65,9 +68,11 @@ class ClusterScope:
         wrote: the scope has written to it; never taken back.
         failed: a replica failed under the scope; the rest is read from the primary.
         pending: the writes that no token covers yet.
+        seen_on: the server that the scope was sent to although its reader usually meets another;
+            what the reader has seen there must not be missing the next time.
         floor: what the reader must see; None until the store was asked.
+        records: what the store knows of the reader, by key.
         seen_users: the users whose records are in the floor.
-        sessions: what the store knew of each session and credential that the reader carries.
         store_failed: the store could not be read.
         choices: the decision that holds for the rest of the scope, by allowed lag.
         entered: replicas that the scope is counted for as in flight.
@@ -77,9 +82,10 @@ class ClusterScope:
     wrote: bool = False
     failed: bool = False
     pending: WriteMark | None = None
+    seen_on: str | None = None
     floor: Floor | None = None
+    records: dict[str, Record | None] = field(default_factory=dict)
     seen_users: tuple[str, ...] = ()
-    sessions: dict[str, Record | None] = field(default_factory=dict)
     store_failed: bool = False
     choices: dict[float, Decision] = field(default_factory=dict)
     entered: list[str] = field(default_factory=list)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import time
 
 from django_replica_router.conf import Config
-from django_replica_router.context import Scope
+from django_replica_router.context import ClusterScope, Scope
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import Floor, Record
+
+EVERYBODY = "everybody"
+"""Key of the record that is a floor for every reader.
+
+It holds the position at which the store began to remember, so that a reader whom the store does
+not know has written nothing since; and the position of the last migration. Where it is missing,
+the store has been emptied, and nobody's silence means anything.
+"""
 
 
 def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
@@ -21,44 +29,57 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
     """
     state = scope.cluster(primary)
     users = scope.identity.users()
-    floor = state.floor
-    if floor is None:
-        sessions = scope.identity.sessions()
-        new_users = users
-        floor = Floor()
-    elif users == state.seen_users:
-        return floor
+    if state.floor is not None and users == state.seen_users:
+        return state.floor
+    if state.floor is None:
+        carried = (EVERYBODY, scope.identity.session(), scope.identity.credential())
+        _load(primary, state, config, *(key for key in carried if key), *users)
     else:
-        sessions = ()
-        new_users = tuple(user for user in users if user not in state.seen_users)
-    records = _load(primary, (*sessions, *new_users), config)
-    state.sessions |= {session: records[session] for session in sessions}
-    owners = {record.owner for record in records.values() if record is not None and record.owner}
-    owners -= {*new_users, *state.seen_users}
-    records |= _load(primary, tuple(owners), config)
+        _load(primary, state, config, *users)
+    owners = {record.owner for record in state.records.values() if record and record.owner}
+    _load(primary, state, config, *owners)
     now_ms = wall_clock_ms()
-    for record in records.values():
+    floor = Floor()
+    for key, record in state.records.items():
         if record is not None:
-            floor = floor.raised_by(record, now_ms)
+            # What binds everybody does so for as long as it stands.
+            floor = floor.raised_by(record, 0 if key == EVERYBODY else now_ms)
     state.floor, state.seen_users = floor, users
     return floor
 
 
-def _load(primary: str, keys: tuple[str, ...], config: Config) -> dict[str, Record | None]:
-    if not keys:
-        return {}
-    store = get_store(config.CACHE)
-    return dict(zip(keys, store.load([store_key(primary, key) for key in keys]), strict=True))
+def _load(primary: str, state: ClusterScope, config: Config, *keys: str) -> None:
+    new = [key for key in keys if key not in state.records]
+    if new:
+        found = get_store(config.CACHE).load([store_key(primary, key) for key in new])
+        state.records.update(zip(new, found, strict=True))
+
+
+def known_owners(state: ClusterScope) -> tuple[str, ...]:
+    """Return the users whom the records of session and credential name."""
+    return tuple({record.owner for record in state.records.values() if record and record.owner})
 
 
 def store_key(primary: str, key: str) -> str:
+    """Return the key under which the store keeps a record of one cluster."""
     return f"rr:{primary}:{key}"
 
 
 def wall_clock_ms() -> int:
+    """Return the time of day in milliseconds: it passes between processes."""
     return round(time.time() * 1000)
 
 
 def expiry_ms(config: Config) -> int:
     """Return when a token that is taken now expires."""
     return wall_clock_ms() + round(config.TOKEN_TTL * 1000)
+
+
+def record_of_everybody(record: Record | None, timeline: int | None) -> Record | None:
+    """Return the record that binds everybody, or None where it does not hold.
+
+    One of an older timeline does not: what it counts as lying before it may lie behind the fork.
+    """
+    if record is None or (timeline is not None and record.position.timeline < timeline):
+        return None
+    return record

@@ -46,28 +46,30 @@ class RequestIdentity:
     runs queries. What Django has loaded already lies in the objects' own dictionaries.
     """
 
-    __slots__ = ("_extra", "_found", "_sessions", "request", "settled")
+    __slots__ = ("_credential", "_extra", "_found", "_session", "request", "settled")
 
     def __init__(self, request: HttpRequest) -> None:
         self.request = request
         self.settled = False
-        self._sessions: tuple[str, ...] | None = None
+        # None until somebody asks, "" where the request carries none.
+        self._session: str | None = None
+        self._credential: str | None = None
         self._found: tuple[str, ...] = ()
         self._extra: tuple[str, ...] | None = None
 
-    def sessions(self) -> tuple[str, ...]:
-        """Return the keys of the session cookie and of the credential in the headers."""
-        if self._sessions is None:
-            self._sessions = tuple(self._carried())
-        return self._sessions
+    def session(self) -> str | None:
+        """Return the key of the session cookie."""
+        if self._session is None:
+            cookie = self.request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+            self._session = digest("session", cookie) if cookie else ""
+        return self._session or None
 
-    def _carried(self) -> Iterable[str]:
-        cookie = self.request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-        if cookie:
-            yield digest("session", cookie)
-        credential = self.request.META.get("HTTP_AUTHORIZATION")
-        if credential:
-            yield digest("credential", credential)
+    def credential(self) -> str | None:
+        """Return the key of the ``Authorization`` header."""
+        if self._credential is None:
+            value = self.request.META.get("HTTP_AUTHORIZATION")
+            self._credential = digest("credential", value) if value else ""
+        return self._credential or None
 
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users found so far: a request that logs in may have two."""
@@ -130,12 +132,13 @@ class RequestIdentity:
         session = self.request.__dict__.get("session")
         return bool(getattr(session, "__dict__", {}).get("_session_cache"))
 
-    def sent_sessions(self, response: HttpResponseBase) -> tuple[str, ...]:
-        """Return the key of the session cookie that the response sets."""
+    def sent_session(self, response: HttpResponseBase) -> str | None:
+        """Return the key of the session cookie that the response sets, where it is a new one."""
         cookie = getattr(response, "cookies", {}).get(settings.SESSION_COOKIE_NAME)
         if cookie is None or not cookie.value:
-            return ()
-        return (digest("session", cookie.value),)
+            return None
+        key = digest("session", cookie.value)
+        return None if key == self.session() else key
 
 
 class NamedIdentity:
@@ -150,9 +153,11 @@ class NamedIdentity:
         )
         self._users = tuple(key for key in keys if key is not None)
 
-    def sessions(self) -> tuple[str, ...]:
-        """Return nothing: there is no cookie."""
-        return ()
+    def session(self) -> None:
+        """Return None: there is no cookie."""
+
+    def credential(self) -> None:
+        """Return None: there are no headers."""
 
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users who were named."""

@@ -43,7 +43,7 @@ class ReplicaRouterMiddleware:
         with _inside(scope):
             try:
                 response: HttpResponseBase = self.get_response(request)
-                finish_scope(scope, identity.sent_sessions(response))
+                finish_scope(scope, identity.sent_session(response))
                 streams = _wrap_stream(response, scope)
             except BaseException:
                 finish_scope(scope)
@@ -60,7 +60,7 @@ class ReplicaRouterMiddleware:
         with _inside(scope):
             try:
                 response: HttpResponseBase = await self.get_response(request)
-                sent = identity.sent_sessions(response)
+                sent = identity.sent_session(response)
                 if needs_finish(scope, sent):
                     await sync_to_async(finish_scope)(scope, sent)
                 streams = _wrap_stream(response, scope)

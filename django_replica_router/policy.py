@@ -23,6 +23,7 @@ class Reason(enum.Enum):
     STORE_ERROR = "the token store cannot be read"
     UNKNOWN_SESSION = "the token store does not know this session or credential"
     UNRECORDED_WRITE = "a write of this user could not be located in the WAL"
+    EMPTY_STORE = "the token store has been emptied"
     EPOCH = "the token is of another timeline than the primary"
     NO_TOKEN = "nothing has to be waited for"  # noqa: S105 - a name, not a secret
     CAUGHT_UP = "the replica has replayed the token"
@@ -148,7 +149,7 @@ def floor_reason(floor: Floor, timeline: int | None) -> Reason | None:
     """
     if floor.pinned:
         return Reason.UNRECORDED_WRITE
-    if timeline is not None and floor.position.timeline not in (0, timeline):
+    if timeline is not None and floor.position.timeline > timeline:
         return Reason.EPOCH
     return None
 

@@ -12,8 +12,14 @@ from django.db import connections
 from django_replica_router.balancers import get_balancer, least_in_flight
 from django_replica_router.conf import Config
 from django_replica_router.context import ClusterScope, Frame, Scope
-from django_replica_router.errors import StoreError
-from django_replica_router.floors import expiry_ms, load_floor
+from django_replica_router.errors import ReplicaRouterError, StoreError
+from django_replica_router.floors import (
+    EVERYBODY,
+    expiry_ms,
+    known_owners,
+    load_floor,
+    record_of_everybody,
+)
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import (
     Decision,
@@ -27,16 +33,35 @@ from django_replica_router.policy import (
 )
 from django_replica_router.registry import get_monitor
 from django_replica_router.tokens import Floor, Position
-from django_replica_router.writes import locate
+from django_replica_router.writes import locate, store_for_everybody
 
 logger = logging.getLogger("django_replica_router")
+
+
+# What a reader sees on the primary for one of these reasons is not remembered: the read is not the
+# scope's own choice of a server, or there is nobody to remember it for, or nothing to keep it in.
+_UNSEEN = frozenset(
+    [
+        Reason.DISABLED,
+        Reason.MODEL,
+        Reason.NO_SCOPE,
+        Reason.EVENT_LOOP,
+        Reason.UNKNOWN_SESSION,
+        Reason.STORE_ERROR,
+    ]
+)
 
 
 def route_read(primary: str, model: Any, config: Config, frame: Frame) -> str:
     """Return the alias that serves a read of that model in the cluster of that primary."""
     decision = _decide(primary, model, config, frame)
-    if frame.scope is not None and frame.scope.decisions is not None:
-        frame.scope.note_decision(decision)
+    scope = frame.scope
+    if scope is not None:
+        is_seen = decision.alias == primary and decision.reason not in _UNSEEN
+        if is_seen and config.MONOTONIC_READS:
+            scope.cluster(primary).seen_on = primary
+        if scope.decisions is not None:
+            scope.note_decision(decision)
     return decision.alias
 
 
@@ -66,7 +91,7 @@ def _decide(primary: str, model: Any, config: Config, frame: Frame) -> Decision:
     max_lag = config.MAX_LAG
     if asked_for_replica and override is not None and override.max_lag is not None:
         max_lag = override.max_lag
-    return _decide_by_token(primary, scope, max_lag, config)
+    return _decide_by_token(primary, model, scope, max_lag, config)
 
 
 def _replica_in_atomic(primary: str, config: Config) -> str | None:
@@ -78,7 +103,9 @@ def _replica_in_atomic(primary: str, config: Config) -> str | None:
     return None
 
 
-def _decide_by_token(primary: str, scope: Scope, max_lag: float, config: Config) -> Decision:
+def _decide_by_token(
+    primary: str, model: Any, scope: Scope, max_lag: float, config: Config
+) -> Decision:
     state = scope.cluster(primary)
     users = scope.identity.users()
     choice = state.choices.get(max_lag)
@@ -88,12 +115,43 @@ def _decide_by_token(primary: str, scope: Scope, max_lag: float, config: Config)
         # Asking the store or a replica would block the loop. The query itself runs in a thread
         # and asks again there.
         return Decision(primary, Reason.EVENT_LOOP)
-    decision = _decide_anew(primary, scope, state, max_lag, config, choice)
-    state.choices[max_lag] = decision
+    try:
+        floor = load_floor(primary, scope, config)
+    except StoreError as error:
+        logger.warning("%s", error)
+        state.store_failed = True
+        return state.choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
+    if choice is None and _identifies_unknown_reader(model, scope, state):
+        return Decision(primary, Reason.UNKNOWN_SESSION)
+    decision = _decide_anew(primary, scope, floor, max_lag, config, choice)
+    if choice is None:
+        decision = state.choices.setdefault(max_lag, decision)  # another thread may have been first
+    else:
+        state.choices[max_lag] = decision
     if config.BALANCER == "least_in_flight" and decision.alias not in (primary, *state.entered):
         least_in_flight.enter(decision.alias)
         state.entered.append(decision.alias)
     return decision
+
+
+def _identifies_unknown_reader(model: Any, scope: Scope, state: ClusterScope) -> bool:
+    """Tell whether the read may be the one that finds out who the reader is.
+
+    Where the store does not know whose session or credential this is, nobody's token protects
+    that row: it may have been inserted a moment ago, or deleted from another device.
+    """
+    if state.seen_users or known_owners(state):
+        return False
+    credential = scope.identity.credential()
+    if credential is not None and state.records.get(credential) is None:
+        return True  # its row may be in any table
+    session = scope.identity.session()
+    return (
+        session is not None
+        and state.records.get(session) is None
+        # Every session model has it: AbstractBaseSession.
+        and hasattr(model, "get_session_store_class")
+    )
 
 
 def _in_event_loop() -> bool:
@@ -103,47 +161,59 @@ def _in_event_loop() -> bool:
 def _decide_anew(
     primary: str,
     scope: Scope,
-    state: ClusterScope,
+    floor: Floor,
     max_lag: float,
     config: Config,
     choice: Decision | None,
 ) -> Decision:
-    try:
-        floor = load_floor(primary, scope, config)
-    except StoreError as error:
-        logger.warning("%s", error)
-        state.store_failed = True
-    if state.store_failed:
-        return Decision(primary, Reason.STORE_ERROR)
-    if None in state.sessions.values():
-        return Decision(primary, Reason.UNKNOWN_SESSION)
+    state = scope.cluster(primary)
+    weights = config.topology.clusters[primary]
+    monitor = get_monitor(primary, tuple(weights), config.interval)
+    if record_of_everybody(state.records.get(EVERYBODY), monitor.timeline) is None:
+        _begin_to_remember(primary, config)
+        return Decision(primary, Reason.EMPTY_STORE)
     if state.pending is not None:
         # use_replica after a write of this very scope: the replica must have that, too.
         written = locate(primary, state.pending)
         if written is None:
             return Decision(primary, Reason.UNRECORDED_WRITE)
         floor = Floor(max(floor.position, written), floor.pinned, expiry_ms(config))
-    weights = config.topology.clusters[primary]
-    monitor = get_monitor(primary, tuple(weights), config.interval)
     reason = floor_reason(floor, monitor.timeline)
     if reason is not None:
         return Decision(primary, reason)
     if state.wait_left is None:
         state.wait_left = config.WAIT
-    order = _rank(scope, weights, config)
+    order = _rank(scope, state, weights, config)
+    preferred = order[:1]
     if choice is not None:
         # The user became known. Two reads of one request never go to two replicas: the one that
         # has served so far must pass again, or the primary takes over.
         order = [choice.alias]
     # Wall clocks of two machines may differ: good enough to guess how long to wait.
     age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
-    return _choose(primary, state, monitor, order, Target(floor.position, age, max_lag))
+    decision = _choose(primary, state, monitor, order, Target(floor.position, age, max_lag))
+    if config.MONOTONIC_READS and decision.alias not in (primary, *preferred):
+        state.seen_on = decision.alias
+    return decision
 
 
-def _rank(scope: Scope, weights: Mapping[str, float], config: Config) -> list[str]:
-    # The session comes first: it is there from the first read of a request on, the user is not.
-    names = scope.identity.sessions() or scope.identity.users()
-    ranked = get_balancer(config.BALANCER)(names[0] if names else "", weights)
+def _begin_to_remember(primary: str, config: Config) -> None:
+    try:
+        store_for_everybody(primary, config, None)
+    except ReplicaRouterError as error:
+        logger.warning("%s", error)
+
+
+def _rank(
+    scope: Scope, state: ClusterScope, weights: Mapping[str, float], config: Config
+) -> list[str]:
+    """Return the replicas in the order in which the reader should meet them.
+
+    By the user where one is known, so that all devices of a user meet the same replica.
+    """
+    carried = (scope.identity.session(), scope.identity.credential())
+    names = (*state.seen_users, *known_owners(state), *(key for key in carried if key), "")
+    ranked = get_balancer(config.BALANCER)(names[0], weights)
     return [alias for alias in ranked if alias in weights]
 
 

@@ -12,12 +12,17 @@ from django_replica_router import postgres, signals
 from django_replica_router.balancers import least_in_flight
 from django_replica_router.conf import Config, get_config
 from django_replica_router.context import ClusterScope, Scope, WriteMark, current_scope
-from django_replica_router.errors import ConfigurationError, StoreError
-from django_replica_router.floors import expiry_ms, load_floor, store_key
+from django_replica_router.errors import ConfigurationError, PositionError, StoreError
+from django_replica_router.floors import EVERYBODY, expiry_ms, known_owners, load_floor, store_key
+from django_replica_router.registry import find_monitor
 from django_replica_router.stores import get_store
-from django_replica_router.tokens import NOWHERE, Position, Record
+from django_replica_router.tokens import Position, Record
 
 logger = logging.getLogger("django_replica_router")
+
+# The record for everybody binds as long as it is there. It may vanish: it is made anew then.
+_EVERYBODY_LIFE = 30 * 24 * 60 * 60.0
+_FOR_EVER_MS = (1 << 48) - 1
 
 
 def note_write(using: str | None = None) -> None:
@@ -74,27 +79,27 @@ def _report_unrecorded(primary: str, error: Exception) -> None:
     signals.write_unrecorded.send_robust(sender=primary, error=error)
 
 
-def finish_scope(scope: Scope, sent_sessions: tuple[str, ...] = ()) -> None:
-    """Store what the scope's user must see from now on. Never raises.
+def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
+    """Store what the scope's reader must see from now on. Never raises.
 
     May be called again: what was stored is not stored twice.
 
     Args:
         scope: the scope that ends, or whose response is about to leave.
-        sent_sessions: keys of the session that the response hands out.
+        sent_session: key of a new session cookie that the response hands out.
     """
     config = get_config()
     for primary, state in list(scope.clusters.items()):
         try:
-            _finish_cluster(primary, scope, state, config, sent_sessions)
+            _finish_cluster(primary, scope, state, config, sent_session)
         except Exception as error:  # the response is ready, and must leave
             _report_unrecorded(primary, error)
 
 
-def needs_finish(scope: Scope, sent_sessions: tuple[str, ...] = ()) -> bool:
+def needs_finish(scope: Scope, sent_session: str | None = None) -> bool:
     """Tell whether ``finish_scope`` has anything to do, without doing any I/O."""
     return any(
-        state.pending is not None or _sessions_to_remember(scope, state, sent_sessions)
+        state.pending is not None or state.seen_on is not None or _links(scope, state, sent_session)
         for state in scope.clusters.values()
     )
 
@@ -106,24 +111,29 @@ def release_scope(scope: Scope) -> None:
             least_in_flight.leave(state.entered.pop())
 
 
-def _sessions_to_remember(
-    scope: Scope, state: ClusterScope, sent_sessions: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Return the sessions whose record does not exist yet, or names another user.
+def _links(scope: Scope, state: ClusterScope, sent_session: str | None) -> tuple[str, ...]:
+    """Return the keys whose record must be written because it does not name the right user.
 
-    Only sessions that turned out to be real: a made-up cookie leaves nothing in the cache.
+    Of the session only where it turned out to be real: a made-up cookie leaves nothing in the
+    store. A credential is noted also where it stands for no user, as that of a whole test site.
     """
-    if state.store_failed or (state.floor is None and not sent_sessions):
+    if state.store_failed:
         return ()
     owner = _owner(scope)
-    if not owner and not scope.identity.has_session_data():
-        return ()
-    known = tuple(
-        session
-        for session, record in state.sessions.items()
-        if record is None or (owner and record.owner != owner)
+    keys = []
+    if owner or scope.identity.has_session_data():
+        keys = [scope.identity.session(), sent_session]
+    keys.append(scope.identity.credential())
+    return tuple(
+        key
+        for key in keys
+        if key and (key in state.records or key == sent_session) and _is_unlinked(state, key, owner)
     )
-    return known + tuple(session for session in sent_sessions if session not in state.sessions)
+
+
+def _is_unlinked(state: ClusterScope, key: str, owner: str) -> bool:
+    record = state.records.get(key)
+    return record is None or (owner != "" and record.owner != owner)
 
 
 def _owner(scope: Scope) -> str:
@@ -132,53 +142,83 @@ def _owner(scope: Scope) -> str:
 
 
 def _finish_cluster(
-    primary: str,
-    scope: Scope,
-    state: ClusterScope,
-    config: Config,
-    sent_sessions: tuple[str, ...],
+    primary: str, scope: Scope, state: ClusterScope, config: Config, sent_session: str | None
 ) -> None:
     pending, state.pending = state.pending, None
-    if pending is None:
-        sessions = _sessions_to_remember(scope, state, sent_sessions)
-        if sessions:
-            # A new cookie for the same reader must bind as much as the one before.
-            floor = load_floor(primary, scope, config)
-            record = _record(None if floor.pinned else floor.position, config)
-            _store(primary, scope, state, config, record, sessions, ())
+    seen_on, state.seen_on = state.seen_on, None
+    if pending is not None:
+        users = _writers(primary, scope, state, config)
+        keys = _carried(scope, sent_session)
+        if users or keys:
+            _store(
+                primary,
+                scope,
+                state,
+                config,
+                _record(locate(primary, pending), config),
+                keys,
+                users,
+            )
         return
-    position = locate(primary, pending)
-    users = _writers(primary, scope, state, config, pending)
-    record = _record(position, config)
-    sessions = (*scope.identity.sessions(), *sent_sessions)
-    _store(primary, scope, state, config, record, sessions, users)
+    if connections[primary].in_atomic_block:
+        return  # the scope lies inside a transaction: what was seen may yet be undone
+    links = _links(scope, state, sent_session)
+    users = {*scope.identity.users(), *known_owners(state)}
+    if not users and not scope.identity.has_session_data():
+        seen_on = None  # there is nobody to remember it for
+    if seen_on is not None or sent_session in links:
+        record = _record(locate_seen(primary, seen_on or primary), config)
+        _store(primary, scope, state, config, record, _carried(scope, sent_session), users)
+    elif links:
+        _store(primary, scope, state, config, Record(), links, ())
+
+
+def _carried(scope: Scope, sent_session: str | None) -> tuple[str, ...]:
+    """Return the keys of what the reader carries, and of what the response hands out."""
+    keys = {scope.identity.session(), scope.identity.credential(), sent_session}
+    return tuple(key for key in keys if key)
 
 
 def _record(position: Position | None, config: Config) -> Record:
     """Return the record of a position, or of a write without one: a pin to the primary."""
-    until_ms = expiry_ms(config)
     if position is None:
-        return Record(pinned_until_ms=until_ms)
-    return Record(position, until_ms if position != NOWHERE else 0)
+        return Record(pinned_until_ms=expiry_ms(config))
+    return Record(position, expiry_ms(config))
 
 
-def _writers(
-    primary: str, scope: Scope, state: ClusterScope, config: Config, pending: WriteMark
-) -> tuple[str, ...]:
+def locate_seen(primary: str, alias: str) -> Position | None:
+    """Return a position at or behind everything that can have been seen on a server by now."""
+    if alias == primary:
+        return locate(primary, WriteMark())
+    monitor = find_monitor(primary)
+    timeline = None if monitor is None else monitor.timeline
+    try:
+        raw = connections[alias].connection
+        if timeline is not None and isinstance(raw, psycopg.Connection):
+            answer = postgres.ask_replica(raw)
+            if answer.in_recovery and answer.replayed is not None:
+                return Position(timeline, answer.replayed)
+    except Exception as error:  # whatever has become of the replica, the primary knows an answer
+        logger.info("Replica %r does not tell what was seen on it: %s", alias, error)
+    return locate(primary, WriteMark())
+
+
+def _writers(primary: str, scope: Scope, state: ClusterScope, config: Config) -> set[str]:
     """Return the keys of the users for whom the scope has written."""
     scope.identity.look_again()
     users = set(scope.identity.users())
-    if not users and scope.identity.sessions():
-        # Nobody has asked who is signed in. The session's record may tell; else its row does.
-        try:
-            load_floor(primary, scope, config)
-        except StoreError:
-            state.store_failed = True
-        users |= {record.owner for record in state.sessions.values() if record and record.owner}
-        if not users and not connections[primary].in_atomic_block:
-            scope.identity.load_user()
-            users |= set(scope.identity.users())
-    return tuple(users)
+    if users or not (scope.identity.session() or scope.identity.credential()):
+        return users
+    # Nobody has asked who is signed in. The session's record may tell; else its row does.
+    try:
+        load_floor(primary, scope, config)
+    except StoreError:
+        state.store_failed = True
+    users = set(known_owners(state))
+    if not users and not connections[primary].in_atomic_block:
+        scope.identity.load_user()
+        users = set(scope.identity.users())
+    return users
 
 
 def _store(
@@ -196,12 +236,31 @@ def _store(
     lives: dict[str, float] = {}
     for session in sessions:
         key = store_key(primary, session)
-        records[key] = record._replace(owner=owner)
+        records[key] = state.records[session] = record._replace(owner=owner)
         lives[key] = max(config.TOKEN_TTL, config.SESSION_TTL if is_real else 0)
-        state.sessions[session] = records[key]
     for user in users:
         key = store_key(primary, user)
         records[key] = record
         lives[key] = config.TOKEN_TTL
-    if records:
-        get_store(config.CACHE).merge(records, lives)
+    get_store(config.CACHE).merge(records, lives)
+
+
+def store_for_everybody(primary: str, config: Config, position: Position | None) -> None:
+    """Make a position of the primary a floor for every reader.
+
+    Args:
+        primary: alias of the primary.
+        config: the settings.
+        position: the position, or None for the present one.
+
+    Raises:
+        StoreError: the store cannot be written.
+        PositionError: the primary does not tell its position.
+    """
+    if position is None:
+        position = locate(primary, WriteMark())
+    if position is None:
+        message = f"{primary!r} does not tell its position in the WAL."
+        raise PositionError(message)
+    key = store_key(primary, EVERYBODY)
+    get_store(config.CACHE).merge({key: Record(position, _FOR_EVER_MS)}, {key: _EVERYBODY_LIFE})

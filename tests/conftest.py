@@ -16,6 +16,7 @@ from django.db import connection, connections
 
 from django_replica_router.conf import get_config
 from django_replica_router.registry import get_monitor, stop_monitors
+from django_replica_router.writes import store_for_everybody
 from django_replica_router.policy import ReplicaState
 from testproject.cluster import Cluster
 from tests.helpers import Served
@@ -81,6 +82,12 @@ def wait_until_routed(replicas: int = 2) -> None:
     wait_until(ready, f"{replicas} replicas in service")
 
 
+def empty_store() -> None:
+    """Let the token store know nobody, and begin to remember now."""
+    caches["default"].clear()
+    store_for_everybody("default", get_config(), None)
+
+
 def clean_up(cluster: Cluster) -> None:
     """Empty tables and cache, and have all replicas run and be caught up."""
     for replica in cluster.replicas:
@@ -91,7 +98,7 @@ def clean_up(cluster: Cluster) -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute(f"TRUNCATE {names}")
-    caches["default"].clear()
+    empty_store()
     cluster.wait_caught_up(TIMEOUT)
 
 
@@ -136,5 +143,5 @@ def ann(cluster: Cluster) -> User:
 
 @pytest.fixture
 def forget_tokens() -> Callable[[], None]:
-    """Empties the token store."""
-    return caches["default"].clear
+    """Empties the token store of all readers."""
+    return empty_store

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from django_replica_router import floors, middleware, observers, policy, reads, stores, writes
+from django_replica_router import middleware, observers, policy, reads, stores, writes
 from django_replica_router.context import ClusterScope
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
-from django_replica_router.policy import ReplicaState
+from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.tokens import Floor, Position, Record
-from tests import test_reads, test_writes
+from tests import test_monotonic, test_reads, test_writes
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
 from tests.test_writes import signed_in  # noqa: F401 - fixture
 
@@ -70,16 +70,20 @@ def link_no_owner(patch: Patch) -> None:
 
 
 def ignore_early_session(patch: Patch) -> None:
-    patch.setattr(RequestIdentity, "sessions", lambda self: ())
+    patch.setattr(RequestIdentity, "session", lambda self: None)
+    patch.setattr(RequestIdentity, "credential", lambda self: None)
 
 
 def trust_unknown_sessions(patch: Patch) -> None:
-    original = floors._load
+    patch.setattr(reads, "_identifies_unknown_reader", lambda *args: False)
 
-    def load(*args: Any) -> dict[str, Record]:
-        return {key: record or Record() for key, record in original(*args).items()}
 
-    patch.setattr(floors, "_load", load)
+def trust_an_empty_store(patch: Patch) -> None:
+    patch.setattr(reads, "record_of_everybody", lambda *args: Record())
+
+
+def forget_what_was_seen(patch: Patch) -> None:
+    patch.setattr(reads, "_UNSEEN", frozenset(Reason))
 
 
 def take_store_errors_for_no_token(patch: Patch) -> None:
@@ -101,9 +105,9 @@ def forget_late_users(patch: Patch) -> None:
 def forget_choices(patch: Patch) -> None:
     original = reads._decide_by_token
 
-    def decide(primary: str, scope: Any, *args: Any) -> Any:
+    def decide(primary: str, model: Any, scope: Any, *args: Any) -> Any:
         scope.cluster(primary).choices.clear()
-        return original(primary, scope, *args)
+        return original(primary, model, scope, *args)
 
     patch.setattr(reads, "_decide_by_token", decide)
 
@@ -206,6 +210,12 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         test_reads.test_without_a_cache_the_site_works_from_the_primary,
         {},
     ),
+    (trust_an_empty_store, test_reads.test_an_emptied_store_begins_to_remember_anew, {}),
+    (
+        forget_what_was_seen,
+        test_monotonic.test_what_the_primary_showed_is_not_taken_back,
+        {"way": test_monotonic.WAYS["use_primary"]},
+    ),
     (forget_late_users, test_reads.test_the_token_counts_where_the_user_is_found_late, {}),
     (without(primary_in_atomic=False), test_reads.test_inside_atomic_the_primary_serves, {}),
     (
@@ -240,7 +250,7 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         {},
     ),
     (renew_budget, test_reads.test_the_wait_budget_is_one_for_the_whole_request, {}),
-    (ignore_timelines, test_reads.test_a_token_of_another_timeline_is_served_by_the_primary, {}),
+    (ignore_timelines, test_reads.test_a_token_of_a_later_timeline_is_served_by_the_primary, {}),
     (name_no_primary, test_reads.test_an_instance_from_a_replica_is_saved_to_the_primary, {}),
     (
         relate_nothing,
@@ -264,7 +274,7 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     (
         observe_no_statement,
         test_writes.test_every_way_of_writing_makes_a_token,
-        {"way": test_writes.WAYS["writing function"], "method": "post"},
+        {"way": test_writes.WAYS["writing function"], "method": "get"},
     ),
     (merge_by_plain_set, test_writes.test_a_token_never_falls, {}),
     (pin_nobody, test_writes.test_a_write_whose_position_cannot_be_read_pins_its_user, {}),
@@ -282,8 +292,8 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
 def name_of(control: tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]) -> str:
     """Return a readable id."""
     take_out, test, arguments = control
-    method = f"-{arguments['method']}" if "method" in arguments else ""
-    return f"{take_out.__name__}-{test.__name__.removeprefix('test_')}{method}"
+    way = f"-{arguments['way'].__name__}" if "way" in arguments else ""
+    return f"{take_out.__name__}-{test.__name__.removeprefix('test_')}{way}"
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=name_of)

@@ -181,15 +181,30 @@ def test_a_request_that_wrote_nothing_gets_no_token(
     ann: User,
     note: Note,
     cluster: Cluster,
+    settings: Any,
     way: Callable[[Note], Any],
     method: str,
 ) -> None:
-    """Reading, locking or failing to write makes no token."""
+    """Reading, locking or failing to write makes no token for a write."""
+    settings.REPLICA_ROUTER = {"MONOTONIC_READS": False}
     cluster.wait_caught_up()
     visit(signed_in, lambda request: way(note), method)
     assert record_of(ann) is None
     of_session = session_record_of(signed_in)
     assert of_session is None or of_session.position == NOWHERE
+
+
+@pytest.mark.parametrize("way", ["get", "aggregate", "related", "nothing"])
+def test_a_request_served_by_a_replica_stores_nothing(
+    ann: User, note: Note, cluster: Cluster, way: str
+) -> None:
+    """Who meets the usual replica needs no memory of what was seen there."""
+    client = sign_in(ann)
+    cluster.wait_caught_up()
+    visit(client, lambda request: READS[way](note))
+    before = record_of(ann)
+    visit(client, lambda request: READS[way](note))
+    assert record_of(ann) == before
 
 
 def test_the_token_stands_before_the_response_leaves_though_the_view_raised(

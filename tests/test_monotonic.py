@@ -1,0 +1,122 @@
+"""A later request of a user never sees older data than an earlier one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.http import HttpRequest
+from django.test import Client
+
+from django_replica_router import use_primary
+from testproject.cluster import Cluster
+from testproject.notes.models import Note
+from tests.conftest import wait_until_routed
+from tests.helpers import Served
+from tests.site import sign_in, visit
+
+pytestmark = pytest.mark.usefixtures("test_site")
+
+
+@pytest.fixture
+def note(ann: User, cluster: Cluster) -> Note:
+    """A note of Ann's, on every server."""
+    note = Note.objects.create(owner=ann, title="old")
+    cluster.wait_caught_up()
+    return note
+
+
+def title(request: HttpRequest) -> str:
+    """Return what the reader sees of the one note."""
+    assert request.user.is_authenticated
+    return Note.objects.get().title
+
+
+def by_somebody_else(cluster: Cluster, text: str) -> None:
+    """Change the note, for nobody whom the package knows."""
+    cluster.primary.execute("UPDATE notes_note SET title = %s", [text], dbname="app")
+
+
+WAYS: dict[str, Any] = {
+    "unsafe method": lambda client: visit(client, title, "post"),
+    "use_primary": lambda client: visit(client, use_primary(title)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_what_the_primary_showed_is_not_taken_back(
+    ann: User, note: Note, cluster: Cluster, way: Any
+) -> None:
+    """Having read from the primary, a user is not sent to a replica that lacks what was there."""
+    client = sign_in(ann)
+    cluster.wait_caught_up()
+    assert visit(client, title) == "old"
+    for replica in cluster.replicas:
+        replica.pause()
+    by_somebody_else(cluster, "new")
+    assert visit(client, title) == "old"
+    assert way(client) == "new"
+    assert visit(client, title) == "new"
+
+
+def test_what_one_replica_showed_is_not_taken_back_by_the_other(
+    ann: User, note: Note, cluster: Cluster, served: Served, settings: Any
+) -> None:
+    """Where the usual replica comes back after a failure, it must have what its stand-in showed."""
+    client = sign_in(ann)
+    cluster.wait_caught_up()
+    visit(client, title)
+    (usual,) = served.aliases("notes_note") - {"default"}
+    mine = next(replica for replica in cluster.replicas if replica.name == usual)
+    mine.kill()
+    by_somebody_else(cluster, "new")
+    other = next(replica for replica in cluster.replicas if replica.name != usual)
+    other.wait_replayed(cluster.primary.flush())
+    for _ in range(3):
+        assert visit(client, title) == "new"
+    mine.start()
+    mine.pause()
+    wait_until_routed()
+    for _ in range(3):
+        assert visit(client, title) == "new"
+
+
+def test_all_devices_of_a_user_meet_the_same_replica(
+    ann: User, note: Note, cluster: Cluster, served: Served
+) -> None:
+    """What the laptop has shown is not missing on the phone."""
+    devices = [sign_in(ann) for _ in range(4)]
+    cluster.wait_caught_up()
+    for device in devices:
+        visit(device, title)
+    served.clear()
+    for device in devices:
+        visit(device, title)
+    assert len(served.aliases()) == 1
+    assert served.only_replicas()
+
+
+def test_it_can_be_switched_off(
+    ann: User, note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """A site that prefers replicas to this guarantee says so."""
+    settings.REPLICA_ROUTER = {"MONOTONIC_READS": False}
+    client = sign_in(ann)
+    cluster.wait_caught_up()
+    for replica in cluster.replicas:
+        replica.pause()
+    by_somebody_else(cluster, "new")
+    assert visit(client, use_primary(title)) == "new"
+    assert visit(client, title) == "old"
+
+
+def test_nothing_is_remembered_for_nobody(note: Note, cluster: Cluster) -> None:
+    """An anonymous reader without a session has no key, and costs the store nothing."""
+
+    def anonymous(request: HttpRequest) -> str:
+        return Note.objects.get().title
+
+    visit(Client(), anonymous, "post")
+    assert cluster.cache is not None
+    assert cluster.cache.command("KEYS", "*") == [b":1:rr:default:everybody"]
