@@ -93,7 +93,7 @@ def _parser() -> ArgumentParser:
     running.add_argument(
         "--seconds", type=_positive_float, default=6.0, help="for each line of the table"
     )
-    running.add_argument("--users", type=_positive_int, default=9, help="at the same time")
+    running.add_argument("--users", type=_positive_int, default=24, help="at the same time")
     running.add_argument(
         "--lag", type=_natural, nargs="+", default=[0, 100, 1000], metavar="MS", help="to try"
     )

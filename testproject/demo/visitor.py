@@ -18,7 +18,10 @@ from testproject.demo.tally import Tally, total
 # Beyond the lag before a user counts as one who has written nothing: a replica applies a commit
 # some milliseconds after its delay is over, and readings of it are some more milliseconds old.
 QUIET_TOLERANCE = 0.2
+# People click through a few pages, and then read one of them.
 THINK_SECONDS = (0.02, 0.08)
+READING_SHARE = 0.15
+READING_SECONDS = (1.3, 2.2)
 NOT_FOUND = 404
 
 
@@ -93,7 +96,9 @@ class Visitor:
             self._arrive()
             while not self._ended.is_set():
                 self._act()
-                self._ended.wait(self._random.uniform(*THINK_SECONDS))
+                reads = self._random.random() < READING_SHARE
+                pause = READING_SECONDS if reads else THINK_SECONDS
+                self._ended.wait(self._random.uniform(*pause))
         finally:
             for device in self._devices:
                 device.browser.close()
