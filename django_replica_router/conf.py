@@ -93,6 +93,7 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     ),
     "MAX_LAG": _POSITIVE,
     "WAIT": _SECONDS,
+    "CONNECT_TIMEOUT": _POSITIVE,
     "TOKEN_TTL": _POSITIVE,
     "SESSION_TTL": _POSITIVE,
     "INTERVAL": _POSITIVE,
@@ -114,6 +115,7 @@ class Config:
     CLUSTERS: Mapping[str, Sequence[str] | Mapping[str, float]] | None = None
     MAX_LAG: float = 10.0
     WAIT: float = 0.05
+    CONNECT_TIMEOUT: float = 0.5
     TOKEN_TTL: float = 60.0
     SESSION_TTL: float = 24 * 60 * 60.0
     INTERVAL: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -10,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from django_replica_router import postgres, signals
+from django_replica_router.inflight import in_flight
 from django_replica_router.policy import Replica, ReplicaState
-from django_replica_router.pollers import CONNECT_TIMEOUT, PrimaryPoller, ReplicaPoller
+from django_replica_router.pollers import CONNECT_TIMEOUT, PATIENCE, PrimaryPoller, ReplicaPoller
 from django_replica_router.readings import Reading, Sample, Wanted
 
 logger = logging.getLogger("django_replica_router")
@@ -19,6 +21,7 @@ logger = logging.getLogger("django_replica_router")
 T = TypeVar("T")
 
 _SAMPLES = 1024
+_GONE = ReplicaState.UNREACHABLE
 
 
 class Monitor:
@@ -32,6 +35,9 @@ class Monitor:
         interval: seconds between two looks.
         clock: a monotonic clock.
     """
+
+    looks_itself = True
+    """It asks the servers, and knows which server each alias is."""
 
     def __init__(
         self,
@@ -52,16 +58,22 @@ class Monitor:
         # of another history, and does not count.
         self._baseline = -1
         self._ahead: set[str] = set()
+        self._born_at: dict[str, float] = {}
         self._news: list[tuple[str, ReplicaState, str]] = []
         self._primary_poller = PrimaryPoller(self, primary)
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(
+            target=self.watch, name=f"replica-router-monitor-watch-{primary}", daemon=True
+        )
         self._pollers = {alias: ReplicaPoller(self, alias) for alias in replicas}
-        # A reading that is older than this is no knowledge: the poller hangs on its server.
+        # A reading that is older than this is no knowledge, whatever has become of the poller.
         self._silence = 3 * interval + CONNECT_TIMEOUT
 
     def start(self) -> None:
         """Start the threads."""
         for poller in (self._primary_poller, *self._pollers.values()):
             poller.start()
+        self._watcher.start()
 
     def stop(self, timeout: float = 1.0) -> None:
         """Stop the threads, and wait at most ``timeout`` seconds for them.
@@ -69,6 +81,7 @@ class Monitor:
         One that hangs on its server is left behind: it is a daemon, and keeps no process alive.
         """
         self.stopped = True
+        self._ended.set()
         pollers = (self._primary_poller, *self._pollers.values())
         for poller in pollers:
             poller.end()
@@ -98,9 +111,25 @@ class Monitor:
 
     def _replica(self, alias: str, reading: Reading, now: float) -> Replica:
         state = reading.state
-        if state is ReplicaState.STREAMING and now - reading.read_at > self._silence:
-            state = ReplicaState.UNREACHABLE
+        if state is ReplicaState.STREAMING and self._is_silent(alias, now):
+            state = ReplicaState.SILENT
         return Replica(alias, state, reading.watermark, now - reading.fresh_at)
+
+    def _is_silent(self, alias: str, now: float) -> bool:
+        busy_since = self._pollers[alias].busy_since
+        is_waiting = busy_since is not None and now - busy_since > PATIENCE
+        return is_waiting or now - self.readings[alias].read_at > self._silence
+
+    def watch(self) -> None:
+        """End the waiting for replicas that do not answer, again and again."""
+        while not self._ended.wait(PATIENCE / 4):
+            now = self.clock()
+            for alias in self._pollers:
+                if self.readings[alias].state is ReplicaState.SILENT:
+                    in_flight.end(alias, PATIENCE)
+                elif self._is_silent(alias, now):
+                    self.lose(alias, ReplicaState.SILENT, "")
+                    in_flight.end(alias, PATIENCE)
 
     # What the threads report.
 
@@ -135,28 +164,30 @@ class Monitor:
         for alias in self.readings:
             self.readings[alias] = Reading()
 
-    def publish_reading(
-        self, alias: str, state: ReplicaState, replayed: int, read_at: float, catch_up: float
-    ) -> None:
-        """Take a look at a replica into account."""
+    def publish_reading(self, alias: str, reading: Reading) -> None:
+        """Take a look at a replica into account: its state, and what it has replayed."""
         with self._changed:
             old = self.readings[alias]
             if alias in self._ahead:
-                state = ReplicaState.AHEAD
-            elif state is ReplicaState.STREAMING and replayed < self._baseline:
-                state, replayed = ReplicaState.UNKNOWN, -1
-            if state is not ReplicaState.STREAMING:
-                self._set(alias, Reading(state, read_at=read_at))
+                reading = reading._replace(state=ReplicaState.AHEAD)
+            elif reading.watermark < self._baseline:
+                reading = reading._replace(state=ReplicaState.UNKNOWN)
+            if reading.state is ReplicaState.STREAMING:
+                watermark = max(old.watermark, reading.watermark)
+                fresh_at = self._fresh_at(alias, watermark, old.fresh_at)
+                reading = reading._replace(watermark=watermark, fresh_at=fresh_at)
             else:
-                watermark = max(old.watermark, replayed)
-                fresh_at = self._fresh_at(watermark, old.fresh_at)
-                self._set(alias, Reading(state, watermark, fresh_at, read_at, catch_up))
+                reading = reading._replace(watermark=-1)
+            self._set(alias, reading)
             self._changed.notify_all()
         self._announce()
 
-    def _fresh_at(self, watermark: int, fresh_at: float) -> float:
+    def _fresh_at(self, alias: str, watermark: int, fresh_at: float) -> float:
+        # A standby that was started anew may show less than it did before: nobody has seen more
+        # there, or anywhere, than the primary had when the start was noticed.
+        least = max(fresh_at, self._born_at.get(alias, -math.inf))
         for sample in reversed(self._samples):
-            if sample.at <= fresh_at:
+            if sample.at <= least:
                 break
             if sample.position.lsn <= watermark:
                 return sample.at
@@ -166,17 +197,23 @@ class Monitor:
         """Forget what a replica had replayed: it is not the server that it was."""
         with self._changed:
             self._ahead.discard(alias)
+            self._born_at[alias] = self.clock()
             self.readings[alias] = Reading(self.readings[alias].state)
 
     def lose(self, alias: str, state: ReplicaState, error: Exception | str) -> None:
         """Take a replica out, until a look at it succeeds."""
         with self._changed:
+            if self.readings[alias].state is ReplicaState.SILENT and state is _GONE:
+                state = ReplicaState.SILENT  # its connection was ended because of that
             self._set(alias, Reading(state, read_at=self.clock()), str(error))
         self._announce()
 
     def _set(self, alias: str, reading: Reading, detail: str = "") -> None:
-        if reading.state is not self.readings[alias].state:
-            self._news.append((alias, reading.state, detail))
+        old = self.readings[alias]
+        if reading.state is not old.state:
+            self._news.append((alias, reading.state, detail or reading.remark))
+        elif reading.remark != old.remark:
+            logger.warning("Replica %r: %s.", alias, reading.remark or "nothing unusual any more")
         self.readings[alias] = reading
 
     def _announce(self) -> None:
@@ -230,9 +267,22 @@ class Monitor:
         if not self._samples or self.clock() - self._samples[-1].at > max_lag / 4:
             self._primary_poller.poke()
 
-    def report(self, alias: str, error: Exception) -> None:
+    def is_same_server(self, alias: str, life: tuple[object, ...]) -> bool:
+        """Tell whether a request has met the server that the monitor looks at.
+
+        Where it has not, the server was started anew a moment ago, or the alias is several.
+        """
+        poller = self._pollers[alias]
+        if poller.life == life:
+            return True
+        poller.suspect(life)
+        return False
+
+    def report(
+        self, alias: str, error: Exception | str, state: ReplicaState = ReplicaState.UNREACHABLE
+    ) -> None:
         """Take out a replica that failed a request, and look at it at once."""
-        self.lose(alias, ReplicaState.UNREACHABLE, error)
+        self.lose(alias, state, error)
         self._pollers[alias].poke()
 
     def wait_for(self, look: Callable[[], T | None], timeout: float) -> T | None:

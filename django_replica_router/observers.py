@@ -9,13 +9,18 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import get_config
+from django_replica_router.connecting import has_been_promoted
 from django_replica_router.context import current_scope
+from django_replica_router.inflight import in_flight
+from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
+    guard_first_fetch,
     is_bound,
     is_refused_write,
     is_replica_fault,
+    is_server_side,
     run_on_primary,
 )
 from django_replica_router.statements import is_write_command, might_write
@@ -73,25 +78,48 @@ def _on_replica(
     many: bool,
     context: dict[str, Any],
 ) -> Any:
-    connection = context["connection"]
+    connection, cursor = context["connection"], context["cursor"]
     if is_bound(connection):
-        return run_on_primary(primary, context["cursor"], sql, params, many)
+        return run_on_primary(primary, cursor, sql, params, many)
     if is_write_command(sql) and _is_standby(connection) and _can_leave(connection, primary):
-        return run_on_primary(primary, context["cursor"], sql, params, many)
+        return run_on_primary(primary, cursor, sql, params, many)
+    number = in_flight.enter(alias, connection.connection)
     try:
-        return execute(sql, params, many, context)
+        result = execute(sql, params, many, context)
     except Exception as error:
-        if connection.in_atomic_block:
+        if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
             raise
+        result = run_on_primary(primary, cursor, sql, params, many)
         if is_refused_write(error):
-            result = run_on_primary(primary, context["cursor"], sql, params, many)
             # A standby knows better than any reading of the text.
             mark_written(primary)
-            return result
-        if is_replica_fault(error, connection.connection):
-            _leave(alias, primary, connection, error)
-            return run_on_primary(primary, context["cursor"], sql, params, many)
-        raise
+        return result
+    finally:
+        in_flight.leave(number)
+    if connection.in_atomic_block:
+        return result
+    if has_been_promoted(connection):
+        _leave(alias, primary, connection, ReplicaState.PROMOTED, "")
+        return run_on_primary(primary, cursor, sql, params, many)
+    if is_server_side(cursor):
+        guard_first_fetch(
+            cursor,
+            lambda error: _is_mendable(primary, alias, connection, error),
+            lambda: run_on_primary(primary, cursor, sql, params, many),
+        )
+    return result
+
+
+def _is_mendable(
+    primary: str, alias: str, connection: BaseDatabaseWrapper, error: Exception
+) -> bool:
+    """Tell whether the statement may be run again elsewhere; leave a replica that is to blame."""
+    if is_refused_write(error):
+        return True
+    if is_replica_fault(error, connection.connection):
+        _leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
+        return True
+    return False
 
 
 def _is_standby(connection: BaseDatabaseWrapper) -> bool:
@@ -115,11 +143,18 @@ def _can_leave(connection: BaseDatabaseWrapper, primary: str) -> bool:
     return True
 
 
-def _leave(alias: str, primary: str, connection: BaseDatabaseWrapper, error: Exception) -> None:
-    connection.close()
+def _leave(
+    alias: str, primary: str, connection: BaseDatabaseWrapper, state: ReplicaState, detail: str
+) -> None:
+    """Have this scope, and while it is ill this process, do without the replica."""
+    is_conflict = state is ReplicaState.UNREACHABLE and not getattr(
+        connection.connection, "closed", True
+    )
     monitor = find_monitor(primary)
-    if monitor is not None:
-        monitor.report(alias, error)
+    if not is_conflict:  # a recovery conflict ends one statement, and says nothing of the next
+        connection.close()
+        if monitor is not None:
+            monitor.report(alias, detail, state)
     scope = current_scope()
     if scope is not None:
         scope.cluster(primary).failed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from django_replica_router import postgres
+from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
-from django_replica_router.readings import Sample
+from django_replica_router.readings import Reading, Sample
 
 if TYPE_CHECKING:
     from django_replica_router.monitor import Monitor
 
 logger = logging.getLogger("django_replica_router")
+
+PATIENCE = 1.0
+"""Seconds that a replica may take to answer before it is taken out."""
 
 CONNECT_TIMEOUT = 2.0
 """Seconds after which a poller gives up connecting."""
@@ -24,6 +29,8 @@ CONNECT_TIMEOUT = 2.0
 _FIRST_CHASE_DELAY = 0.0005
 _LAST_CHASE_DELAY = 0.02
 _MAX_BACKOFF = 15.0
+_MAX_CONNECTION_AGE = 60.0
+_LIVES_KEPT = 16
 
 
 class Poller(threading.Thread):
@@ -34,7 +41,9 @@ class Poller(threading.Thread):
         self.monitor = monitor
         self.alias = alias
         self.identity: postgres.ServerIdentity | None = None
+        self.busy_since: float | None = None
         self._connection: psycopg.Connection[Any] | None = None
+        self._connected_at = -math.inf
         self._wake = threading.Event()
         self._failures = 0
 
@@ -51,7 +60,8 @@ class Poller(threading.Thread):
         while not self.monitor.stopped:
             self._wake.clear()  # before the look: a poke during it asks for another
             try:
-                self.look()
+                self.busy_since = self.monitor.clock()
+                self._look_in_flight()
                 self._failures = 0
                 delay = self.next_delay()
             except Exception as error:  # a server may fail in any way, and the thread goes on
@@ -59,14 +69,31 @@ class Poller(threading.Thread):
                 self._close()
                 self.failed(error)
                 delay = min(self.monitor.interval * 2 ** (self._failures - 1), _MAX_BACKOFF)
+            finally:
+                self.busy_since = None
             # Jitter, so that many processes do not look at the same moment.
             self._wake.wait(delay * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
         self._close()
 
-    def connection(self) -> psycopg.Connection[Any]:
-        """Return the connection, opened anew where it is gone."""
+    def _look_in_flight(self) -> None:
+        connection = self._connect()
+        number = in_flight.enter(self.alias, connection)
+        try:
+            self.look(connection)
+        finally:
+            in_flight.leave(number)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        """Return the connection, opened anew where it is gone, or old.
+
+        The name of a server may have come to mean another one, as after a failover.
+        """
+        now = self.monitor.clock()
+        if self._connection is not None and now - self._connected_at > _MAX_CONNECTION_AGE:
+            self._close()
         if self._connection is None or self._connection.closed:
             self._connection = postgres.connect(self.alias, CONNECT_TIMEOUT)
+            self._connected_at = now
             self.identity = postgres.identify(self._connection)
         return self._connection
 
@@ -75,7 +102,7 @@ class Poller(threading.Thread):
         if connection is not None:
             connection.close()
 
-    def look(self) -> None:
+    def look(self, connection: psycopg.Connection[Any]) -> None:
         raise NotImplementedError
 
     def failed(self, error: Exception) -> None:
@@ -86,8 +113,9 @@ class Poller(threading.Thread):
 
 
 class PrimaryPoller(Poller):
-    def look(self) -> None:
-        connection = self.connection()
+    """Samples the position of the primary."""
+
+    def look(self, connection: psycopg.Connection[Any]) -> None:
         at = self.monitor.clock()
         self.monitor.publish_sample(Sample(at, postgres.sample_primary(connection)))
 
@@ -105,33 +133,76 @@ class ReplicaPoller(Poller):
         self._chase_from: float | None = None
         self._chased = -1
         self._catch_up = 0.0
-        self._life: postgres.ServerIdentity | None = None
+        self._lives: list[tuple[Any, ...]] = []
+        self._suspect: tuple[Any, ...] | None = None
+        self._is_balanced = False
+        self._examination: postgres.Examination | None = None
+        self._examined_at = -math.inf
 
-    def look(self) -> None:
-        connection = self.connection()
-        if self.identity != self._life:
-            # Another server, or the same one started anew, perhaps from an older backup: what the
-            # one before had replayed says nothing.
-            self._life = self.identity
-            self.monitor.forget(self.alias)
+    @property
+    def life(self) -> tuple[Any, ...] | None:
+        """Which server, and which life of it, answered last."""
+        return self._lives[-1] if self._lives else None
+
+    def suspect(self, life: tuple[Any, ...]) -> None:
+        """Take into account that a request met another server under this alias."""
+        self._suspect = life
+        self._connected_at = -math.inf
+        self._wake.set()
+
+    def look(self, connection: psycopg.Connection[Any]) -> None:
         read_at = self.monitor.clock()
         answer = postgres.ask_replica(connection)
+        self._note_life(answer.life)
+        if read_at - self._examined_at >= self.monitor.interval / 2:
+            self._examination, self._examined_at = postgres.examine_replica(connection), read_at
         state = self._state(answer)
+        if state is ReplicaState.STREAMING and self.monitor.clock() - read_at > PATIENCE:
+            state = ReplicaState.SLOW
         replayed = -1 if answer.replayed is None else answer.replayed
         self._follow_chase(replayed)
-        self.monitor.publish_reading(self.alias, state, replayed, read_at, self._catch_up)
+        reading = Reading(state, replayed, -math.inf, read_at, self._catch_up, self._remark())
+        self.monitor.publish_reading(self.alias, reading)
+
+    def _note_life(self, life: tuple[Any, ...]) -> None:
+        if life in self._lives[:-1] or (self._suspect is not None and self._suspect != life):
+            # A life that is over does not come back: two servers answer in turn.
+            self._is_balanced = True
+        self._suspect = None
+        if self.life != life:
+            # Another server, or the same one started anew, perhaps from an older backup: what the
+            # one before had replayed says nothing.
+            self._lives = [*self._lives[-_LIVES_KEPT:], life]
+            self._examined_at = -math.inf
+            self.monitor.forget(self.alias)
 
     def _state(self, answer: postgres.ReplicaAnswer) -> ReplicaState:
         primary = self.monitor.primary_identity
-        if primary is None:
+        timeline = self.monitor.timeline
+        if primary is None or timeline is None or self._examination is None:
             return ReplicaState.UNKNOWN
-        if not answer.in_recovery:
-            return ReplicaState.NOT_IN_RECOVERY
         if self.identity is None or self.identity.system != primary.system:
             return ReplicaState.FOREIGN
+        if self._is_balanced:
+            return ReplicaState.BALANCED
+        if not answer.in_recovery:
+            is_primary = answer.life == primary.life
+            return ReplicaState.PRIMARY if is_primary else ReplicaState.PROMOTED
+        if self._examination.timeline != timeline:
+            return ReplicaState.TIMELINE
         if answer.replayed is None:
             return ReplicaState.NO_POSITION
         return ReplicaState.STREAMING
+
+    def _remark(self) -> str:
+        if self._examination is None:
+            return ""
+        remarks = [
+            (self._examination.is_paused, "its replay is paused"),
+            (not self._examination.has_receiver, "it receives no WAL"),
+            (self._examination.delay > 0, f"it delays replay by {self._examination.delay:g} s"),
+        ]
+        return ", ".join(text for holds, text in remarks if holds)
 
     def _follow_chase(self, replayed: int) -> None:
         if self._chase_from is None:
@@ -163,4 +234,6 @@ class ReplicaPoller(Poller):
         return delay
 
     def failed(self, error: Exception) -> None:
-        self.monitor.lose(self.alias, ReplicaState.UNREACHABLE, error)
+        is_silent = isinstance(error, psycopg.errors.ConnectionTimeout)
+        state = ReplicaState.SILENT if is_silent else ReplicaState.UNREACHABLE
+        self.monitor.lose(self.alias, state, error)

@@ -30,13 +30,21 @@ SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text E
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END
 """
 
-_REPLICA_SQL = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text"
+_LIFE = "pg_postmaster_start_time()::text, inet_server_addr()::text, inet_server_port()"
 
-_IDENTITY_SQL = """
-SELECT system_identifier::text, pg_postmaster_start_time()::text,
-       inet_server_addr()::text, inet_server_port()
-  FROM pg_control_system()
+_REPLICA_SQL = f"SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, {_LIFE}"
+
+# Of pg_stat_wal_receiver a role without pg_read_all_stats sees that there is one, and nothing more.
+# The control file tells the timeline to everybody, but lags behind it by up to a checkpoint.
+_EXAMINE_SQL = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END,
+       extract(epoch FROM current_setting('recovery_min_apply_delay')::interval)::float8,
+       EXISTS (SELECT FROM pg_stat_wal_receiver),
+       (SELECT received_tli FROM pg_stat_wal_receiver),
+       (SELECT timeline_id FROM pg_control_checkpoint())
 """
+
+_IDENTITY_SQL = f"SELECT system_identifier::text, {_LIFE} FROM pg_control_system()"  # noqa: S608
 
 _WAL_FILE = re.compile(r"([0-9A-F]{8})[0-9A-F]{16}", re.ASCII)
 
@@ -47,10 +55,28 @@ class ReplicaAnswer(NamedTuple):
     Args:
         in_recovery: it is a standby.
         replayed: the LSN up to which it has replayed, or None.
+        life: which server, and which life of it, has answered.
     """
 
     in_recovery: bool
     replayed: int | None
+    life: tuple[Any, ...]
+
+
+class Examination(NamedTuple):
+    """What a closer look at a replica tells.
+
+    Args:
+        is_paused: its replay is paused.
+        delay: seconds by which it delays replay on purpose.
+        has_receiver: it is connected to where its WAL comes from.
+        timeline: the timeline that it follows, as far as it tells.
+    """
+
+    is_paused: bool
+    delay: float
+    has_receiver: bool
+    timeline: int
 
 
 class ServerIdentity(NamedTuple):
@@ -140,8 +166,30 @@ def ask_replica(connection: psycopg.Connection[Any]) -> ReplicaAnswer:
     if row is None:
         message = "The server answered no row to the question for its replay position."
         raise PositionError(message)
-    in_recovery, replayed = row
-    return ReplicaAnswer(in_recovery is True, None if replayed is None else _position(replayed))
+    in_recovery, replayed, *life = row
+    return ReplicaAnswer(
+        in_recovery is True, None if replayed is None else _position(replayed), tuple(life)
+    )
+
+
+def examine_replica(connection: psycopg.Connection[Any]) -> Examination:
+    """Return what a closer look at a replica tells.
+
+    Raises:
+        PositionError: the server answers something else than expected.
+        psycopg.Error: the server cannot be asked.
+    """
+    row = connection.execute(_EXAMINE_SQL).fetchone()
+    if row is None:
+        message = "The server answered no row to the question for the state of its replay."
+        raise PositionError(message)
+    pause_state, delay, has_receiver, received, checkpointed = row
+    return Examination(
+        pause_state == "paused",
+        float(delay or 0),
+        has_receiver is True,
+        int(received or checkpointed or 0),
+    )
 
 
 def identify(connection: psycopg.Connection[Any]) -> ServerIdentity:

@@ -42,6 +42,7 @@ class Reading(NamedTuple):
         watermark: the highest LSN it was seen to have replayed, or -1.
         fresh_at: moment of the newest sample of the primary that it has replayed.
         read_at: moment of the look.
+        remark: what is unusual about it though it may serve, or "".
         catch_up: seconds from a write to its replay, the last time that a token told.
     """
 
@@ -50,3 +51,4 @@ class Reading(NamedTuple):
     fresh_at: float = -math.inf
     read_at: float = -math.inf
     catch_up: float = 0.0
+    remark: str = ""

@@ -11,6 +11,7 @@ from django.db import connections
 
 from django_replica_router.balancers import get_balancer, least_in_flight
 from django_replica_router.conf import Config
+from django_replica_router.connecting import connect_to_replica
 from django_replica_router.context import ClusterScope, Frame, Scope
 from django_replica_router.errors import ReplicaRouterError, StoreError
 from django_replica_router.floors import (
@@ -191,7 +192,9 @@ def _decide_anew(
         order = [choice.alias]
     # Wall clocks of two machines may differ: good enough to guess how long to wait.
     age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
-    decision = _choose(primary, state, monitor, order, Target(floor.position, age, max_lag))
+    decision = _choose(
+        primary, state, monitor, order, Target(floor.position, age, max_lag, config.CONNECT_TIMEOUT)
+    )
     if config.MONOTONIC_READS and decision.alias not in (primary, *preferred):
         state.seen_on = decision.alias
     return decision
@@ -224,11 +227,13 @@ class Target(NamedTuple):
         floor: the position that it must have replayed.
         age: about how many seconds ago that was written.
         max_lag: seconds that its data may be old.
+        connect_timeout: seconds within which it must accept a connection.
     """
 
     floor: Position
     age: float
     max_lag: float
+    connect_timeout: float
 
     def choose(self, ranked: list[Replica], *, waited: bool = False) -> Decision | None:
         """Return the first replica, in order of preference, that has it."""
@@ -251,7 +256,7 @@ def _choose(
             decision = _wait(state, monitor, ranked, target)
         if decision is None:
             return Decision(primary, fallback_reason(ranked()))
-        if _can_connect(decision.alias, monitor):
+        if connect_to_replica(decision.alias, monitor, target.connect_timeout):
             return decision
         refused.add(decision.alias)
 
@@ -287,21 +292,3 @@ def _wait(
     found = monitor.wait_for(look, budget)
     state.wait_left = max(0.0, budget - (monitor.clock() - began))
     return found if isinstance(found, Decision) else target.choose(ranked())
-
-
-def _can_connect(alias: str, monitor: Monitor) -> bool:
-    """Tell whether a connection to the replica stands, opening it where there is none yet.
-
-    Django would open it a moment later for the query, where a failure cannot be mended any more.
-    """
-    connection = connections[alias]
-    # In a test whose class does not list the alias in ``databases``, Django's test case puts an
-    # object of this class in the place of the method, and any use of it fails the test.
-    if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":
-        return False
-    try:
-        connection.ensure_connection()
-    except Exception as error:  # refused, timed out, misconfigured: never the visitor's concern
-        monitor.report(alias, error)
-        return False
-    return True

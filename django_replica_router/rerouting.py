@@ -55,8 +55,7 @@ def run_on_primary(primary: str, cursor: CursorWrapper, sql: Any, params: Any, m
         many: the parameters are a list.
     """
     connection = connections[primary]
-    is_server_side = getattr(cursor.cursor, "name", None) is not None
-    other = connection.chunked_cursor() if is_server_side else connection.cursor()
+    other = connection.chunked_cursor() if is_server_side(cursor) else connection.cursor()
     try:
         result = other.executemany(sql, params) if many else other.execute(sql, params)
     except BaseException:
@@ -65,6 +64,71 @@ def run_on_primary(primary: str, cursor: CursorWrapper, sql: Any, params: Any, m
     old, cursor.cursor = cursor.cursor, other.cursor
     _close_quietly(old)
     return result
+
+
+def is_server_side(cursor: CursorWrapper) -> bool:
+    """Tell whether the cursor fetches its rows from the server piece by piece."""
+    return getattr(cursor.cursor, "name", None) is not None
+
+
+class _GuardedCursor:
+    """A driver's server-side cursor whose first fetch may be answered by another server.
+
+    Its ``execute`` only declares it: what is wrong with the server shows with the first fetch,
+    before the caller has seen a row.
+    """
+
+    def __init__(
+        self,
+        cursor: CursorWrapper,
+        is_mendable: Callable[[Exception], bool],
+        run_elsewhere: Callable[[], Any],
+    ) -> None:
+        self._cursor = cursor
+        self._inner = cursor.cursor
+        self._is_mendable = is_mendable
+        self._run_elsewhere = run_elsewhere
+
+    def _fetch(self, method: str, *args: Any) -> Any:
+        # From here on the caller's cursor is a plain one again, wherever it leads.
+        self._cursor.cursor = self._inner
+        try:
+            return getattr(self._inner, method)(*args)
+        except Exception as error:
+            if not self._is_mendable(error):
+                raise
+            self._run_elsewhere()
+            return getattr(self._cursor.cursor, method)(*args)
+
+    def fetchone(self) -> Any:
+        return self._fetch("fetchone")
+
+    def fetchmany(self, *args: Any) -> Any:
+        return self._fetch("fetchmany", *args)
+
+    def fetchall(self) -> Any:
+        return self._fetch("fetchall")
+
+    def __iter__(self) -> Any:
+        return iter(self._fetch("fetchall"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def guard_first_fetch(
+    cursor: CursorWrapper,
+    is_mendable: Callable[[Exception], bool],
+    run_elsewhere: Callable[[], Any],
+) -> None:
+    """Have a server-side cursor mended also where its first fetch fails.
+
+    Args:
+        cursor: the caller's cursor, on which a statement was just executed.
+        is_mendable: tells whether the error is one that another server would not raise.
+        run_elsewhere: runs the statement elsewhere, and makes the cursor yield its rows.
+    """
+    cursor.cursor = _GuardedCursor(cursor, is_mendable, run_elsewhere)
 
 
 def _close_quietly(cursor: Any) -> None:

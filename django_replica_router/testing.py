@@ -37,6 +37,8 @@ class _MirrorMonitor(Monitor):
         settings = connections[alias].settings_dict
         return [str(settings[key]) for key in _ADDRESS]
 
+    looks_itself = False
+
     def start(self) -> None:
         """Start no thread."""
 

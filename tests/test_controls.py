@@ -183,7 +183,7 @@ def ask_no_other_router(patch: Patch) -> None:
 
 
 def connect_blindly(patch: Patch) -> None:
-    patch.setattr(reads, "_can_connect", lambda alias, monitor: True)
+    patch.setattr(reads, "connect_to_replica", lambda alias, monitor, timeout: True)
     mend_nothing(patch)
 
 

@@ -35,7 +35,7 @@ def test_each_default_is_documented() -> None:
     """The document tells the default that the code has."""
     text = (ROOT / "docs" / "settings.md").read_text()
     config = Config()
-    for name in ("MAX_LAG", "WAIT", "TOKEN_TTL", "SESSION_TTL", "INTERVAL"):
+    for name in ("MAX_LAG", "WAIT", "CONNECT_TIMEOUT", "TOKEN_TTL", "SESSION_TTL", "INTERVAL"):
         section = text.split(f"### `{name}`")[1].split("###")[0]
         assert f"default `{getattr(config, name)}`" in section
 

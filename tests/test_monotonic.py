@@ -97,9 +97,7 @@ def test_all_devices_of_a_user_meet_the_same_replica(
     assert served.only_replicas()
 
 
-def test_it_can_be_switched_off(
-    ann: User, note: Note, cluster: Cluster, settings: Any
-) -> None:
+def test_it_can_be_switched_off(ann: User, note: Note, cluster: Cluster, settings: Any) -> None:
     """A site that prefers replicas to this guarantee says so."""
     settings.REPLICA_ROUTER = {"MONOTONIC_READS": False}
     client = sign_in(ann)

@@ -250,12 +250,12 @@ def test_fallback_tells_sick_from_slow() -> None:
 @pytest.mark.parametrize("pinned", [False, True])
 @pytest.mark.parametrize("position", [NOWHERE, Position(1, 5), Position(2, 5), Position(3, 0)])
 @pytest.mark.parametrize("timeline", [1, 2, 3])
-def test_token_of_another_timeline_binds_to_the_primary(
+def test_token_of_a_later_timeline_binds_to_the_primary(
     pinned: bool, position: Position, timeline: int
 ) -> None:
-    """A pin comes first, then a token of any history but the primary's, older or newer."""
+    """A pin comes first, then a token of a history which the monitor has not yet seen."""
     expected = None
-    if position != NOWHERE and position.timeline != timeline:
+    if position.timeline > timeline:
         expected = Reason.EPOCH
     if pinned:
         expected = Reason.UNRECORDED_WRITE

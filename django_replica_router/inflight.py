@@ -1,0 +1,73 @@
+"""Statements that wait for a server's answer, and how to end the waiting of those that hang."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+import time
+from typing import Any, NamedTuple
+
+
+class _Waiting(NamedTuple):
+    alias: str
+    raw: Any
+    since: float
+
+
+class InFlight:
+    """The statements that this process has sent to replicas and that are not answered yet.
+
+    A client waits for a server that hangs until TCP gives up, which takes minutes. What ends the
+    waiting is that the socket is shut down under it: the driver then reports a lost connection,
+    and the statement is run elsewhere.
+    """
+
+    def __init__(self) -> None:
+        # Held for moments only: it keeps a socket from being closed, and its number from being
+        # given to another one, between the choice to shut it down and doing so.
+        self._lock = threading.Lock()
+        self._waiting: dict[int, _Waiting] = {}
+        self._numbers = itertools.count()
+
+    def enter(self, alias: str, raw: Any) -> int:
+        """Note that a statement is about to be sent; return its number."""
+        number = next(self._numbers)
+        waiting = _Waiting(alias, raw, time.monotonic())
+        with self._lock:
+            self._waiting[number] = waiting
+        return number
+
+    def leave(self, number: int) -> None:
+        """Note that the statement is answered, or has failed."""
+        with self._lock:
+            del self._waiting[number]
+
+    def end(self, alias: str, patience: float) -> int:
+        """End the waiting for that server of all that have waited longer; return how many."""
+        limit = time.monotonic() - patience
+        with self._lock:
+            hanging = [w for w in self._waiting.values() if w.alias == alias and w.since < limit]
+            for waiting in hanging:
+                _shut_down(waiting.raw)
+        return len(hanging)
+
+
+def _shut_down(raw: Any) -> None:
+    # A driver's connection that is closed already has no socket any more.
+    with contextlib.suppress(Exception), socket.socket(fileno=os.dup(raw.pgconn.socket)) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
+in_flight = InFlight()
+
+
+def _after_fork() -> None:
+    # The threads that wait, and whoever holds the lock, do not exist in the child.
+    in_flight.__init__()  # type: ignore[misc]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
