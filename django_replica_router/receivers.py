@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from django.contrib.auth.signals import user_logged_in
+from django.db import connections
 from django.db.backends.signals import connection_created
-from django.db.models.signals import post_save
+from django.db.models.signals import post_migrate, post_save
 
 from django_replica_router.conf import get_config
 from django_replica_router.context import current_scope
+from django_replica_router.errors import ReplicaRouterError
 from django_replica_router.observers import observe, observe_open_connections
-from django_replica_router.writes import mark_written
+from django_replica_router.writes import mark_written, store_for_everybody
+
+logger = logging.getLogger("django_replica_router")
 
 
 def on_connection_created(*, connection: Any, **kwargs: Any) -> None:
@@ -38,6 +43,24 @@ def on_user_logged_in(**kwargs: Any) -> None:
         scope.identity.look_again()
 
 
+def on_post_migrate(*, using: str, plan: Any = None, **kwargs: Any) -> None:
+    """Let nobody read from a replica before it has replayed the migrations that have just run."""
+    config = get_config()
+    if not plan or not config.ENABLED or not config.topology.clusters.get(using):
+        return
+    if connections[using].in_atomic_block:
+        return  # a test's own migration, which is rolled back with it
+    try:
+        store_for_everybody(using, config, None)
+    except ReplicaRouterError as error:
+        logger.error(
+            "The migration of %r is not known to other processes: %s Restart them once the "
+            "replicas have replayed it.",
+            using,
+            error,
+        )
+
+
 def connect() -> None:
     """Connect the receivers.
 
@@ -48,5 +71,6 @@ def connect() -> None:
     """
     connection_created.connect(on_connection_created, dispatch_uid="django_replica_router")
     post_save.connect(on_post_save, dispatch_uid="django_replica_router")
+    post_migrate.connect(on_post_migrate, dispatch_uid="django_replica_router")
     user_logged_in.connect(on_user_logged_in, dispatch_uid="django_replica_router")
     observe_open_connections()

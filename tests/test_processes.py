@@ -37,7 +37,9 @@ def free_port() -> int:
         return port
 
 
-def environment(cluster: Cluster, **options: Any) -> dict[str, str]:
+def environment(
+    cluster: Cluster, *, settings: str = "testproject.settings", **options: Any
+) -> dict[str, str]:
     """Return the environment that points the test project to the cluster."""
     assert cluster.cache is not None
     databases = cluster.django_databases("app")
@@ -45,7 +47,7 @@ def environment(cluster: Cluster, **options: Any) -> dict[str, str]:
         database.update(options)
     return {
         **os.environ,
-        "DJANGO_SETTINGS_MODULE": "testproject.settings",
+        "DJANGO_SETTINGS_MODULE": settings,
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "TESTPROJECT_DATABASES": json.dumps(databases),

@@ -1,0 +1,72 @@
+"""A replica that has not replayed the latest migration serves nobody."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import User
+
+from testproject.cluster import Cluster
+from testproject.notes.models import Note
+from tests.test_processes import ROOT, environment, serving
+
+MIGRATE = """
+import sys
+import django
+django.setup()
+from django.core.management import call_command
+from django.db import connection, migrations
+from django.db.migrations.loader import MigrationLoader
+
+class AddColumn(migrations.Migration):
+    dependencies = [("notes", "0002_trigger_and_function")]
+    operations = [migrations.RunSQL(sys.argv[1])]
+
+original = MigrationLoader.load_disk
+
+def load_disk(self):
+    original(self)
+    self.disk_migrations["notes", "9999_" + sys.argv[2]] = AddColumn("9999_" + sys.argv[2], "notes")
+
+MigrationLoader.load_disk = load_disk
+call_command("migrate", verbosity=0)
+"""
+
+
+def migrate(cluster: Cluster, sql: str, name: str) -> None:
+    """Run a migration in a process of its own, as a deployment does."""
+    subprocess.run(
+        [sys.executable, "-c", MIGRATE, sql, name], env=environment(cluster), cwd=ROOT, check=True
+    )
+
+
+@pytest.fixture
+def column(cluster: Cluster) -> Iterator[str]:
+    """The name of a column that does not exist yet, and is gone afterwards."""
+    yield "extra"
+    cluster.primary.execute("ALTER TABLE notes_tag DROP COLUMN IF EXISTS extra", dbname="app")
+    cluster.primary.execute("DELETE FROM django_migrations WHERE name LIKE '9999%'", dbname="app")
+
+
+def test_no_worker_reads_from_a_replica_that_lacks_the_migration(
+    cluster: Cluster, ann: User, tmp_path: Path, column: str
+) -> None:
+    """Two workers that were running before read the new column, of anonymous visitors, too."""
+    Note.objects.create(owner=ann, title="first")
+    cluster.wait_caught_up()
+    with serving(cluster, "gunicorn sync", tmp_path / "log", settings="tests.worker_settings") as client:
+        for _ in range(8):
+            assert client.get("/column/").status_code == 500  # there is no such column yet
+        for replica in cluster.replicas:
+            replica.pause()
+        migrate(cluster, "ALTER TABLE notes_tag ADD COLUMN extra integer DEFAULT 7", "add")
+        workers = set()
+        for _ in range(20):
+            answer = client.get("/column/")
+            assert answer.status_code == 200, answer.text
+            workers.add(answer.headers["X-Worker"])
+        assert len(workers) == 2

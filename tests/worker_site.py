@@ -1,0 +1,20 @@
+"""Pages that worker processes serve for the tests, beside the demonstration's own."""
+
+from __future__ import annotations
+
+from django.contrib.auth.decorators import login_not_required
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+
+from testproject.notes.models import Tag
+from testproject.urls import urlpatterns as project_urls
+
+
+@login_not_required
+def column(request: HttpRequest) -> HttpResponse:
+    """Read a column that a migration of the test adds."""
+    tags = list(Tag.objects.extra(select={"extra": "extra"}).values_list("extra"))
+    return HttpResponse(str(tags))
+
+
+urlpatterns = [path("column/", column), *project_urls]
