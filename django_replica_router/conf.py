@@ -97,6 +97,8 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "TOKEN_TTL": _POSITIVE,
     "SESSION_TTL": _POSITIVE,
     "INTERVAL": _POSITIVE,
+    "STORE_TIMEOUT": _POSITIVE,
+    "COOKIE": (_is_bool, "True or False"),
     "CACHE": (_is_text, "the alias of a cache"),
     "PRIMARY_ONLY": _TEXTS,
     "MONOTONIC_READS": (_is_bool, "True or False"),
@@ -119,6 +121,8 @@ class Config:
     TOKEN_TTL: float = 60.0
     SESSION_TTL: float = 24 * 60 * 60.0
     INTERVAL: float = 1.0
+    STORE_TIMEOUT: float = 0.25
+    COOKIE: bool = False
     CACHE: str = "default"
     PRIMARY_ONLY: Sequence[str] = ()
     MONOTONIC_READS: bool = True

@@ -26,6 +26,9 @@ class Identity(Protocol):
     def credential(self) -> str | None:
         """Return the key of the credential in the headers."""
 
+    def carried(self, primary: str) -> Record | None:
+        """Return what the reader's browser itself knows, by a signed cookie."""
+
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users that are known so far, without any query."""
 
@@ -70,6 +73,8 @@ class ClusterScope:
         pending: the writes that no token covers yet.
         seen_on: the server that the scope was sent to although its reader usually meets another;
             what the reader has seen there must not be missing the next time.
+        recorded: what a write of the scope was recorded as, for the browser to carry.
+        is_unstored: the token store has refused that.
         floor: what the reader must see; None until the store was asked.
         records: what the store knows of the reader, by key.
         seen_users: the users whose records are in the floor.
@@ -83,6 +88,8 @@ class ClusterScope:
     failed: bool = False
     pending: WriteMark | None = None
     seen_on: str | None = None
+    recorded: Record | None = None
+    is_unstored: bool = False
     floor: Floor | None = None
     records: dict[str, Record | None] = field(default_factory=dict)
     seen_users: tuple[str, ...] = ()

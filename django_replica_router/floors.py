@@ -32,8 +32,8 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
     if state.floor is not None and users == state.seen_users:
         return state.floor
     if state.floor is None:
-        carried = (EVERYBODY, scope.identity.session(), scope.identity.credential())
-        _load(primary, state, config, *(key for key in carried if key), *users)
+        keys = (EVERYBODY, scope.identity.session(), scope.identity.credential())
+        _load(primary, state, config, *(key for key in keys if key), *users)
     else:
         _load(primary, state, config, *users)
     owners = {record.owner for record in state.records.values() if record and record.owner}
@@ -44,8 +44,19 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
         if record is not None:
             # What binds everybody does so for as long as it stands.
             floor = floor.raised_by(record, 0 if key == EVERYBODY else now_ms)
+    carried = scope.identity.carried(primary)
+    if carried is not None:
+        floor = floor.raised_by(_clamped(carried, expiry_ms(config)), now_ms)
     state.floor, state.seen_users = floor, users
     return floor
+
+
+def _clamped(record: Record, latest_ms: int) -> Record:
+    # Signed by this site, but perhaps under other settings, or by a clock that was wrong.
+    return record._replace(
+        expires_ms=min(record.expires_ms, latest_ms),
+        pinned_until_ms=min(record.pinned_until_ms, latest_ms),
+    )
 
 
 def _load(primary: str, state: ClusterScope, config: Config, *keys: str) -> None:

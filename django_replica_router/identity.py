@@ -13,6 +13,8 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
 
 from django_replica_router.conf import get_config
+from django_replica_router.cookies import read_cookie
+from django_replica_router.tokens import Record
 
 _SESSION_USER = "_auth_user_id"  # django.contrib.auth.SESSION_KEY, without loading its models
 
@@ -46,7 +48,7 @@ class RequestIdentity:
     runs queries. What Django has loaded already lies in the objects' own dictionaries.
     """
 
-    __slots__ = ("_credential", "_extra", "_found", "_session", "request", "settled")
+    __slots__ = ("_cookie", "_credential", "_extra", "_found", "_session", "request", "settled")
 
     def __init__(self, request: HttpRequest) -> None:
         self.request = request
@@ -54,6 +56,7 @@ class RequestIdentity:
         # None until somebody asks, "" where the request carries none.
         self._session: str | None = None
         self._credential: str | None = None
+        self._cookie: dict[str, Record] | None = None
         self._found: tuple[str, ...] = ()
         self._extra: tuple[str, ...] | None = None
 
@@ -70,6 +73,12 @@ class RequestIdentity:
             value = self.request.META.get("HTTP_AUTHORIZATION")
             self._credential = digest("credential", value) if value else ""
         return self._credential or None
+
+    def carried(self, primary: str) -> Record | None:
+        """Return what the signed cookie says of a cluster."""
+        if self._cookie is None:
+            self._cookie = read_cookie(self.request, get_config().TOKEN_TTL)
+        return self._cookie.get(primary)
 
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users found so far: a request that logs in may have two."""
@@ -158,6 +167,9 @@ class NamedIdentity:
 
     def credential(self) -> None:
         """Return None: there are no headers."""
+
+    def carried(self, primary: str) -> None:
+        """Return None: there is no cookie."""
 
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users who were named."""

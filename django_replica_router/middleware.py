@@ -11,8 +11,9 @@ from django.http import HttpRequest, HttpResponseBase
 
 from django_replica_router.conf import get_config
 from django_replica_router.context import Frame, Scope, current_frame
+from django_replica_router.cookies import set_cookie
 from django_replica_router.identity import RequestIdentity
-from django_replica_router.writes import finish_scope, needs_finish, release_scope
+from django_replica_router.writes import finish_scope, needs_finish, release_scope, unsent_records
 
 
 class ReplicaRouterMiddleware:
@@ -44,6 +45,7 @@ class ReplicaRouterMiddleware:
             try:
                 response: HttpResponseBase = self.get_response(request)
                 finish_scope(scope, identity.sent_session(response))
+                _send_cookie(request, response, scope)
                 streams = _wrap_stream(response, scope)
             except BaseException:
                 finish_scope(scope)
@@ -63,6 +65,7 @@ class ReplicaRouterMiddleware:
                 sent = identity.sent_session(response)
                 if needs_finish(scope, sent):
                     await sync_to_async(finish_scope)(scope, sent)
+                _send_cookie(request, response, scope)
                 streams = _wrap_stream(response, scope)
             except BaseException:
                 if needs_finish(scope):
@@ -79,6 +82,13 @@ def _open(request: HttpRequest) -> tuple[Scope, RequestIdentity]:
     identity = RequestIdentity(request)
     unsafe = request.method not in config.SAFE_METHODS
     return Scope(identity, unsafe=unsafe, debug=config.DEBUG), identity
+
+
+def _send_cookie(request: HttpRequest, response: HttpResponseBase, scope: Scope) -> None:
+    config = get_config()
+    records = unsent_records(scope, config)
+    if records:
+        set_cookie(request, response, records, config.TOKEN_TTL)
 
 
 @contextmanager

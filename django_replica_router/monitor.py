@@ -254,6 +254,16 @@ class Monitor:
             for reading in self.readings.values()
         )
 
+    def wait_for_all(self, lsn: int, timeout: float) -> bool:
+        """Wait until every replica in service has replayed a position; tell whether they have."""
+        self.want(lsn, 0.0)
+
+        def have_all() -> bool | None:
+            serving = [r for r in self.readings.values() if r.state is ReplicaState.STREAMING]
+            return all(reading.watermark >= lsn for reading in serving) or None
+
+        return self.wait_for(have_all, timeout) is not None
+
     def has_looked_since(self, moment: float, replicas: Iterable[Replica]) -> bool:
         """Tell whether those of the replicas that are in service were looked at since then."""
         return all(

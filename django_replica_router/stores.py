@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +13,7 @@ from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.locmem import LocMemCache
 
+from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
 from django_replica_router.tokens import Record
 
@@ -38,6 +41,9 @@ end
 return #KEYS
 """
 
+# Seconds for which a store that failed is not read: one time-out, and not one for each request.
+_PAUSE = 0.5
+
 # How often a cache without an atomic operation is asked whether another process has meanwhile
 # overwritten what was merged.
 _VERIFICATIONS = 5
@@ -58,6 +64,7 @@ class TokenStore(ABC):
 
     def __init__(self, cache: BaseCache) -> None:
         self._cache = cache
+        self._down_until = -math.inf
 
     def load(self, keys: Sequence[str]) -> list[Record | None]:
         """Return the record of each key; None where there is none that can be read.
@@ -65,9 +72,13 @@ class TokenStore(ABC):
         Raises:
             StoreError: the cache does not answer.
         """
+        if time.monotonic() < self._down_until:
+            message = "The token store did not answer a moment ago."
+            raise StoreError(message)
         try:
             return self._load(keys)
         except Exception as error:  # whatever a cache backend raises, the site goes on
+            self._down_until = time.monotonic() + _PAUSE
             message = f"The token store could not be read: {error}"
             raise StoreError(message) from error
 
@@ -141,9 +152,9 @@ class RedisStore(TokenStore):
     replica may lag itself.
     """
 
-    def __init__(self, cache: BaseCache, client: Any) -> None:
+    def __init__(self, cache: BaseCache, client: Any, timeout: float) -> None:
         super().__init__(cache)
-        self._client = client
+        self._client = client = _bounded(client, timeout)
         self._script = client.register_script(_MERGE_SCRIPT)
 
     def _load(self, keys: Sequence[str]) -> list[Record | None]:
@@ -155,6 +166,31 @@ class RedisStore(TokenStore):
         for key, record in records.items():
             args += [record.encode(), max(1, round(lives[key] * 1000))]
         self._script(keys=[self._cache.make_key(key) for key in records], args=args)
+
+
+def _bounded(client: Any, timeout: float) -> Any:
+    """Return a client of the same server that gives up after a time-out.
+
+    Without one, redis-py waits for ever for a server that hangs; and since its version 6 it tries
+    again, with pauses, where it is refused.
+    """
+    from redis import ConnectionPool
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    pool = client.connection_pool
+    if type(pool) is not ConnectionPool:
+        return client  # such as a Sentinel's, which finds its server by means of its own
+    given = pool.connection_kwargs
+    settings = {
+        **given,
+        "socket_timeout": min(timeout, given.get("socket_timeout") or timeout),
+        "socket_connect_timeout": min(timeout, given.get("socket_connect_timeout") or timeout),
+        # Once more and at once: the connection may be one of before the server's restart.
+        "retry": Retry(NoBackoff(), 1),
+    }
+    bounded = ConnectionPool(connection_class=pool.connection_class, **settings)
+    return type(client)(connection_pool=bounded)
 
 
 def _redis_client(cache: BaseCache) -> Any | None:
@@ -171,8 +207,12 @@ def _redis_client(cache: BaseCache) -> Any | None:
     return None
 
 
-def open_store(cache: BaseCache) -> TokenStore:
+def open_store(cache: BaseCache, timeout: float) -> TokenStore:
     """Return the best store that the cache allows.
+
+    Args:
+        cache: the Django cache.
+        timeout: seconds after which Redis or Valkey counts as down.
 
     Raises:
         StoreError: the cache's client cannot be made.
@@ -180,7 +220,7 @@ def open_store(cache: BaseCache) -> TokenStore:
     try:
         client = _redis_client(cache)
         if client is not None:
-            return RedisStore(cache, client)
+            return RedisStore(cache, client, timeout)
     except Exception as error:  # whatever a cache backend raises, the site goes on
         message = f"The token store could not be opened: {error}"
         raise StoreError(message) from error
@@ -205,5 +245,5 @@ def get_store(alias: str) -> TokenStore:
         raise StoreError(message) from error
     store: TokenStore | None = cache.__dict__.get("_replica_router_store")
     if store is None:
-        store = cache._replica_router_store = open_store(cache)
+        store = cache._replica_router_store = open_store(cache, get_config().STORE_TIMEOUT)
     return store

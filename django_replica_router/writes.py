@@ -24,6 +24,9 @@ logger = logging.getLogger("django_replica_router")
 _EVERYBODY_LIFE = 30 * 24 * 60 * 60.0
 _FOR_EVER_MS = (1 << 48) - 1
 
+# How long a response waits for all replicas where its token cannot be stored.
+_HOLD = 2.0
+
 
 def note_write(using: str | None = None) -> None:
     """Tell that the code has written by a way that Django does not show, such as ``copy()``.
@@ -104,6 +107,15 @@ def needs_finish(scope: Scope, sent_session: str | None = None) -> bool:
     )
 
 
+def unsent_records(scope: Scope, config: Config) -> dict[str, Record]:
+    """Return what the response's cookie should carry, by primary."""
+    return {
+        primary: state.recorded
+        for primary, state in scope.clusters.items()
+        if state.recorded is not None and (config.COOKIE or state.is_unstored)
+    }
+
+
 def release_scope(scope: Scope) -> None:
     """Give back what the scope holds."""
     for state in scope.clusters.values():
@@ -149,16 +161,9 @@ def _finish_cluster(
     if pending is not None:
         users = _writers(primary, scope, state, config)
         keys = _carried(scope, sent_session)
-        if users or keys:
-            _store(
-                primary,
-                scope,
-                state,
-                config,
-                _record(locate(primary, pending), config),
-                keys,
-                users,
-            )
+        if users or keys or config.COOKIE:
+            state.recorded = _record(locate(primary, pending), config)
+            _store_write(primary, scope, state, config, keys, users)
         return
     if connections[primary].in_atomic_block:
         return  # the scope lies inside a transaction: what was seen may yet be undone
@@ -171,6 +176,30 @@ def _finish_cluster(
         _store(primary, scope, state, config, record, _carried(scope, sent_session), users)
     elif links:
         _store(primary, scope, state, config, Record(), links, ())
+
+
+def _store_write(
+    primary: str,
+    scope: Scope,
+    state: ClusterScope,
+    config: Config,
+    keys: tuple[str, ...],
+    users: set[str],
+) -> None:
+    """Store the token of a write. Where the store refuses it, see to it that nobody needs it."""
+    record = state.recorded
+    if record is None:
+        return
+    try:
+        _store(primary, scope, state, config, record, keys, users)
+    except StoreError as error:
+        state.is_unstored = True
+        _report_unrecorded(primary, error)
+        monitor = find_monitor(primary)
+        if monitor is not None:
+            # The store may still answer those who read. Once all replicas have the write, an old
+            # answer does no harm.
+            monitor.wait_for_all(record.position.lsn, _HOLD)
 
 
 def _carried(scope: Scope, sent_session: str | None) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ def test_defaults() -> None:
                 CLUSTERS=None,
                 MAX_LAG=10.0,
                 WAIT=0.05,
+                CONNECT_TIMEOUT=0.5,
                 TOKEN_TTL=60.0,
                 SESSION_TTL=86400.0,
                 INTERVAL=1.0,
@@ -111,7 +112,7 @@ WRONG: list[tuple[str, Any, str]] = [
     *(("WAIT", value, SECONDS) for value in NO_SECONDS),
     *(
         (key, value, POSITIVE)
-        for key in ("MAX_LAG", "TOKEN_TTL", "SESSION_TTL", "INTERVAL")
+        for key in ("MAX_LAG", "CONNECT_TIMEOUT", "TOKEN_TTL", "SESSION_TTL", "INTERVAL")
         for value in [*NO_SECONDS, 0, 0.0]
     ),
     *(("CACHE", value, "the alias of a cache") for value in ("", None, 1, b"default", ["default"])),

@@ -14,7 +14,9 @@ from django.test import Client
 from django.views import View
 
 from django_replica_router import current_scope, scope, use_primary, use_replica
+from django_replica_router.errors import StoreError
 from django_replica_router.registry import find_monitor
+from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
 from testproject.notes.forms import NoteForm
 from testproject.notes.models import Comment, Note, Tag
@@ -55,6 +57,15 @@ def pause(cluster: Cluster) -> None:
     cluster.wait_caught_up()
     for replica in cluster.replicas:
         replica.pause()
+
+
+def store_answers() -> bool:
+    """Tell whether the token store is read again."""
+    try:
+        get_store("default").load(["anything"])
+    except StoreError:
+        return False
+    return True
 
 
 def reasons(
@@ -901,6 +912,7 @@ def test_without_a_cache_the_site_works_from_the_primary(
         assert b"second" in browser.get(f"/notes/{note.pk}/").content
     finally:
         cluster.cache.start()
+    wait_until(store_answers, "the store to be asked again")
     found = reasons(settings, browser, lambda request: str(request.user))
     assert found == {"UNKNOWN_SESSION", "EMPTY_STORE"}
 
