@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     from django_replica_router.context import current_scope
     from django_replica_router.decorators import scope, use_primary, use_replica
     from django_replica_router.routers import ReplicaRouter
+    from django_replica_router.stats import get_stats, pop_stats
     from django_replica_router.writes import note_write
 
 __all__ = [
     "ReplicaRouter",
     "current_scope",
+    "get_stats",
     "note_write",
+    "pop_stats",
     "scope",
     "use_primary",
     "use_replica",
@@ -27,6 +30,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "ReplicaRouter": "django_replica_router.routers",
     "current_scope": "django_replica_router.context",
+    "get_stats": "django_replica_router.stats",
+    "pop_stats": "django_replica_router.stats",
     "note_write": "django_replica_router.writes",
     "scope": "django_replica_router.decorators",
     "use_primary": "django_replica_router.decorators",

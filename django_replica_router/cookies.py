@@ -10,6 +10,7 @@ from django.core import signing
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.cache import patch_cache_control, patch_vary_headers
 
+from django_replica_router.stats import count
 from django_replica_router.tokens import Record
 
 NAME = "replica_router"
@@ -32,6 +33,7 @@ def read_cookie(request: HttpRequest, life: float) -> dict[str, Record]:
     try:
         content = signing.loads(value, salt=_SALT, max_age=timedelta(seconds=life))
     except Exception:  # whatever a stranger can make of a cookie
+        count("cookies_refused")
         return {}
     if not isinstance(content, dict):
         return {}

@@ -15,6 +15,7 @@ from django_replica_router.inflight import in_flight
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.pollers import CONNECT_TIMEOUT, PATIENCE, PrimaryPoller, ReplicaPoller
 from django_replica_router.readings import Reading, Sample, Wanted
+from django_replica_router.stats import count
 
 logger = logging.getLogger("django_replica_router")
 
@@ -125,11 +126,13 @@ class Monitor:
         while not self._ended.wait(PATIENCE / 4):
             now = self.clock()
             for alias in self._pollers:
-                if self.readings[alias].state is ReplicaState.SILENT:
-                    in_flight.end(alias, PATIENCE)
-                elif self._is_silent(alias, now):
+                state = self.readings[alias].state
+                if state is ReplicaState.STREAMING and self._is_silent(alias, now):
                     self.lose(alias, ReplicaState.SILENT, "")
-                    in_flight.end(alias, PATIENCE)
+                    state = ReplicaState.SILENT
+                if state is ReplicaState.SILENT:
+                    for _ in range(in_flight.end(alias, PATIENCE)):
+                        count("waits_ended")
 
     # What the threads report.
 

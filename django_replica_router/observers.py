@@ -24,6 +24,7 @@ from django_replica_router.rerouting import (
     run_on_primary,
 )
 from django_replica_router.statements import is_write_command, might_write
+from django_replica_router.stats import count
 from django_replica_router.writes import mark_written
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
@@ -90,6 +91,7 @@ def _on_replica(
         if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
             raise
         result = run_on_primary(primary, cursor, sql, params, many)
+        count("retried_refused_write" if is_refused_write(error) else "retried_replica_fault")
         if is_refused_write(error):
             # A standby knows better than any reading of the text.
             mark_written(primary)
@@ -100,12 +102,18 @@ def _on_replica(
         return result
     if has_been_promoted(connection):
         _leave(alias, primary, connection, ReplicaState.PROMOTED, "")
+        count("retried_promoted")
         return run_on_primary(primary, cursor, sql, params, many)
     if is_server_side(cursor):
+
+        def run_elsewhere() -> None:
+            count("retried_first_fetch")
+            run_on_primary(primary, cursor, sql, params, many)
+
         guard_first_fetch(
             cursor,
             lambda error: _is_mendable(primary, alias, connection, error),
-            lambda: run_on_primary(primary, cursor, sql, params, many),
+            run_elsewhere,
         )
     return result
 

@@ -33,6 +33,7 @@ from django_replica_router.policy import (
     floor_reason,
 )
 from django_replica_router.registry import get_monitor
+from django_replica_router.stats import count
 from django_replica_router.tokens import Floor, Position
 from django_replica_router.writes import locate, store_for_everybody
 
@@ -51,6 +52,9 @@ _UNSEEN = frozenset(
         Reason.STORE_ERROR,
     ]
 )
+
+
+_EVENTS = {reason: f"reads_{reason.name.lower()}" for reason in Reason}
 
 
 def route_read(primary: str, model: Any, config: Config, frame: Frame) -> str:
@@ -121,10 +125,12 @@ def _decide_by_token(
     except StoreError as error:
         logger.warning("%s", error)
         state.store_failed = True
+        count(_EVENTS[Reason.STORE_ERROR])
         return state.choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
     if choice is None and _identifies_unknown_reader(model, scope, state):
         return Decision(primary, Reason.UNKNOWN_SESSION)
     decision = _decide_anew(primary, scope, floor, max_lag, config, choice)
+    count(_EVENTS[decision.reason])
     if choice is None:
         decision = state.choices.setdefault(max_lag, decision)  # another thread may have been first
     else:

@@ -15,6 +15,7 @@ from django_replica_router.context import ClusterScope, Scope, WriteMark, curren
 from django_replica_router.errors import ConfigurationError, PositionError, StoreError
 from django_replica_router.floors import EVERYBODY, expiry_ms, known_owners, load_floor, store_key
 from django_replica_router.registry import find_monitor
+from django_replica_router.stats import count
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import Position, Record
 
@@ -194,6 +195,7 @@ def _store_write(
         _store(primary, scope, state, config, record, keys, users)
     except StoreError as error:
         state.is_unstored = True
+        count("tokens_unstored")
         _report_unrecorded(primary, error)
         monitor = find_monitor(primary)
         if monitor is not None:
@@ -211,6 +213,7 @@ def _carried(scope: Scope, sent_session: str | None) -> tuple[str, ...]:
 def _record(position: Position | None, config: Config) -> Record:
     """Return the record of a position, or of a write without one: a pin to the primary."""
     if position is None:
+        count("writes_unlocated")
         return Record(pinned_until_ms=expiry_ms(config))
     return Record(position, expiry_ms(config))
 

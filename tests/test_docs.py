@@ -8,6 +8,7 @@ from pathlib import Path
 
 import django_replica_router
 from django_replica_router.conf import Config
+from django_replica_router.policy import Reason
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,3 +46,10 @@ def test_each_public_name_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in django_replica_router.__all__:
         assert name in readme
+
+
+def test_each_reason_is_in_the_readme() -> None:
+    """The table of the rule leaves no reason out."""
+    readme = (ROOT / "README.md").read_text()
+    for reason in Reason:
+        assert f"`{reason.name}`" in readme

@@ -1,0 +1,40 @@
+"""Counts of what has happened in this process, for metrics and for whoever looks into a case."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+
+_lock = threading.Lock()
+_counts: Counter[str] = Counter()
+
+
+def count(event: str) -> None:
+    """Count something that is not part of every read: a fallback, a retry, a lost token."""
+    with _lock:
+        _counts[event] += 1
+
+
+def get_stats() -> Mapping[str, int]:
+    """Return how often each event has happened in this process since it started, or since popped.
+
+    - ``reads_<reason>``: first decisions of a scope, by the reason in lower case.
+    - ``retried_<cause>``: statements that were run again on the primary: ``refused_write``,
+      ``replica_fault``, ``promoted``, ``first_fetch``.
+    - ``waits_ended``: statements whose waiting for a replica that hung was ended.
+    - ``tokens_unstored``: writes whose token the store refused.
+    - ``writes_unlocated``: writes that could not be located in the WAL, so that their user is
+      pinned to the primary.
+    - ``cookies_refused``: signed cookies that were not ours, broken or too old.
+    """
+    with _lock:
+        return dict(_counts)
+
+
+def pop_stats() -> Mapping[str, int]:
+    """Return the same, and begin to count anew."""
+    with _lock:
+        counts = dict(_counts)
+        _counts.clear()
+        return counts
