@@ -1,0 +1,378 @@
+"""No visitor sees the fault of a replica, and no replica that lies is believed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, connections, transaction
+from django.http import HttpRequest
+from django.test import Client
+
+from django_replica_router import get_stats, pop_stats, scope
+from django_replica_router.policy import ReplicaState
+from django_replica_router.registry import find_monitor, stop_monitors
+from testproject.cluster import Cluster, ReplicaServer
+from testproject.notes.models import Note, Tag
+from tests.conftest import wait_until, wait_until_routed
+from tests.helpers import Served
+from tests.site import sign_in, visit
+
+pytestmark = pytest.mark.usefixtures("test_site")
+
+
+@pytest.fixture
+def note(ann: User, cluster: Cluster) -> Note:
+    """A note of Ann's, on every server."""
+    note = Note.objects.create(owner=ann, title="first")
+    Tag.objects.bulk_create(Tag(name=f"tag {n:03}") for n in range(200))
+    cluster.wait_caught_up()
+    return note
+
+
+@pytest.fixture
+def healed(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, made whole again afterwards."""
+    yield cluster
+    cluster.heal()
+    connections.close_all()
+    stop_monitors()
+
+
+def state_of(replica: ReplicaServer) -> ReplicaState:
+    """Return what this process knows of a replica."""
+    monitor = find_monitor("default")
+    assert monitor is not None
+    return next(known.state for known in monitor.replicas() if known.alias == replica.name)
+
+
+def wait_for_state(replica: ReplicaServer, state: ReplicaState) -> None:
+    """Return once this process knows that the replica is in that state."""
+    wait_until(lambda: state_of(replica) is state, f"{replica.name} to be {state.name}")
+
+
+def backend(alias: str) -> int:
+    """Return the process id of the server's backend for this thread's connection."""
+    raw: psycopg.Connection[Any] = connections[alias].connection
+    return raw.info.backend_pid
+
+
+READS: dict[str, Callable[[], Any]] = {
+    "get": lambda: Note.objects.get().title,
+    "values": lambda: Note.objects.values_list("title", flat=True)[0],
+    "aggregate": lambda: Tag.objects.count(),
+    "exists": lambda: Note.objects.exists(),
+    "iterator": lambda: sum(1 for _ in Tag.objects.iterator(chunk_size=10)),
+    "raw": lambda: [n.title for n in Note.objects.raw("SELECT * FROM notes_note")],
+    "prefetch": lambda: [list(n.tags.all()) for n in Note.objects.prefetch_related("tags")],
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_connection_that_is_gone_is_never_seen(
+    note: Note, cluster: Cluster, served: Served, read: Callable[[], Any]
+) -> None:
+    """The server ended the session: the caller sees rows, from the primary."""
+    expected = read()
+
+    def action(request: HttpRequest) -> Any:
+        alias = Note.objects.get()._state.db
+        assert str(alias).startswith("replica")
+        replica = next(r for r in cluster.replicas if r.name == alias)
+        replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(str(alias))])
+        served.clear()
+        return repr(read())
+
+    pop_stats()
+    assert visit(Client(), action) == repr(expected)
+    assert "default" in served.aliases()
+    assert get_stats()["retried_replica_fault"] == 1
+
+
+def test_a_recovery_conflict_is_never_seen(note: Note, healed: Cluster, settings: Any) -> None:
+    """A read that a replica cancels to go on replaying is run again on the primary."""
+    for replica in healed.replicas:
+        replica.configure(max_standby_streaming_delay="0")
+    began = threading.Event()
+
+    def conflict() -> None:
+        began.wait(10)
+        healed.primary.execute("ALTER TABLE notes_tag ADD COLUMN conflict integer", dbname="app")
+        healed.primary.execute("ALTER TABLE notes_tag DROP COLUMN conflict", dbname="app")
+
+    def action(request: HttpRequest) -> int:
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        began.set()
+        # Long enough to be in the way of the lock that is replayed meanwhile.
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM notes_tag, pg_sleep(2)")
+            (count,) = cursor.fetchone()
+        return int(count)
+
+    thread = threading.Thread(target=conflict)
+    thread.start()
+    try:
+        pop_stats()
+        assert visit(Client(), action) == 200
+        assert get_stats().get("retried_replica_fault") == 1
+    finally:
+        thread.join()
+
+
+def test_inside_a_transaction_on_a_replica_the_error_is_raised(
+    note: Note, cluster: Cluster
+) -> None:
+    """What was read before came from another snapshot: the caller must begin anew."""
+    with scope():
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        replica = next(r for r in cluster.replicas if r.name == alias)
+        with (
+            pytest.raises(Exception, match="terminating connection"),
+            transaction.atomic(using=alias),
+        ):
+            Note.objects.using(alias).get()
+            replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)])
+            Note.objects.using(alias).get()
+
+
+def test_after_the_first_row_the_error_is_raised(note: Note, cluster: Cluster) -> None:
+    """Rows that the caller has seen cannot be taken back."""
+    with scope():
+        alias = str(Note.objects.get()._state.db)
+        replica = next(r for r in cluster.replicas if r.name == alias)
+        rows = Tag.objects.iterator(chunk_size=10)
+        next(rows)
+        replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)])
+        with pytest.raises(Exception, match="terminating connection"):
+            list(rows)
+
+
+def test_a_replica_that_hangs_delays_nobody_for_long(
+    note: Note, healed: Cluster, served: Served
+) -> None:
+    """Stopped in the middle of a session: what runs there is ended and run on the primary."""
+
+    def action(request: HttpRequest) -> list[Any]:
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        next(r for r in healed.replicas if r.name == alias).suspend()
+        began = time.monotonic()
+        title = Note.objects.get().title
+        return [title, time.monotonic() - began]
+
+    pop_stats()
+    title, seconds = visit(Client(), action)
+    assert title == "first"
+    assert get_stats()["waits_ended"] >= 1
+    # The bound of the package, plus a busy machine; TCP alone would take minutes.
+    assert seconds < 10
+
+
+def test_a_replica_that_hangs_is_left_out(note: Note, healed: Cluster, served: Served) -> None:
+    """New requests do not even try it; when it answers again, it serves again."""
+    replica = healed.replicas[0]
+    replica.suspend()
+    wait_for_state(replica, ReplicaState.SILENT)
+    connections.close_all()
+    for _ in range(10):
+        assert visit(Client(), lambda request: Note.objects.get().title) == "first"
+    assert replica.name not in served.aliases()
+    replica.resume_process()
+    wait_for_state(replica, ReplicaState.STREAMING)
+    wait_until_routed()
+
+
+def test_a_connection_that_is_not_accepted_is_given_up_in_time(
+    note: Note, healed: Cluster, served: Served, settings: Any
+) -> None:
+    """A request does not wait for a host that does not answer as long as TCP would."""
+    settings.REPLICA_ROUTER = {"CONNECT_TIMEOUT": 0.2}
+    wait_until_routed()
+    connections.close_all()
+    monitor = find_monitor("default")
+    assert monitor is not None
+    for replica in healed.replicas:
+        replica.suspend()
+    # Before the monitor knows.
+    assert visit(Client(), lambda request: Note.objects.get().title) == "first"
+    assert served.only_primary("notes_note")
+
+
+def test_a_promoted_replica_is_left_with_its_next_answer(note: Note, healed: Cluster) -> None:
+    """Its rows are not used, though the monitor has not looked yet."""
+
+    def action(request: HttpRequest) -> list[str]:
+        alias = str(Note.objects.get()._state.db)
+        replica = next(r for r in healed.replicas if r.name == alias)
+        replica.promote()
+        replica.execute("UPDATE notes_note SET title = 'of another history'", dbname="app")
+        after = Note.objects.get()
+        return [alias, after.title]
+
+    before, title = visit(Client(), action)
+    assert before.startswith("replica")
+    assert title == "first"
+
+
+def test_a_promoted_replica_is_known_as_such(note: Note, healed: Cluster) -> None:
+    """Its position stands still and is not NULL: only recovery tells."""
+    healed.replicas[0].promote()
+    wait_for_state(healed.replicas[0], ReplicaState.PROMOTED)
+
+
+def test_a_replica_of_another_cluster_serves_nobody(
+    note: Note, cluster: Cluster, served: Served
+) -> None:
+    """Its positions mean nothing here."""
+    with Cluster(replicas=1, cache=False, databases=("app",)) as other:
+        original = dict(connections["replica1"].settings_dict)
+        connections["replica1"].close()
+        connections["replica1"].settings_dict["PORT"] = other.replicas[0].port
+        stop_monitors()
+        try:
+            with scope():
+                Note.objects.get()
+            wait_for_state(cluster.replicas[0], ReplicaState.FOREIGN)
+            served.clear()
+            for _ in range(10):
+                visit(Client(), lambda request: Note.objects.get().title)
+            assert "replica1" not in served.aliases()
+        finally:
+            connections["replica1"].settings_dict.update(original)
+            connections["replica1"].close()
+            stop_monitors()
+
+
+def test_the_primary_configured_as_a_replica_serves_nobody_as_such(
+    note: Note, cluster: Cluster
+) -> None:
+    """It would serve, but the mistake would never be noticed."""
+    original = dict(connections["replica1"].settings_dict)
+    connections["replica1"].close()
+    connections["replica1"].settings_dict["PORT"] = cluster.primary.port
+    stop_monitors()
+    try:
+        with scope():
+            Note.objects.get()
+        wait_for_state(cluster.replicas[0], ReplicaState.PRIMARY)
+    finally:
+        connections["replica1"].settings_dict.update(original)
+        connections["replica1"].close()
+        stop_monitors()
+
+
+def test_what_is_unusual_about_a_replica_is_logged(
+    note: Note, healed: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Paused, without a receiver, delayed: each has its line."""
+    one, two = healed.replicas
+    one.pause()
+    two.set_delay(0.05)
+    wait_until(lambda: "'replica1': its replay is paused" in caplog.text, "the line of a pause")
+    wait_until(lambda: "it delays replay by 0.05 s" in caplog.text, "the line of a delay")
+    one.resume()
+    one.cut()
+    wait_until(lambda: "'replica1': it receives no WAL" in caplog.text, "the line of a receiver")
+
+
+def test_a_replica_started_anew_must_first_have_what_was_shown_before(
+    ann: User, note: Note, healed: Cluster, served: Served
+) -> None:
+    """After a crash a standby may show less than it did: it serves once it is past that."""
+    client = sign_in(ann)
+    healed.wait_caught_up()
+
+    def title(request: HttpRequest) -> str:
+        return Note.objects.get().title
+
+    visit(client, title)
+    (usual,) = served.aliases("notes_note") - {"default"}
+    replica = next(r for r in healed.replicas if r.name == usual)
+    healed.primary.execute("UPDATE notes_note SET title = 'second'", dbname="app")
+    healed.wait_caught_up()
+    assert visit(client, title) == "second"
+    replica.cut()
+    replica.kill()
+    replica.start()
+    for _ in range(5):
+        assert visit(client, title) == "second"
+
+
+def test_failover_keeps_what_survived_and_strands_nobody(
+    ann: User, note: Note, healed: Cluster, served: Served
+) -> None:
+    """The primary dies, a replica is promoted, the alias now means that one."""
+    client = sign_in(ann)
+    visit(client, lambda request: Note.objects.filter(pk=note.pk).update(title="second"), "post")
+    healed.wait_caught_up()
+    first, second = healed.replicas
+    original = dict(connections["default"].settings_dict)
+    healed.primary.kill()
+    first.promote()
+    second.follow(first)
+    connections["default"].close()
+    connections["default"].settings_dict["PORT"] = first.port
+
+    def title(request: HttpRequest) -> str:
+        return Note.objects.get().title
+
+    try:
+        assert visit(client, title) == "second"
+        visit(client, lambda request: Note.objects.filter(pk=note.pk).update(title="third"), "post")
+        for _ in range(5):
+            assert visit(client, title) == "third"
+        wait_for_state(second, ReplicaState.STREAMING)
+
+        def served_by_follower() -> bool:
+            served.clear()
+            assert visit(client, title) == "third"
+            return served.only_replicas("notes_note")
+
+        wait_until(served_by_follower, "the follower to serve")
+        assert state_of(first) is not ReplicaState.STREAMING
+    finally:
+        connections["default"].settings_dict.update(original)
+        connections["default"].close()
+
+
+def test_a_replica_left_on_the_old_timeline_serves_nobody(
+    ann: User, note: Note, healed: Cluster, served: Served
+) -> None:
+    """Its position is higher than that of new tokens, and their rows are not there."""
+    client = sign_in(ann)
+    healed.wait_caught_up()
+    first, second = healed.replicas
+    first.cut()
+    # Only the second gets this, which is lost with the primary.
+    healed.primary.execute("CREATE TABLE lost AS SELECT generate_series(1, 10000)", dbname="app")
+    second.wait_replayed(healed.primary.flush())
+    original = dict(connections["default"].settings_dict)
+    healed.primary.kill()
+    first.promote()
+    connections["default"].close()
+    connections["default"].settings_dict["PORT"] = first.port
+    try:
+        visit(client, lambda request: Note.objects.filter(pk=note.pk).update(title="new"), "post")
+        assert second.replay_lsn() > first.insert_lsn()
+        for _ in range(10):
+            assert visit(client, lambda request: Note.objects.get().title) == "new"
+        wait_until(
+            lambda: state_of(second) in {ReplicaState.TIMELINE, ReplicaState.AHEAD},
+            "the old timeline to be noticed",
+        )
+        served.clear()
+        for _ in range(10):
+            assert visit(client, lambda request: Note.objects.get().title) == "new"
+            assert visit(Client(), lambda request: Note.objects.get().title) == "new"
+        assert served.only_primary("notes_note")
+    finally:
+        connections["default"].settings_dict.update(original)
+        connections["default"].close()
+        connection.close()
