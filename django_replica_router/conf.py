@@ -93,6 +93,15 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     ),
     "MAX_LAG": _POSITIVE,
     "WAIT": _SECONDS,
+    "FALLBACK_LAG": (
+        lambda value: value is None or _is_positive(value),
+        "None or a number of seconds above 0",
+    ),
+    "PRIMARY_SHARE": (
+        lambda value: _is_seconds(value) and value <= 1,  # type: ignore[operator]
+        "a number from 0 to 1",
+    ),
+    "PRIMARY_DOWN": (lambda value: value in {"fail", "replicas"}, "'fail' or 'replicas'"),
     "CONNECT_TIMEOUT": _POSITIVE,
     "TOKEN_TTL": _POSITIVE,
     "SESSION_TTL": _POSITIVE,
@@ -117,6 +126,9 @@ class Config:
     CLUSTERS: Mapping[str, Sequence[str] | Mapping[str, float]] | None = None
     MAX_LAG: float = 10.0
     WAIT: float = 0.05
+    FALLBACK_LAG: float | None = None
+    PRIMARY_SHARE: float = 1.0
+    PRIMARY_DOWN: str = "fail"
     CONNECT_TIMEOUT: float = 0.5
     TOKEN_TTL: float = 60.0
     SESSION_TTL: float = 24 * 60 * 60.0

@@ -15,5 +15,12 @@ class StoreError(ReplicaRouterError):
     """The token store could not be read or written."""
 
 
+class ReplicasLagError(ReplicaRouterError):
+    """No replica may serve a read, and the share of reads for the primary is used up.
+
+    The middleware answers 503 where a view raises it.
+    """
+
+
 class PositionError(ReplicaRouterError):
     """A server did not tell its WAL position in a usable form."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from django_replica_router.conf import get_config
 from django_replica_router.context import Frame, Scope, current_frame
 from django_replica_router.cookies import set_cookie
+from django_replica_router.errors import ReplicasLagError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.writes import finish_scope, needs_finish, release_scope, unsent_records
+
+logger = logging.getLogger("django_replica_router")
 
 
 class ReplicaRouterMiddleware:
@@ -54,6 +58,18 @@ class ReplicaRouterMiddleware:
                 if not streams:
                     release_scope(scope)
         return response
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Answer 503 where the replicas lag and the primary's share of reads is used up."""
+        if not isinstance(exception, ReplicasLagError):
+            return None
+        logger.warning("%s", exception)
+        return HttpResponse(
+            "The service is overloaded. Please try again in a moment.",
+            status=503,
+            content_type="text/plain",
+            headers={"Retry-After": "1"},
+        )
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         """Serve the request inside a scope of its own, without blocking the event loop."""

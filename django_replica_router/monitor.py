@@ -101,6 +101,13 @@ class Monitor:
         return self._primary_poller.identity if self._samples else None
 
     @property
+    def primary_is_down(self) -> bool:
+        """The last attempt to sample the primary has failed, or has been waiting for too long."""
+        busy_since = self._primary_poller.busy_since
+        is_waiting = busy_since is not None and self.clock() - busy_since > PATIENCE
+        return self._primary_poller.has_failed or is_waiting
+
+    @property
     def timeline(self) -> int | None:
         """The primary's timeline as last seen, or None before the first sample."""
         return self._samples[-1].position.timeline if self._samples else None

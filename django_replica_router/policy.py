@@ -28,6 +28,8 @@ class Reason(enum.Enum):
     NO_TOKEN = "nothing has to be waited for"  # noqa: S105 - a name, not a secret
     CAUGHT_UP = "the replica has replayed the token"
     WAITED = "the replica replayed the token within the wait budget"
+    LEAST_LAGGED = "all replicas lag too far, and this one the least"
+    PRIMARY_DOWN = "the primary is down, and the site goes on reading"
     LAGGING = "no replica has replayed the token, or all lag too far"
     NO_REPLICA = "no replica is in good health"
 
@@ -169,6 +171,24 @@ def choose_replica(
                 return Decision(replica.alias, Reason.WAITED)
             return Decision(replica.alias, Reason.CAUGHT_UP if floor.lsn else Reason.NO_TOKEN)
     return None
+
+
+def choose_least_lagged(
+    replicas: list[Replica], floor: Position, fallback_lag: float
+) -> Decision | None:
+    """Return the freshest replica that has the floor and lags within a wider bound, or None."""
+    for replica in sorted(replicas, key=lambda replica: replica.age):
+        if may_serve(replica, floor, fallback_lag):
+            return Decision(replica.alias, Reason.LEAST_LAGGED)
+    return None
+
+
+def choose_stand_in(replicas: list[Replica]) -> Decision | None:
+    """Return the replica that has replayed the most, to stand in for a primary that is down."""
+    serving = [replica for replica in replicas if replica.state is ReplicaState.STREAMING]
+    if not serving:
+        return None
+    return Decision(max(serving, key=lambda r: r.watermark).alias, Reason.PRIMARY_DOWN)
 
 
 def fallback_reason(ranked: list[Replica]) -> Reason:

@@ -47,6 +47,11 @@ class Poller(threading.Thread):
         self._wake = threading.Event()
         self._failures = 0
 
+    @property
+    def has_failed(self) -> bool:
+        """The last look has failed."""
+        return self._failures > 0
+
     def poke(self) -> None:
         """Have the next look taken now, unless the server is given time to recover."""
         if not self._failures:

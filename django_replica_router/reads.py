@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 from django.db import connections
 
 from django_replica_router.balancers import get_balancer, least_in_flight
+from django_replica_router.budget import budget
 from django_replica_router.conf import Config
 from django_replica_router.connecting import connect_to_replica
 from django_replica_router.context import ClusterScope, Frame, Scope
-from django_replica_router.errors import ReplicaRouterError, StoreError
+from django_replica_router.errors import ReplicaRouterError, ReplicasLagError, StoreError
 from django_replica_router.floors import (
     EVERYBODY,
     expiry_ms,
@@ -27,7 +28,9 @@ from django_replica_router.policy import (
     Reason,
     Replica,
     Situation,
+    choose_least_lagged,
     choose_replica,
+    choose_stand_in,
     decide_at_once,
     fallback_reason,
     floor_reason,
@@ -54,6 +57,23 @@ _UNSEEN = frozenset(
 )
 
 
+# Reasons for the primary that give way where the primary is down: the code has not asked for it, and
+# nothing of this scope's own is at stake.
+_DISPENSABLE = frozenset(
+    [
+        Reason.MODEL,
+        Reason.UNSAFE_METHOD,
+        Reason.UNKNOWN_SESSION,
+        Reason.STORE_ERROR,
+        Reason.EMPTY_STORE,
+        Reason.UNRECORDED_WRITE,
+        Reason.EPOCH,
+        Reason.LAGGING,
+        Reason.NO_REPLICA,
+        Reason.REPLICA_FAILED,
+    ]
+)
+
 _EVENTS = {reason: f"reads_{reason.name.lower()}" for reason in Reason}
 
 
@@ -62,12 +82,33 @@ def route_read(primary: str, model: Any, config: Config, frame: Frame) -> str:
     decision = _decide(primary, model, config, frame)
     scope = frame.scope
     if scope is not None:
+        if decision.alias == primary and config.PRIMARY_DOWN == "replicas":
+            decision = _stand_in(primary, decision, scope, config)
         is_seen = decision.alias == primary and decision.reason not in _UNSEEN
         if is_seen and config.MONOTONIC_READS:
             scope.cluster(primary).seen_on = primary
         if scope.decisions is not None:
             scope.note_decision(decision)
     return decision.alias
+
+
+def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) -> Decision:
+    """Return a decision for a replica where the primary is down and the read may do without it."""
+    state = scope.cluster(primary)
+    if decision.reason not in _DISPENSABLE or _in_event_loop():
+        return decision
+    if state.stand_in is not None:
+        return state.stand_in
+    weights = config.topology.clusters[primary]
+    monitor = get_monitor(primary, tuple(weights), config.interval)
+    stand_in = choose_stand_in(monitor.replicas()) if monitor.primary_is_down else None
+    if stand_in is None:
+        return decision
+    if not connect_to_replica(stand_in.alias, monitor, config.CONNECT_TIMEOUT):
+        return decision
+    count(_EVENTS[stand_in.reason])
+    state.stand_in = stand_in
+    return stand_in
 
 
 def _decide(primary: str, model: Any, config: Config, frame: Frame) -> Decision:
@@ -131,6 +172,7 @@ def _decide_by_token(
         return Decision(primary, Reason.UNKNOWN_SESSION)
     decision = _decide_anew(primary, scope, floor, max_lag, config, choice)
     count(_EVENTS[decision.reason])
+    budget.note_decision()
     if choice is None:
         decision = state.choices.setdefault(max_lag, decision)  # another thread may have been first
     else:
@@ -198,9 +240,15 @@ def _decide_anew(
         order = [choice.alias]
     # Wall clocks of two machines may differ: good enough to guess how long to wait.
     age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
-    decision = _choose(
-        primary, state, monitor, order, Target(floor.position, age, max_lag, config.CONNECT_TIMEOUT)
+    target = Target(
+        floor.position,
+        age,
+        max_lag,
+        config.CONNECT_TIMEOUT,
+        config.FALLBACK_LAG,
+        config.PRIMARY_SHARE,
     )
+    decision = _choose(primary, state, monitor, order, target)
     if config.MONOTONIC_READS and decision.alias not in (primary, *preferred):
         state.seen_on = decision.alias
     return decision
@@ -234,12 +282,16 @@ class Target(NamedTuple):
         age: about how many seconds ago that was written.
         max_lag: seconds that its data may be old.
         connect_timeout: seconds within which it must accept a connection.
+        fallback_lag: seconds that its data may be old where no replica has it otherwise.
+        primary_share: share of the reads that may go to the primary where none has it at all.
     """
 
     floor: Position
     age: float
     max_lag: float
     connect_timeout: float
+    fallback_lag: float | None
+    primary_share: float
 
     def choose(self, ranked: list[Replica], *, waited: bool = False) -> Decision | None:
         """Return the first replica, in order of preference, that has it."""
@@ -260,11 +312,32 @@ def _choose(
         decision = target.choose(ranked()[:1])
         if decision is None:
             decision = _wait(state, monitor, ranked, target)
+        if decision is None and target.fallback_lag is not None:
+            decision = choose_least_lagged(ranked(), target.floor, target.fallback_lag)
         if decision is None:
-            return Decision(primary, fallback_reason(ranked()))
+            return _fall_back(primary, monitor, ranked(), target)
         if connect_to_replica(decision.alias, monitor, target.connect_timeout):
             return decision
         refused.add(decision.alias)
+
+
+def _fall_back(primary: str, monitor: Monitor, replicas: list[Replica], target: Target) -> Decision:
+    """Return the decision for the primary, within its share of the reads.
+
+    Raises:
+        ReplicasLagError: the share is used up.
+    """
+    decision = Decision(primary, fallback_reason(replicas))
+    if not replicas or target.primary_share >= 1 or budget.grant_fallback(target.primary_share):
+        return decision
+    count("fallbacks_refused")
+    known = ", ".join(f"{r.alias!r} ({r.state.value}, {r.age:.1f} s old)" for r in replicas)
+    message = (
+        f"No replica of {primary!r} may serve this read, and PRIMARY_SHARE "
+        f"({target.primary_share:g}) of the reads has gone to the primary already. Known: {known}. "
+        f"Raise PRIMARY_SHARE, MAX_LAG or FALLBACK_LAG, or mend the replicas."
+    )
+    raise ReplicasLagError(message)
 
 
 def _wait(
