@@ -8,6 +8,7 @@ from typing import Any
 from django.apps import apps
 from django.apps.config import AppConfig
 from django.conf import settings
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
 from django.core.cache.backends.dummy import DummyCache
 from django.db import connections
@@ -154,9 +155,9 @@ def _check_names(config: Config) -> Iterator[checks.CheckMessage]:
 
 
 def _is_app_or_model(label: str) -> bool:
-    app, _, model = label.partition(".")
+    app, dot, model = label.partition(".")
     try:
-        if model:
+        if dot:
             apps.get_model(app, model)
         else:
             apps.get_app_config(app)
@@ -226,7 +227,7 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
             "The middleware is not in MIDDLEWARE: requests read from the primary only.",
             f"Put {_MIDDLEWARE!r} first in MIDDLEWARE.",
         )
-    elif _SESSIONS in settings.MIDDLEWARE[:mine]:
+    elif _find(settings.MIDDLEWARE[:mine], _SESSIONS, SessionMiddleware) is not None:
         yield _error(
             "E011",
             "The middleware is inside SessionMiddleware, which writes after it has finished.",

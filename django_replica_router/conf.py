@@ -36,12 +36,12 @@ class SettingError(ConfigurationError):
 
 
 def _is_seconds(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value) and value >= 0
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 def _is_positive(value: object) -> bool:
@@ -231,7 +231,8 @@ def _mirrors() -> dict[str, dict[str, float]]:
 
 
 def _raw() -> Any:
-    return getattr(settings, SETTING, None) or {}
+    raw = getattr(settings, SETTING, None)
+    return {} if raw is None else raw
 
 
 def find_problems() -> Iterator[SettingError]:

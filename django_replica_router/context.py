@@ -156,10 +156,19 @@ class Override(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The present scope and override. Immutable: nested blocks put back the one before."""
+    """The present scope and override. Immutable: nested blocks put back the one before.
+
+    Args:
+        scope: the scope, or None outside of any.
+        override: what a block around the code asks for, or None.
+        outer: the frame that a block puts back.
+        owns_scope: the block has opened the scope, and ends it.
+    """
 
     scope: Scope | None = None
     override: Override | None = None
+    outer: Frame | None = None
+    owns_scope: bool = False
 
 
 _OUTSIDE = Frame()

@@ -24,17 +24,23 @@ T = TypeVar("T")
 
 
 class Routed:
-    """A block, and a decorator, in which reads are routed as asked. Nests, and restores."""
+    """A block, and a decorator, in which reads are routed as asked. Nests, and restores.
 
-    def __init__(self, override: Override) -> None:
+    The frame that was there before hangs on the frame of the block, and not on the block: one
+    object may be entered by several threads and tasks at the same time.
+    """
+
+    def __init__(self, override: Override, scope: Scope | None = None) -> None:
         self._override = override
-        self._tokens: list[Token[Frame]] = []
+        self._scope = scope
 
     def __enter__(self) -> Routed:
-        scope = current_frame.get().scope
-        if scope is None and not self._override.primary:
-            scope = Scope(NamedIdentity(), debug=get_config().DEBUG)
-        self._tokens.append(current_frame.set(Frame(scope, self._override)))
+        outer = current_frame.get()
+        scope = outer.scope or self._scope
+        owns_scope = scope is None and not self._override.primary
+        if owns_scope:
+            scope = self._new_scope()
+        current_frame.set(Frame(scope, self._override, outer, owns_scope))
         return self
 
     def __exit__(
@@ -43,14 +49,34 @@ class Routed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        current_frame.reset(self._tokens.pop())
+        frame = current_frame.get()
+        if frame.outer is None:
+            return  # left in another context than entered: there is nothing to restore here
+        current_frame.set(frame.outer)
+        if frame.owns_scope and frame.scope is not None:
+            release_scope(frame.scope)
+
+    @staticmethod
+    def _new_scope() -> Scope:
+        return Scope(NamedIdentity(), debug=get_config().DEBUG)
 
     def _again(self) -> Routed:
-        # One object a use: a decorated function may run in many threads at the same time.
-        return Routed(self._override)
+        return Routed(self._override, self._scope)
+
+    def _for_steps(self) -> Routed:
+        """Return a block for the steps of a generator, which share one scope."""
+        needs_scope = not self._override.primary and self._scope is None
+        return Routed(self._override, self._new_scope() if needs_scope else self._scope)
 
     def __call__(self, target: F) -> F:
         """Decorate a function, coroutine function, generator, async generator, or view class."""
+        given: object = target  # who checks no types may pass a lag by position
+        if not callable(given):
+            message = (
+                f"{target!r} cannot be decorated: expected a function or a class-based view. "
+                f"Pass a lag by its name, as in use_replica(max_lag=2.0)."
+            )
+            raise ConfigurationError(message)
         if inspect.isclass(target):
             decorate: Callable[[Any], Any] = self._decorate_class
         elif inspect.isasyncgenfunction(target):
@@ -125,7 +151,8 @@ class Routed:
         render = response.render
 
         def render_routed() -> Any:
-            del response.render  # a rendered response may be pickled by a cache
+            # Gone before it is used: a rendered response may be pickled by a cache.
+            response.__dict__.pop("render", None)
             with self._again():
                 return render()
 
@@ -133,10 +160,11 @@ class Routed:
 
     def _drive(self, generator: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
         """Run each step of the generator in a block, and what uses it between them outside."""
+        block = self._for_steps()
         step: Callable[[], Any] = functools.partial(next, generator)
         while True:
             try:
-                with self._again():
+                with block:
                     item = step()
             except StopIteration as stop:
                 result: T = stop.value
@@ -144,24 +172,25 @@ class Routed:
             try:
                 step = functools.partial(generator.send, (yield item))
             except GeneratorExit:
-                with self._again():
+                with block:
                     generator.close()
                 raise
             except BaseException as error:
                 step = functools.partial(generator.throw, error)
 
     async def _drive_async(self, generator: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
+        block = self._for_steps()
         step: Callable[[], Awaitable[Any]] = generator.__anext__
         while True:
             try:
-                with self._again():
+                with block:
                     item = await step()
             except StopAsyncIteration:
                 return
             try:
                 step = functools.partial(generator.asend, (yield item))
             except GeneratorExit:
-                with self._again():
+                with block:
                     await generator.aclose()
                 raise
             except BaseException as error:

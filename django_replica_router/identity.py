@@ -9,7 +9,7 @@ from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
-from django.utils.functional import SimpleLazyObject
+from django.utils.functional import LazyObject, empty
 from django.utils.module_loading import import_string
 
 from django_replica_router.conf import get_config
@@ -39,6 +39,14 @@ def user_key(user: Any) -> str | None:
     """Return the key of a user object, or None for an anonymous one."""
     pk = getattr(user, "pk", None)
     return None if pk is None else digest("user", str(pk))
+
+
+def _loaded(value: Any) -> Any:
+    """Return what a lazy object stands for if that is known already, else None."""
+    if not isinstance(value, LazyObject):
+        return value
+    wrapped = value.__dict__["_wrapped"]
+    return None if wrapped is empty else wrapped
 
 
 class RequestIdentity:
@@ -102,10 +110,11 @@ class RequestIdentity:
 
     def _look(self) -> str | None:
         known = self.request.__dict__
-        user = known.get("user")
-        if user is None or type(user) is SimpleLazyObject:
+        # What stands in "user" is lazy, or a real one: Django REST framework, or code that logs
+        # somebody in, has put it there.
+        user = _loaded(known.get("user"))
+        if user is None:
             user = known.get("_cached_user") or known.get("_acached_user")
-        # Else Django REST framework, or code that logs somebody in, has put a real user there.
         key = user_key(user)
         if key is not None:
             self.settled = True

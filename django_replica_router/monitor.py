@@ -151,7 +151,7 @@ class Monitor:
             self._samples.append(sample)
             for alias, reading in self.readings.items():
                 # A standby only ever has WAL that its primary has on disk.
-                if reading.watermark > sample.position.lsn and reading.read_at < sample.at:
+                if reading.watermark > sample.position.lsn and reading.told_at < sample.at:
                     self._ahead.add(alias)
                     self._set(alias, Reading(ReplicaState.AHEAD, read_at=sample.at))
             self._changed.notify_all()
@@ -172,12 +172,13 @@ class Monitor:
         self._ahead.clear()
         self.wanted = Wanted()
         for alias in self.readings:
-            self.readings[alias] = Reading()
+            self._set(alias, Reading())
 
     def publish_reading(self, alias: str, reading: Reading) -> None:
         """Take a look at a replica into account: its state, and what it has replayed."""
         with self._changed:
             old = self.readings[alias]
+            reading = reading._replace(told_at=self.clock())
             if alias in self._ahead:
                 reading = reading._replace(state=ReplicaState.AHEAD)
             elif reading.watermark < self._baseline:

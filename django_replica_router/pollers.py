@@ -137,6 +137,7 @@ class ReplicaPoller(Poller):
         self._chase_delay = _FIRST_CHASE_DELAY
         self._chase_from: float | None = None
         self._chased = -1
+        self._chase_timeline: int | None = None
         self._catch_up = 0.0
         self._lives: list[tuple[Any, ...]] = []
         self._suspect: tuple[Any, ...] | None = None
@@ -166,7 +167,9 @@ class ReplicaPoller(Poller):
             state = ReplicaState.SLOW
         replayed = -1 if answer.replayed is None else answer.replayed
         self._follow_chase(replayed)
-        reading = Reading(state, replayed, -math.inf, read_at, self._catch_up, self._remark())
+        reading = Reading(
+            state, replayed, -math.inf, read_at, self._catch_up, remark=self._remark()
+        )
         self.monitor.publish_reading(self.alias, reading)
 
     def _note_life(self, life: tuple[Any, ...]) -> None:
@@ -209,7 +212,15 @@ class ReplicaPoller(Poller):
         ]
         return ", ".join(text for holds, text in remarks if holds)
 
+    def _forget_other_history(self) -> None:
+        timeline = self.monitor.timeline
+        if timeline != self._chase_timeline:
+            # A position of the old one may never be reached on the new one.
+            self._chase_timeline = timeline
+            self._chase_from, self._chased, self._catch_up = None, -1, 0.0
+
     def _follow_chase(self, replayed: int) -> None:
+        self._forget_other_history()
         if self._chase_from is None:
             wanted = self.monitor.wanted
             if replayed >= wanted.lsn > self._chased:
@@ -225,6 +236,7 @@ class ReplicaPoller(Poller):
             self._catch_up = max(self._catch_up, elapsed)
 
     def next_delay(self) -> float:
+        self._forget_other_history()
         wanted = self.monitor.wanted
         reading = self.monitor.readings[self.alias]
         if reading.state is not ReplicaState.STREAMING or reading.watermark >= wanted.lsn:

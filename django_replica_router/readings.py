@@ -42,6 +42,7 @@ class Reading(NamedTuple):
         watermark: the highest LSN it was seen to have replayed, or -1.
         fresh_at: moment of the newest sample of the primary that it has replayed.
         read_at: moment of the look.
+        told_at: moment at which its answer was there.
         remark: what is unusual about it though it may serve, or "".
         catch_up: seconds from a write to its replay, the last time that a token told.
     """
@@ -52,3 +53,4 @@ class Reading(NamedTuple):
     read_at: float = -math.inf
     catch_up: float = 0.0
     remark: str = ""
+    told_at: float = -math.inf

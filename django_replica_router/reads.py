@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from django_replica_router.balancers import get_balancer, least_in_flight
 from django_replica_router.budget import budget
 from django_replica_router.conf import Config
 from django_replica_router.connecting import connect_to_replica
-from django_replica_router.context import ClusterScope, Frame, Scope
+from django_replica_router.context import ClusterScope, Frame, Scope, WriteMark
 from django_replica_router.errors import ReplicaRouterError, ReplicasLagError, StoreError
 from django_replica_router.floors import (
     EVERYBODY,
@@ -112,7 +113,7 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
 
 
 def _decide(primary: str, model: Any, config: Config, frame: Frame) -> Decision:
-    scope, override = frame
+    scope, override = frame.scope, frame.override
     state = None if scope is None else scope.clusters.get(primary)
     asked_for_replica = override is not None and not override.primary
     decision = decide_at_once(
@@ -221,10 +222,10 @@ def _decide_anew(
     if record_of_everybody(state.records.get(EVERYBODY), monitor.timeline) is None:
         _begin_to_remember(primary, config)
         return Decision(primary, Reason.EMPTY_STORE)
-    if state.pending is not None:
+    if state.wrote:
         # use_replica after a write of this very scope: the replica must have that, too.
-        written = locate(primary, state.pending)
-        if written is None:
+        written = locate(primary, state.pending or WriteMark())
+        if written is None or (state.recorded and state.recorded.pinned_until_ms):
             return Decision(primary, Reason.UNRECORDED_WRITE)
         floor = Floor(max(floor.position, written), floor.pinned, expiry_ms(config))
     reason = floor_reason(floor, monitor.timeline)
@@ -240,18 +241,25 @@ def _decide_anew(
         order = [choice.alias]
     # Wall clocks of two machines may differ: good enough to guess how long to wait.
     age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
+    # An older replica may lack a write whose token has expired.
+    bound = config.TOKEN_TTL - config.WAIT if _is_somebody(scope) else math.inf
     target = Target(
         floor.position,
         age,
-        max_lag,
+        min(max_lag, bound),
         config.CONNECT_TIMEOUT,
-        config.FALLBACK_LAG,
+        config.FALLBACK_LAG and min(config.FALLBACK_LAG, bound),
         config.PRIMARY_SHARE,
     )
     decision = _choose(primary, state, monitor, order, target)
     if config.MONOTONIC_READS and decision.alias not in (primary, *preferred):
         state.seen_on = decision.alias
     return decision
+
+
+def _is_somebody(scope: Scope) -> bool:
+    identity = scope.identity
+    return bool(identity.session() or identity.credential() or identity.users())
 
 
 def _begin_to_remember(primary: str, config: Config) -> None:

@@ -55,6 +55,8 @@ def test_defaults() -> None:
                 TOKEN_TTL=60.0,
                 SESSION_TTL=86400.0,
                 INTERVAL=1.0,
+                STORE_TIMEOUT=0.25,
+                COOKIE=False,
                 CACHE="default",
                 PRIMARY_ONLY=(),
                 MONOTONIC_READS=True,
@@ -106,13 +108,20 @@ CLUSTERS = (
 WRONG: list[tuple[str, Any, str]] = [
     *(
         (key, value, "True or False")
-        for key in ("ENABLED", "MONOTONIC_READS", "DEBUG")
+        for key in ("ENABLED", "COOKIE", "MONOTONIC_READS", "DEBUG")
         for value in (0, 1, None, "True", [])
     ),
     *(("WAIT", value, SECONDS) for value in NO_SECONDS),
     *(
         (key, value, POSITIVE)
-        for key in ("MAX_LAG", "CONNECT_TIMEOUT", "TOKEN_TTL", "SESSION_TTL", "INTERVAL")
+        for key in (
+            "MAX_LAG",
+            "CONNECT_TIMEOUT",
+            "TOKEN_TTL",
+            "SESSION_TTL",
+            "INTERVAL",
+            "STORE_TIMEOUT",
+        )
         for value in [*NO_SECONDS, 0, 0.0]
     ),
     *(("CACHE", value, "the alias of a cache") for value in ("", None, 1, b"default", ["default"])),

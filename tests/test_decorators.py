@@ -35,7 +35,7 @@ from django_replica_router.floors import EVERYBODY, store_key
 from django_replica_router.identity import digest
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import ReplicaState
-from django_replica_router.readings import Sample
+from django_replica_router.readings import Reading, Sample
 from django_replica_router.reads import route_read
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import Position, Record
@@ -219,7 +219,8 @@ def monitor(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Monitor:
 def publish(monitor: Monitor, age: float) -> None:
     """Let the replica have replayed up to 100, and its data be of that age."""
     monitor.publish_sample(Sample(1000.0 - age, Position(1, 100)))
-    monitor.publish_reading("replica1", ReplicaState.STREAMING, 100, 1000.0, 0.0)
+    reading = Reading(ReplicaState.STREAMING, watermark=100, read_at=1000.0)
+    monitor.publish_reading("replica1", reading)
 
 
 def read() -> str:

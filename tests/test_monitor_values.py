@@ -366,9 +366,12 @@ def test_silent_replica_is_told_lost_and_its_waiting_ended(
 ) -> None:
     """The watcher takes a silent replica out once, and goes on ending who waits for it."""
     ended: list[tuple[str, float]] = []
-    monkeypatch.setattr(
-        "django_replica_router.monitor.in_flight.end", lambda *args: ended.append(args)
-    )
+
+    def end(alias: str, patience: float) -> int:
+        ended.append((alias, patience))
+        return 1
+
+    monkeypatch.setattr("django_replica_router.monitor.in_flight.end", end)
     cluster.sample(100)
     for alias in ("r1", "r2"):
         cluster.read(100, alias)
@@ -807,6 +810,30 @@ def test_last_look_after_the_time_out_counts(cluster: Cluster) -> None:
     """What is there when the time is over is found."""
     answers = iter([None, "late"])
     assert cluster.monitor.wait_for(lambda: next(answers, "late"), 0.001) == "late"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((100, STREAMING), (100, STREAMING), True),
+        ((101, STREAMING), (500, STREAMING), True),
+        ((100, STREAMING), (99, STREAMING), False),
+        ((100, STREAMING), (0, ReplicaState.UNREACHABLE), True),
+        ((0, ReplicaState.AHEAD), (0, ReplicaState.UNKNOWN), True),
+    ],
+)
+def test_all_replicas_in_service_are_waited_for(
+    cluster: Cluster,
+    first: tuple[int, ReplicaState],
+    second: tuple[int, ReplicaState],
+    expected: bool,
+) -> None:
+    """A position has arrived where no replica that serves lacks it; the others do not matter."""
+    cluster.sample(100)
+    for alias, (lsn, state) in (("r1", first), ("r2", second)):
+        cluster.read(lsn, alias, state=state)
+    assert cluster.monitor.wait_for_all(100, 0.001) is expected
+    assert cluster.monitor.wanted.lsn == 100
 
 
 @pytest.mark.parametrize("event", ["read", "sample"])
@@ -1373,4 +1400,4 @@ def test_maker_of_monitors_can_be_replaced(made: list[IdleMonitor]) -> None:
 
 def test_reading_is_nothing_by_default() -> None:
     """A reading that nobody has filled in is of no health, no position and no time."""
-    assert Reading() == (ReplicaState.UNKNOWN, -1, -math.inf, -math.inf, 0.0, "")
+    assert Reading() == (ReplicaState.UNKNOWN, -1, -math.inf, -math.inf, 0.0, "", -math.inf)

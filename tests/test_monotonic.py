@@ -10,9 +10,11 @@ from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import use_primary
+from django_replica_router.policy import ReplicaState
+from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import wait_until_routed
+from tests.conftest import wait_until
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -77,7 +79,11 @@ def test_what_one_replica_showed_is_not_taken_back_by_the_other(
         assert visit(client, title) == "new"
     mine.start()
     mine.pause()
-    wait_until_routed()
+    monitor = find_monitor("default")
+    assert monitor is not None
+    wait_until(
+        lambda: monitor.readings[usual].state is ReplicaState.STREAMING, "it to be known again"
+    )
     for _ in range(3):
         assert visit(client, title) == "new"
 

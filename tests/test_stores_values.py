@@ -7,6 +7,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,7 +107,7 @@ def once(action: Callable[[], None]) -> Callable[[], None]:
 def store(request: Any) -> TokenStore:
     """Return an empty store of each kind."""
     cache = MemoryCache() if request.param == "generic" else LocMemCache(uuid.uuid4().hex, {})
-    store = open_store(cache)
+    store = open_store(cache, 1.0)
     assert type(store) is {"generic": GenericStore, "locmem": LocMemStore}[request.param]
     return store
 
@@ -308,7 +309,7 @@ def test_threads_end_at_the_maximum() -> None:
     barrier = threading.Barrier(8)
 
     def work(mine: list[tuple[str, Record]]) -> None:
-        stored = open_store(LocMemCache(name, {}))
+        stored = open_store(LocMemCache(name, {}), 1.0)
         barrier.wait()
         for key, record in mine:
             merge(stored, key, record)
@@ -318,7 +319,7 @@ def test_threads_end_at_the_maximum() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    for key, found in zip(keys, open_store(LocMemCache(name, {})).load(keys), strict=True):
+    for key, found in zip(keys, open_store(LocMemCache(name, {}), 1.0).load(keys), strict=True):
         mine = [record for part in parts for name_, record in part if name_ == key]
         assert found == Record(
             max(record.position for record in mine),
@@ -378,6 +379,32 @@ def test_cache_that_fails_is_an_error_with_a_sentence(error: Exception) -> None:
     assert issubclass(StoreError, ReplicaRouterError)
 
 
+def test_store_that_failed_is_left_alone_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second long nobody waits again for a store that did not answer; writing is tried anyway."""
+    now = [1000.0]
+    monkeypatch.setattr(
+        "django_replica_router.stores.time", SimpleNamespace(monotonic=lambda: now[0])
+    )
+    cache = BrokenCache(TimeoutError("timed out"))
+    stored = GenericStore(cache)
+    away = "^The token store could not be read: timed out$"
+    with pytest.raises(StoreError, match=away):
+        stored.load(["a"])
+    for moment in (1000.0, 1000.49):
+        now[0] = moment
+        with pytest.raises(StoreError, match=r"^The token store did not answer a moment ago\.$"):
+            stored.load(["a"])
+    with pytest.raises(StoreError, match="could not be written: timed out"):
+        merge(stored, "a", at(5))
+    now[0] = 1000.5
+    with pytest.raises(StoreError, match=away):
+        stored.load(["a"])
+    now[0] = 1001.0
+    monkeypatch.setattr(BrokenCache, "get_many", lambda *args: {})
+    assert stored.load(["a"]) == [None]
+    assert stored.load(["a"]) == [None]
+
+
 def test_interrupt_is_not_swallowed() -> None:
     """What is no failure of the cache, such as a key press, passes."""
 
@@ -414,7 +441,7 @@ def test_store_suits_the_cache(
     cache: BaseCache, kind: type[TokenStore], is_shared: bool, is_atomic: bool
 ) -> None:
     """The store says of itself what the cache can do."""
-    store = open_store(cache)
+    store = open_store(cache, 1.0)
     assert type(store) is kind
     assert (store.is_shared, store.is_atomic) == (is_shared, is_atomic)
 
