@@ -31,9 +31,13 @@ def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
     # object of this class in the place of the method, and any use of it fails the test.
     if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":
         return False
-    if connection.connection is not None:
+    raw = connection.connection
+    if raw is not None and not raw.closed:
         return True
     try:
+        if raw is not None:
+            # It broke where nobody looked: Django would find out when it asks for a cursor.
+            connection.close()
         _bound_connecting(connection, timeout)
         connection.ensure_connection()
         return _is_known_server(connection, alias, monitor)

@@ -253,16 +253,18 @@ class Monitor:
             if self.readings[alias].watermark < lsn:
                 poller.poke()
 
-    def expects(self, age: float, within: float) -> bool:
-        """Tell whether a position of that age should be replayed somewhere so soon.
+    def expects(self, age: float, within: float, alias: str | None = None) -> bool:
+        """Tell whether a position of that age should be replayed so soon.
 
         Args:
             age: seconds since it was written.
             within: seconds from now.
+            alias: by that replica; by any of them when None.
         """
         return any(
             reading.state is ReplicaState.STREAMING and reading.catch_up - age <= within
-            for reading in self.readings.values()
+            for name, reading in self.readings.items()
+            if alias in (None, name)
         )
 
     def wait_for_all(self, lsn: int, timeout: float) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from django.db import connections
 
@@ -15,7 +15,7 @@ from django_replica_router.budget import budget
 from django_replica_router.conf import Config
 from django_replica_router.connecting import connect_to_replica
 from django_replica_router.context import ClusterScope, Frame, Scope, WriteMark
-from django_replica_router.errors import ReplicaRouterError, ReplicasLagError, StoreError
+from django_replica_router.errors import ReplicaRouterError, StoreError
 from django_replica_router.floors import (
     EVERYBODY,
     expiry_ms,
@@ -23,22 +23,18 @@ from django_replica_router.floors import (
     load_floor,
     record_of_everybody,
 )
-from django_replica_router.monitor import Monitor
 from django_replica_router.policy import (
     Decision,
     Reason,
-    Replica,
     Situation,
-    choose_least_lagged,
-    choose_replica,
     choose_stand_in,
     decide_at_once,
-    fallback_reason,
     floor_reason,
 )
 from django_replica_router.registry import get_monitor
+from django_replica_router.search import Search, Target
 from django_replica_router.stats import count
-from django_replica_router.tokens import Floor, Position
+from django_replica_router.tokens import Floor
 from django_replica_router.writes import locate, store_for_everybody
 
 logger = logging.getLogger("django_replica_router")
@@ -53,9 +49,12 @@ _UNSEEN = frozenset(
         Reason.NO_SCOPE,
         Reason.EVENT_LOOP,
         Reason.UNKNOWN_SESSION,
-        Reason.STORE_ERROR,
     ]
 )
+
+# Primaries from which this process has served readers without the token store. What they were shown
+# is known to nobody, so everybody must have it once the store answers again.
+_blind: set[str] = set()
 
 
 # Reasons for the primary that give way where the primary is down: the code has not asked for it, and
@@ -166,6 +165,7 @@ def _decide_by_token(
         floor = load_floor(primary, scope, config)
     except StoreError as error:
         logger.warning("%s", error)
+        _blind.add(primary)
         state.store_failed = True
         count(_EVENTS[Reason.STORE_ERROR])
         return state.choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
@@ -219,7 +219,8 @@ def _decide_anew(
     state = scope.cluster(primary)
     weights = config.topology.clusters[primary]
     monitor = get_monitor(primary, tuple(weights), config.interval)
-    if record_of_everybody(state.records.get(EVERYBODY), monitor.timeline) is None:
+    everybody = record_of_everybody(state.records.get(EVERYBODY), monitor.timeline)
+    if everybody is None or primary in _blind:
         _begin_to_remember(primary, config)
         return Decision(primary, Reason.EMPTY_STORE)
     if state.wrote:
@@ -241,8 +242,9 @@ def _decide_anew(
         order = [choice.alias]
     # Wall clocks of two machines may differ: good enough to guess how long to wait.
     age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
+    is_somebody = _is_somebody(scope)
     # An older replica may lack a write whose token has expired.
-    bound = config.TOKEN_TTL - config.WAIT if _is_somebody(scope) else math.inf
+    bound = config.TOKEN_TTL - config.WAIT if is_somebody else math.inf
     target = Target(
         floor.position,
         age,
@@ -251,7 +253,13 @@ def _decide_anew(
         config.FALLBACK_LAG and min(config.FALLBACK_LAG, bound),
         config.PRIMARY_SHARE,
     )
-    decision = _choose(primary, state, monitor, order, target)
+    # Who is nobody in particular cannot be shown less than before.
+    usual = order[0] if config.MONOTONIC_READS and is_somebody and order else None
+    search = Search(primary, monitor, order, target, state.wait_left, usual)
+    try:
+        decision = search.run()
+    finally:
+        state.wait_left = search.wait_left
     if config.MONOTONIC_READS and decision.alias not in (primary, *preferred):
         state.seen_on = decision.alias
     return decision
@@ -265,6 +273,7 @@ def _is_somebody(scope: Scope) -> bool:
 def _begin_to_remember(primary: str, config: Config) -> None:
     try:
         store_for_everybody(primary, config, None)
+        _blind.discard(primary)
     except ReplicaRouterError as error:
         logger.warning("%s", error)
 
@@ -280,102 +289,3 @@ def _rank(
     names = (*state.seen_users, *known_owners(state), *(key for key in carried if key), "")
     ranked = get_balancer(config.BALANCER)(names[0], weights)
     return [alias for alias in ranked if alias in weights]
-
-
-class Target(NamedTuple):
-    """What a replica must have, to be chosen.
-
-    Args:
-        floor: the position that it must have replayed.
-        age: about how many seconds ago that was written.
-        max_lag: seconds that its data may be old.
-        connect_timeout: seconds within which it must accept a connection.
-        fallback_lag: seconds that its data may be old where no replica has it otherwise.
-        primary_share: share of the reads that may go to the primary where none has it at all.
-    """
-
-    floor: Position
-    age: float
-    max_lag: float
-    connect_timeout: float
-    fallback_lag: float | None
-    primary_share: float
-
-    def choose(self, ranked: list[Replica], *, waited: bool = False) -> Decision | None:
-        """Return the first replica, in order of preference, that has it."""
-        return choose_replica(ranked, self.floor, self.max_lag, waited=waited)
-
-
-def _choose(
-    primary: str, state: ClusterScope, monitor: Monitor, order: list[str], target: Target
-) -> Decision:
-    refused: set[str] = set()
-
-    def ranked() -> list[Replica]:
-        known = {replica.alias: replica for replica in monitor.replicas()}
-        return [known[alias] for alias in order if alias in known and alias not in refused]
-
-    while True:
-        # The preferred replica alone at first: who stays with one never goes back in time.
-        decision = target.choose(ranked()[:1])
-        if decision is None:
-            decision = _wait(state, monitor, ranked, target)
-        if decision is None and target.fallback_lag is not None:
-            decision = choose_least_lagged(ranked(), target.floor, target.fallback_lag)
-        if decision is None:
-            return _fall_back(primary, monitor, ranked(), target)
-        if connect_to_replica(decision.alias, monitor, target.connect_timeout):
-            return decision
-        refused.add(decision.alias)
-
-
-def _fall_back(primary: str, monitor: Monitor, replicas: list[Replica], target: Target) -> Decision:
-    """Return the decision for the primary, within its share of the reads.
-
-    Raises:
-        ReplicasLagError: the share is used up.
-    """
-    decision = Decision(primary, fallback_reason(replicas))
-    if not replicas or target.primary_share >= 1 or budget.grant_fallback(target.primary_share):
-        return decision
-    count("fallbacks_refused")
-    known = ", ".join(f"{r.alias!r} ({r.state.value}, {r.age:.1f} s old)" for r in replicas)
-    message = (
-        f"No replica of {primary!r} may serve this read, and PRIMARY_SHARE "
-        f"({target.primary_share:g}) of the reads has gone to the primary already. Known: {known}. "
-        f"Raise PRIMARY_SHARE, MAX_LAG or FALLBACK_LAG, or mend the replicas."
-    )
-    raise ReplicasLagError(message)
-
-
-def _wait(
-    state: ClusterScope,
-    monitor: Monitor,
-    ranked: Callable[[], list[Replica]],
-    target: Target,
-) -> Decision | None:
-    """Wait for a replica to become eligible, within what is left of the scope's budget."""
-    budget = state.wait_left or 0.0
-    if fallback_reason(ranked()) is Reason.NO_REPLICA:
-        return None
-    monitor.want(target.floor.lsn, target.age)
-    monitor.refresh(target.max_lag)
-    if budget <= 0:
-        return target.choose(ranked())
-    patient = monitor.expects(target.age, within=budget)
-    began = monitor.clock()
-
-    def look() -> Decision | Literal[False] | None:
-        replicas = ranked()
-        decision = target.choose(replicas, waited=True)
-        if decision is not None and (
-            decision.alias == replicas[0].alias or monitor.has_looked_since(began, replicas[:1])
-        ):
-            return decision
-        if decision is None and not patient and monitor.has_looked_since(began, replicas):
-            return False  # replicas usually take longer: one look at each, and no more
-        return None
-
-    found = monitor.wait_for(look, budget)
-    state.wait_left = max(0.0, budget - (monitor.clock() - began))
-    return found if isinstance(found, Decision) else target.choose(ranked())

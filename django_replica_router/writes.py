@@ -174,7 +174,12 @@ def _finish_cluster(
         seen_on = None  # there is nobody to remember it for
     if seen_on is not None or sent_session in links:
         record = _record(locate_seen(primary, seen_on or primary), config)
-        _store(primary, scope, state, config, record, _carried(scope, sent_session), users)
+        try:
+            _store(primary, scope, state, config, record, _carried(scope, sent_session), users)
+        except StoreError:
+            # The browser may carry it.
+            state.recorded, state.is_unstored = record, True
+            raise
     elif links:
         _store(primary, scope, state, config, Record(), links, ())
 
@@ -232,6 +237,7 @@ def locate_seen(primary: str, alias: str) -> Position | None:
                 return Position(timeline, answer.replayed)
     except Exception as error:  # whatever has become of the replica, the primary knows an answer
         logger.info("Replica %r does not tell what was seen on it: %s", alias, error)
+        connections[alias].close()
     return locate(primary, WriteMark())
 
 

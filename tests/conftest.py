@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ from django.core.cache import caches
 from django.core.management import call_command
 from django.db import connection, connections
 
+from django_replica_router import reads
 from django_replica_router.conf import get_config
-from django_replica_router.registry import get_monitor, stop_monitors
-from django_replica_router.writes import store_for_everybody
 from django_replica_router.policy import ReplicaState
+from django_replica_router.registry import get_monitor, stop_monitors
+from django_replica_router.stores import get_store
+from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
 from tests.helpers import Served
 from tests.site import PASSWORD
@@ -85,6 +88,9 @@ def wait_until_routed(replicas: int = 2) -> None:
 def empty_store() -> None:
     """Let the token store know nobody, and begin to remember now."""
     caches["default"].clear()
+    # Nor remember that it was down a moment ago.
+    reads._blind.clear()
+    get_store("default")._down_until = -math.inf
     store_for_everybody("default", get_config(), None)
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.contrib.auth.models import Group, User
 from django.db import connections
 from django.test import override_settings
@@ -51,6 +52,9 @@ def test_defaults() -> None:
                 CLUSTERS=None,
                 MAX_LAG=10.0,
                 WAIT=0.05,
+                FALLBACK_LAG=None,
+                PRIMARY_SHARE=1.0,
+                PRIMARY_DOWN="fail",
                 CONNECT_TIMEOUT=0.5,
                 TOKEN_TTL=60.0,
                 SESSION_TTL=86400.0,
@@ -124,6 +128,15 @@ WRONG: list[tuple[str, Any, str]] = [
         )
         for value in [*NO_SECONDS, 0, 0.0]
     ),
+    *(
+        ("FALLBACK_LAG", value, "None or a number of seconds above 0")
+        for value in [*(value for value in NO_SECONDS if value is not None), 0, 0.0]
+    ),
+    *(("PRIMARY_SHARE", value, "a number from 0 to 1") for value in [*NO_SECONDS, 1.001, 2, 100]),
+    *(
+        ("PRIMARY_DOWN", value, "'fail' or 'replicas'")
+        for value in ("", "primary", "FAIL", None, True, 1, [], ["fail"], {"fail": 1})
+    ),
     *(("CACHE", value, "the alias of a cache") for value in ("", None, 1, b"default", ["default"])),
     *(
         ("IDENTITY", value, "None or the dotted path of a callable")
@@ -187,6 +200,13 @@ def test_number_too_large_for_a_float_is_refused(key: str, value: int) -> None:
         ("WAIT", 0.0),
         ("MAX_LAG", 3),
         ("MAX_LAG", 1e-9),
+        ("FALLBACK_LAG", 30),
+        ("FALLBACK_LAG", None),
+        ("PRIMARY_SHARE", 0),
+        ("PRIMARY_SHARE", 0.25),
+        ("PRIMARY_SHARE", 1),
+        ("PRIMARY_DOWN", "fail"),
+        ("PRIMARY_DOWN", "replicas"),
         ("PRIMARY_ONLY", []),
         ("PRIMARY_ONLY", {"auth"}),
         ("PRIMARY_ONLY", frozenset({"auth"})),
@@ -275,11 +295,11 @@ def test_setting_is_read_once() -> None:
         assert get_config() is get_config()
 
 
-def test_equal_settings_in_a_row_are_told_apart(settings: Any) -> None:
-    """A new dict is read although an equal one was, also without Django's signal."""
-    settings.REPLICA_ROUTER = {"MAX_LAG": 3}
+def test_another_dict_is_read_without_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new dict is read at once, also where nobody sends Django's signal."""
+    monkeypatch.setattr(django_settings, "REPLICA_ROUTER", {"MAX_LAG": 3})
     first = get_config()
-    settings.REPLICA_ROUTER = {"MAX_LAG": 4}
+    monkeypatch.setattr(django_settings, "REPLICA_ROUTER", {"MAX_LAG": 4})
     assert (first.MAX_LAG, get_config().MAX_LAG) == (3, 4)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from django_replica_router import middleware, observers, policy, reads, stores, writes
-from django_replica_router.context import ClusterScope
+from django_replica_router import middleware, observers, policy, reads, search, stores, writes
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.routers import ReplicaRouter
+from django_replica_router.search import Search
 from django_replica_router.tokens import Floor, Position, Record
 from tests import test_monotonic, test_reads, test_writes
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
@@ -82,6 +82,15 @@ def trust_an_empty_store(patch: Patch) -> None:
     patch.setattr(reads, "record_of_everybody", lambda *args: Record())
 
 
+def trust_any_replica(patch: Patch) -> None:
+    original = Search.__init__
+
+    def init(self: Search, *args: Any) -> None:
+        original(self, *args[:-1], None)
+
+    patch.setattr(Search, "__init__", init)
+
+
 def forget_what_was_seen(patch: Patch) -> None:
     patch.setattr(reads, "_UNSEEN", frozenset(Reason))
 
@@ -113,18 +122,18 @@ def forget_choices(patch: Patch) -> None:
 
 
 def renew_budget(patch: Patch) -> None:
-    original = reads._wait
+    original = Search._wait
 
-    def wait(state: ClusterScope, *args: Any) -> Any:
-        result = original(state, *args)
-        state.wait_left = 0.2
+    def wait(self: Search) -> Any:
+        result = original(self)
+        self.wait_left = 0.2
         return result
 
-    patch.setattr(reads, "_wait", wait)
+    patch.setattr(Search, "_wait", wait)
 
 
 def never_wait(patch: Patch) -> None:
-    patch.setattr(reads, "_wait", lambda *args: None)
+    patch.setattr(Search, "_wait", lambda self: None)
 
 
 def ignore_timelines(patch: Patch) -> None:
@@ -183,7 +192,7 @@ def ask_no_other_router(patch: Patch) -> None:
 
 
 def connect_blindly(patch: Patch) -> None:
-    patch.setattr(reads, "connect_to_replica", lambda alias, monitor, timeout: True)
+    patch.setattr(search, "connect_to_replica", lambda alias, monitor, timeout: True)
     mend_nothing(patch)
 
 
@@ -211,6 +220,11 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         {},
     ),
     (trust_an_empty_store, test_reads.test_an_emptied_store_begins_to_remember_anew, {}),
+    (
+        trust_any_replica,
+        test_monotonic.test_leaving_the_usual_replica_does_not_go_back_in_time,
+        {},
+    ),
     (
         forget_what_was_seen,
         test_monotonic.test_what_the_primary_showed_is_not_taken_back,

@@ -125,9 +125,7 @@ def test_an_old_cookie_binds_nobody(cluster: Cluster, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("test_site")
-def test_where_the_store_refuses_a_token_the_cookie_carries_it(
-    ann: User, cluster: Cluster
-) -> None:
+def test_where_the_store_refuses_a_token_the_cookie_carries_it(ann: User, cluster: Cluster) -> None:
     """A store that can be read and not written would otherwise answer as before the write."""
     client = sign_in(ann)
     cluster.wait_caught_up()
@@ -156,7 +154,9 @@ def test_where_the_store_refuses_a_token_the_response_waits_for_the_replicas(
     cluster.cache.command("CONFIG", "SET", "maxmemory", "1")
     try:
         for number in range(10):
-            visit(laptop, lambda request, n=number: Tag.objects.create(name=str(n)) and None, "post")
+            visit(
+                laptop, lambda request, n=number: Tag.objects.create(name=str(n)) and None, "post"
+            )
             assert str(number) in visit(phone, names)
     finally:
         cluster.cache.command("CONFIG", "SET", "maxmemory", "0")

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -835,6 +836,44 @@ def test_steps_of_an_async_generator_share_one_scope() -> None:
     first, *others = asyncio.run(main())
     assert first is not None
     assert [other is first for other in others] == [True, True]
+
+
+@pytest.mark.usefixtures("_counts")
+@pytest.mark.parametrize("end", ["exhausted", "closed", "failed"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_generator_gives_back_what_its_scope_holds(end: str, is_async: bool) -> None:
+    """However a generator ends whose scope use_replica has opened, no replica looks busy for ever."""
+
+    @use_replica
+    def generator() -> Iterator[int]:
+        enter_a_replica()
+        yield 1
+        if end == "failed":
+            raise ValueError("inside")
+
+    @use_replica
+    async def async_generator() -> AsyncGenerator[int, None]:
+        enter_a_replica()
+        yield 1
+        if end == "failed":
+            raise ValueError("inside")
+
+    def run_sync() -> None:
+        steps: Any = generator()
+        next(steps)
+        assert least_in_flight._counts == {"replica1": 1}
+        steps.close() if end == "closed" else next(steps)
+
+    async def run_async() -> None:
+        steps = async_generator()
+        await anext(steps)
+        assert least_in_flight._counts == {"replica1": 1}
+        await (steps.aclose() if end == "closed" else anext(steps))
+
+    errors = {"exhausted": (StopIteration, StopAsyncIteration), "failed": (ValueError,)}
+    with pytest.raises(errors[end]) if end in errors else nullcontext():
+        asyncio.run(run_async()) if is_async else run_sync()
+    assert least_in_flight._counts == {"replica1": 0}
 
 
 # Views

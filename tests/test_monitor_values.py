@@ -401,6 +401,20 @@ def test_connection_that_was_ended_leaves_the_replica_silent(
     assert news == [("lost", "r1", ReplicaState.PROMOTED)]
 
 
+@pytest.mark.parametrize(
+    ("has_failed", "waits", "expected"),
+    [(False, None, False), (True, None, True), (False, 1.0, False), (False, 1.001, True)],
+)
+def test_primary_that_fails_or_hangs_is_down(
+    cluster: Cluster, has_failed: bool, waits: float | None, expected: bool
+) -> None:
+    """The primary is down where the last look has failed, or this one waits for over a second."""
+    poller = cluster.monitor._primary_poller
+    poller._failures = int(has_failed)
+    poller.busy_since = None if waits is None else cluster.now - waits
+    assert cluster.monitor.primary_is_down is expected
+
+
 # Ahead of the primary
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connections
 from django.http import HttpRequest
 from django.test import Client
 
@@ -86,6 +87,29 @@ def test_what_one_replica_showed_is_not_taken_back_by_the_other(
     )
     for _ in range(3):
         assert visit(client, title) == "new"
+
+
+def test_leaving_the_usual_replica_does_not_go_back_in_time(
+    ann: User, note: Note, cluster: Cluster, served: Served
+) -> None:
+    """What the usual replica showed is recorded nowhere, and must not be missing on its stand-in."""
+    client = sign_in(ann)
+    cluster.wait_caught_up()
+    visit(client, title)
+    (usual,) = served.aliases("notes_note") - {"default"}
+    mine = next(replica for replica in cluster.replicas if replica.name == usual)
+    other = next(replica for replica in cluster.replicas if replica.name != usual)
+    other.pause()
+    by_somebody_else(cluster, "new")
+    mine.wait_replayed(cluster.primary.flush())
+    assert visit(client, title) == "new"
+    mine.kill()
+    connections[usual].close()  # as a worker that has not met it yet
+    try:
+        for _ in range(5):
+            assert visit(client, title) == "new"
+    finally:
+        mine.start()
 
 
 def test_all_devices_of_a_user_meet_the_same_replica(

@@ -15,7 +15,9 @@ from django_replica_router.policy import (
     Replica,
     ReplicaState,
     Situation,
+    choose_least_lagged,
     choose_replica,
+    choose_stand_in,
     decide_at_once,
     fallback_reason,
     floor_reason,
@@ -54,6 +56,7 @@ FLAGS = [
     "unsafe",
 ]
 
+STREAMING = ReplicaState.STREAMING
 STATES = list(ReplicaState)
 AGES = [0.0, 1.0, 1.5, INF, NAN]
 WATERMARKS = [-1, 0, 4, 5, 6]
@@ -237,6 +240,41 @@ def test_without_replicas_nobody_is_chosen() -> None:
     """An empty list gives no choice, and the reason says so."""
     assert choose_replica([], NOWHERE, 1.0) is None
     assert fallback_reason([]) is Reason.NO_REPLICA
+
+
+def test_freshest_that_has_the_token_is_the_least_lagged() -> None:
+    """Of the replicas that may serve within the wider bound the youngest is taken, in any order."""
+    young = Replica("young", STREAMING, 5, 20.0)
+    old = Replica("old", STREAMING, 9, 25.0)
+    behind = Replica("behind", STREAMING, 4, 1.0)
+    sick = Replica("sick", ReplicaState.UNREACHABLE, 9, 0.0)
+    for ranked in itertools.permutations([young, old, behind, sick]):
+        decision = choose_least_lagged(list(ranked), Position(1, 5), 30.0)
+        assert decision == Decision("young", Reason.LEAST_LAGGED)
+        assert choose_least_lagged(list(ranked), Position(1, 5), 20.0) is not None
+        assert choose_least_lagged(list(ranked), Position(1, 5), 19.9) is None
+        assert choose_least_lagged(list(ranked), Position(1, 6), 30.0) == Decision(
+            "old", Reason.LEAST_LAGGED
+        )
+    assert choose_least_lagged([], NOWHERE, 30.0) is None
+
+
+def test_wider_bound_never_lowers_the_floor() -> None:
+    """Whoever is the least lagged may serve by the ordinary rule with that bound."""
+    for replica, floor, bound in itertools.product(replicas(), FLOORS, MAX_LAGS):
+        decision = choose_least_lagged([replica], floor, bound)
+        assert (decision is not None) is may_serve(replica, floor, bound)
+
+
+def test_replica_that_has_the_most_stands_in() -> None:
+    """For a primary that is down the healthy replica stands in that has replayed the most."""
+    less = Replica("less", STREAMING, 5, 0.0)
+    most = Replica("most", STREAMING, 6, 900.0)
+    sick = Replica("sick", ReplicaState.AHEAD, 9, 0.0)
+    for ranked in itertools.permutations([less, most, sick]):
+        assert choose_stand_in(list(ranked)) == Decision("most", Reason.PRIMARY_DOWN)
+    assert choose_stand_in([sick]) is None
+    assert choose_stand_in([]) is None
 
 
 def test_fallback_tells_sick_from_slow() -> None:

@@ -58,7 +58,9 @@ def test_no_worker_reads_from_a_replica_that_lacks_the_migration(
     """Two workers that were running before read the new column, of anonymous visitors, too."""
     Note.objects.create(owner=ann, title="first")
     cluster.wait_caught_up()
-    with serving(cluster, "gunicorn sync", tmp_path / "log", settings="tests.worker_settings") as client:
+    with serving(
+        cluster, "gunicorn sync", tmp_path / "log", settings="tests.worker_settings"
+    ) as client:
         for _ in range(8):
             assert client.get("/column/").status_code == 500  # there is no such column yet
         for replica in cluster.replicas:

@@ -428,6 +428,7 @@ DISGUISED = [
     "SELECT E'a'\n'b\\', f() --'",
     "SELECT date'\\', f() --'",
     "SELECT somee'\\', f() --'",
+    "SELECT SOMEE'\\', f() --'",
     "SELECT $$'$$, f() --'",
     "SELECT $a$'$a$, f() --'",
     "SELECT $\u00e9$'$\u00e9$, f() --'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -263,7 +264,8 @@ def echo() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve(connection: socket.socket) -> None:
-            with connection:
+            # Its other end is reset, as the test wants it.
+            with connection, contextlib.suppress(ConnectionResetError):
                 while data := connection.recv(100):
                     connection.sendall(data)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import django
 
-from tests.django_suite import modes, server, source
+from tests.django_suite import expected, modes, server, source
 from tests.django_suite.modes import REPLICA, Mode
 from tests.django_suite.outcomes import Comparison, Run, compare
 from tests.django_suite.running import RunError, Suite
@@ -112,6 +112,8 @@ def _report(mode: Mode, run: Run, comparison: Comparison) -> None:
         _say("  No read went to the replica, so this mode proves nothing.")
     for test_id in comparison.new_failures:
         _say(f"  broken   {test_id}\n           {_last_line(run.outcomes[test_id].detail)}")
+    for test_id in comparison.expected:
+        _say(f"  cannot pass here  {test_id}: {expected.failures(mode)[test_id]}")
     for test_id in comparison.missing:
         _say(f"  not run  {test_id}")
     for test_id in comparison.extra:
@@ -162,7 +164,7 @@ def _check(options: argparse.Namespace, suite: Suite) -> int:
     for mode in chosen:
         baseline = baselines[mode.baseline]
         run = suite.run(mode)
-        comparison = compare(baseline, run)
+        comparison = compare(baseline, run, expected.failures(mode))
         _report(mode, run, comparison)
         runs[mode.name] = _as_json(run, comparison)
         is_clean = is_clean and comparison.is_clean and _proves_something(mode, run)

@@ -87,11 +87,13 @@ class Comparison:
 
     Args:
         new_failures: bad here and not in the baseline.
+        expected: those that nothing which routes can avoid; not among the new failures.
         missing: executed in the baseline and not here. Skipping a test breaks it too.
         extra: executed here and not in the baseline.
     """
 
     new_failures: tuple[str, ...]
+    expected: tuple[str, ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
 
@@ -101,10 +103,18 @@ class Comparison:
         return not (self.new_failures or self.missing or self.extra)
 
 
-def compare(baseline: Run, run: Run) -> Comparison:
-    """Tell what the run changed."""
+def compare(baseline: Run, run: Run, expected: Iterable[str] = ()) -> Comparison:
+    """Tell what the run changed.
+
+    Args:
+        baseline: without the package.
+        run: with it.
+        expected: ids that cannot pass here.
+    """
+    new = run.bad - baseline.bad
     return Comparison(
-        new_failures=_sorted(run.bad - baseline.bad),
+        new_failures=_sorted(new.difference(expected)),
+        expected=_sorted(new.intersection(expected)),
         missing=_sorted(baseline.executed - run.executed),
         extra=_sorted(run.executed - baseline.executed),
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import unittest
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+from django.db import router
 from django.test import AsyncClient, Client, SimpleTestCase, TestCase, TransactionTestCase
 from django.test.utils import iter_test_cases  # type: ignore[attr-defined]
 
@@ -14,6 +17,9 @@ from tests.django_suite.modes import PRIMARY, REPLICA
 
 # Whoever runs the tests where the replica is a real one.
 _USER = "the test"
+
+# Seconds. Where a router of the test's own decides there is nothing to wait for.
+_PATIENCE = 5.0
 
 # Attribute of a test that has run: how many of its reads went where, and why.
 _READS = "_django_suite_reads"
@@ -30,7 +36,7 @@ def open_scopes(*, is_replicated: bool) -> None:
             all that was written before. Else a mirror is taken for a replica without lag.
     """
     # Imported here: the baseline and the control run where the package is not installed.
-    from django_replica_router import note_write, scope
+    from django_replica_router import scope
     from django_replica_router.testing import treat_mirrors_as_replicas
 
     if is_replicated:
@@ -40,12 +46,9 @@ def open_scopes(*, is_replicated: bool) -> None:
     call: Callable[[Any, Callable[[], object]], None] = vars(unittest.TestCase)["_callTestMethod"]
 
     def call_in_scope(self: SimpleTestCase, method: Callable[[], object]) -> None:
-        users = []
-        if is_replicated:
-            users = [_USER]
-            # An earlier request of the same user has made the test's data.
-            with scope(users=users):
-                note_write()
+        users = [_USER] if is_replicated and PRIMARY in self.databases else []
+        if PRIMARY in self.databases:
+            _come_before(users)
         with scope(users=users) as opened:
             opened.decisions = []
             try:
@@ -54,6 +57,38 @@ def open_scopes(*, is_replicated: bool) -> None:
                 setattr(self, _READS, Counter(map(" ".join, opened.decisions)))
 
     SimpleTestCase._callTestMethod = call_in_scope  # type: ignore[attr-defined]
+
+
+def _come_before(users: list[str]) -> None:
+    """Do what earlier requests have done, of the same user and of others."""
+    # Imported here: a model can be imported only once the apps are loaded.
+    from django.contrib.contenttypes.models import ContentType
+
+    from django_replica_router import note_write, scope
+
+    if users:
+        _wait_for_monitor()
+    with scope(users=users):
+        # Who meets an empty token store is sent to the primary, and begins to fill it.
+        router.db_for_read(ContentType)
+        # What the test finds is what its user has written.
+        if users:
+            note_write()
+
+
+@cache
+def _wait_for_monitor() -> None:
+    """Wait, once in a process, until the package has looked at the standby."""
+    from django.contrib.contenttypes.models import ContentType
+
+    from django_replica_router import scope
+
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        with scope():
+            if router.db_for_read(ContentType) == REPLICA:
+                return
+        time.sleep(0.01)
 
 
 def _note_writes_of_clients() -> None:

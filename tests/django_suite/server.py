@@ -61,12 +61,16 @@ def running(dsn: str | None, *, needs_standby: bool) -> Iterator[Server]:
     """
     if dsn is None:
         # Imported here: who brings a server needs no binaries.
-        from testproject.cluster import Cluster
+        from testproject.cluster import Cluster, ClusterError
 
-        replicas = int(needs_standby)
-        with Cluster(
-            replicas=replicas, cache=False, databases=DATABASES, settings=SETTINGS
-        ) as cluster:
+        cluster = Cluster(
+            replicas=int(needs_standby), cache=False, databases=DATABASES, settings=SETTINGS
+        )
+        try:
+            cluster.start()
+        except ClusterError as error:
+            raise ServerError(str(error)) from error
+        with cluster:
             servers = [
                 Server(host=server.host, port=server.port, user=server.user)
                 for server in (cluster.primary, *cluster.replicas)

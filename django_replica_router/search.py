@@ -1,0 +1,173 @@
+"""The search for a replica that may serve a reader: look, wait a little, fall back."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from django_replica_router.budget import budget
+from django_replica_router.connecting import connect_to_replica
+from django_replica_router.errors import ReplicasLagError
+from django_replica_router.monitor import Monitor
+from django_replica_router.policy import (
+    Decision,
+    Reason,
+    Replica,
+    choose_least_lagged,
+    choose_replica,
+    fallback_reason,
+)
+from django_replica_router.stats import count
+from django_replica_router.tokens import Position
+
+
+class Target(NamedTuple):
+    """What a replica must have, to be chosen.
+
+    Args:
+        floor: the position that it must have replayed.
+        age: about how many seconds ago that was written.
+        max_lag: seconds that its data may be old.
+        connect_timeout: seconds within which it must accept a connection.
+        fallback_lag: seconds that its data may be old where no replica has it otherwise.
+        primary_share: share of the reads that may go to the primary where none has it at all.
+    """
+
+    floor: Position
+    age: float
+    max_lag: float
+    connect_timeout: float
+    fallback_lag: float | None
+    primary_share: float
+
+
+class Search:
+    """One search. What is left of the wait budget afterwards is in ``wait_left``.
+
+    Args:
+        primary: alias of the primary.
+        monitor: what is known of the replicas.
+        order: aliases of the replicas, the preferred one first.
+        target: what the replica must have.
+        wait_left: seconds that may be waited.
+        usual: the replica that the reader has met so far, or None where it does not matter. What
+            was shown there is recorded nowhere; so another one must have all that the primary had
+            when this search began.
+    """
+
+    def __init__(
+        self,
+        primary: str,
+        monitor: Monitor,
+        order: list[str],
+        target: Target,
+        wait_left: float,
+        usual: str | None,
+    ) -> None:
+        self.wait_left = wait_left
+        self._primary = primary
+        self._monitor = monitor
+        self._order = order
+        self._target = target
+        self._usual = usual
+        self._began = monitor.clock()
+        self._has_sampled = False
+        self._refused: set[str] = set()
+
+    def run(self) -> Decision:
+        """Return the decision for a replica, or for the primary where none may serve.
+
+        Raises:
+            ReplicasLagError: none may serve, and the primary's share of reads is used up.
+        """
+        target = self._target
+        while True:
+            # The preferred replica alone at first: who stays with one never goes back in time.
+            decision = self._choose(self._ranked()[:1])
+            if decision is None:
+                decision = self._wait()
+            if decision is None and target.fallback_lag is not None:
+                decision = choose_least_lagged(self._ranked(), target.floor, target.fallback_lag)
+            if decision is None:
+                return self._fall_back()
+            if connect_to_replica(decision.alias, self._monitor, target.connect_timeout):
+                return decision
+            self._refused.add(decision.alias)
+
+    def _ranked(self) -> list[Replica]:
+        known = {replica.alias: replica for replica in self._monitor.replicas()}
+        return [
+            known[alias] for alias in self._order if alias in known and alias not in self._refused
+        ]
+
+    def _choose(self, replicas: list[Replica], *, waited: bool = False) -> Decision | None:
+        floor, max_lag = self._target.floor, self._target.max_lag
+        for replica in replicas:
+            is_usual = self._usual in (None, replica.alias)
+            limit = max_lag if is_usual else min(max_lag, self._elapsed)
+            decision = choose_replica([replica], floor, limit, waited=waited)
+            if decision is not None:
+                return decision
+        return None
+
+    def _look(self, *, waited: bool = False) -> Decision | None:
+        # Taken before the readings are: a replica's age must not count from a later moment.
+        self._elapsed = self._monitor.clock() - self._began
+        return self._choose(self._ranked(), waited=waited)
+
+    _elapsed = 0.0
+
+    def _wait(self) -> Decision | None:
+        """Wait for a replica to become eligible, within what is left of the scope's budget."""
+        monitor, target = self._monitor, self._target
+        if fallback_reason(self._ranked()) is Reason.NO_REPLICA:
+            return None
+        monitor.want(target.floor.lsn, target.age)
+        monitor.refresh(target.max_lag)
+        if self.wait_left <= 0:
+            return self._look()
+        patient = monitor.expects(target.age, within=self.wait_left)
+        # Half the budget is the usual replica's alone, if it is likely to make it.
+        hope = monitor.expects(target.age, within=self.wait_left, alias=self._order[0])
+        began = monitor.clock()
+        hope_until = began + (self.wait_left / 2 if hope else 0.0)
+
+        def look() -> Decision | Literal[False] | None:
+            replicas = self._ranked()
+            decision = self._look(waited=True)
+            first = replicas[:1]
+            if decision is not None and decision.alias == first[0].alias:
+                return decision
+            is_too_soon = not monitor.has_looked_since(began, first)
+            if is_too_soon or monitor.clock() < hope_until:
+                return None
+            if decision is not None:
+                return decision
+            if not patient and monitor.has_looked_since(began, replicas):
+                return False  # replicas usually take longer: one look at each, and no more
+            self._sample_primary()
+            return None
+
+        found = monitor.wait_for(look, self.wait_left)
+        self.wait_left = max(0.0, self.wait_left - (monitor.clock() - began))
+        return found if isinstance(found, Decision) else self._look()
+
+    def _sample_primary(self) -> None:
+        """Have the primary sampled, once: another replica than the usual must be past that."""
+        if self._usual is not None and not self._has_sampled:
+            self._has_sampled = True
+            self._monitor.refresh(0.0)
+
+    def _fall_back(self) -> Decision:
+        """Return the decision for the primary, within its share of the reads."""
+        replicas, share = self._ranked(), self._target.primary_share
+        decision = Decision(self._primary, fallback_reason(replicas))
+        if not replicas or share >= 1 or budget.grant_fallback(share):
+            return decision
+        count("fallbacks_refused")
+        known = ", ".join(f"{r.alias!r} ({r.state.value}, {r.age:.1f} s old)" for r in replicas)
+        message = (
+            f"No replica of {self._primary!r} may serve this read, and PRIMARY_SHARE ({share:g}) of "
+            f"the reads has gone to the primary already. Known: {known}. Raise PRIMARY_SHARE, "
+            f"MAX_LAG or FALLBACK_LAG, or mend the replicas."
+        )
+        raise ReplicasLagError(message)

@@ -1,0 +1,96 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from argparse import ArgumentParser, Namespace
+
+from testproject.cluster import ClusterError
+from tests.torture.faults import FAULTS
+from tests.torture.report import document, is_passed, text
+from tests.torture.run import Plan, new_cluster, run
+from tests.torture.sabotage import SABOTAGES
+from tests.torture.server import SiteError
+
+INTERRUPTED = 130
+
+
+def main() -> int:
+    """Do what the command line says and return the exit status."""
+    options = _parser().parse_args()
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ClusterError, SiteError) as error:
+        _tell(str(error))
+        return 1
+
+
+def _stop(signum: int, frame: object) -> None:
+    # Once is enough: what stops the servers must not be interrupted itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _tell(line: str) -> None:
+    # On stderr: stdout is for the result alone.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _run(options: Namespace) -> int:
+    plan = Plan(
+        seconds=options.minutes * 60,
+        seed=options.seed,
+        workers=options.workers,
+        replicas=options.replicas,
+        users=options.users,
+        faults=options.faults,
+        control=options.control,
+    )
+    with new_cluster(plan.replicas) as cluster:
+        result = run(plan, cluster, (lambda line: None) if options.quiet else _tell)
+    report = json.dumps(document(result), indent=2) if options.json else text(result)
+    sys.stdout.write(f"{report}\n")
+    return 0 if is_passed(result) else 1
+
+
+def _faults(names: str) -> list[str]:
+    chosen = [name for name in names.split(",") if name]
+    unknown = sorted(set(chosen) - set(FAULTS))
+    if unknown:
+        message = f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}"
+        raise ValueError(message)
+    return chosen
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=1, help="of the schedule and of all choices")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    parser.add_argument("--workers", type=int, default=3, help="of the site")
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--users", type=int, default=12)
+    parser.add_argument(
+        "--faults",
+        type=_faults,
+        default=list(FAULTS),
+        metavar="NAME,...",
+        help=f"of {', '.join(FAULTS)}; default: all",
+    )
+    parser.add_argument(
+        "--control", choices=SABOTAGES, default="", help="sabotage the package: must be found out"
+    )
+    parser.add_argument("--quiet", action="store_true", help="tell nothing before the end")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

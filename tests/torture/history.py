@@ -1,0 +1,142 @@
+"""What happened: each request with its times, what it read and wrote, and when what was broken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+PRIMARY = "default"
+GLOBAL = "global"
+SERVER_ERROR = 500
+
+Kind = Literal["read", "write", "login", "logout"]
+
+
+class Op(NamedTuple):
+    """One request, as the client saw it.
+
+    Times are ``time.monotonic()`` of the client's process, just before the first byte was sent and
+    just after the last one was received.
+
+    Args:
+        kind: what was asked for. Only "write" and "read" carry registers.
+        user: who asked.
+        session: which session of that user the request carried, or for a login the one it made.
+        start: before the request was sent.
+        end: after the answer was received.
+        status: the HTTP status, or 0 where there was no answer.
+        reads: register and value, in the order in which the request read them. A write's reads
+            come after what it wrote.
+        written: register and value that the request wrote, where it was acknowledged.
+        signed_in: whom the site took the user for, or None for nobody.
+        aliases: the databases that have served reads of the request, by the site's own meter.
+        reasons: why, as the package says.
+        worker: id of the process that answered.
+        safe: sent as GET.
+        detail: what was asked, for the reader.
+    """
+
+    kind: Kind
+    user: str
+    session: str
+    start: float
+    end: float
+    status: int
+    reads: tuple[tuple[str, int], ...] = ()
+    written: tuple[str, int] | None = None
+    signed_in: str | None = None
+    aliases: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    worker: int = 0
+    safe: bool = True
+    detail: str = ""
+
+    @property
+    def is_answered(self) -> bool:
+        """Return whether the request did what it was meant to do, for certain."""
+        return 0 < self.status < SERVER_ERROR
+
+
+class Window(NamedTuple):
+    """A time during which something was broken.
+
+    Args:
+        kind: "primary" (requests may fail), "worker" (connections may break), or the fault's name.
+        start: just before it was broken.
+        end: just after it was mended.
+        detail: what exactly.
+    """
+
+    kind: str
+    start: float
+    end: float
+    detail: str = ""
+
+    def overlaps(self, start: float, end: float) -> bool:
+        """Return whether any moment of the time lies in the window."""
+        return start <= self.end and end >= self.start
+
+
+@dataclass(slots=True)
+class History:
+    """All requests of a run, and all that was broken."""
+
+    ops: Sequence[Op] = ()
+    windows: Sequence[Window] = ()
+    began: float = 0.0
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Collects a history from many threads; each has a list of its own."""
+
+    began: float = field(default_factory=time.monotonic)
+    windows: list[Window] = field(default_factory=list)
+    _lists: list[list[Op]] = field(default_factory=list)
+
+    def new_list(self) -> list[Op]:
+        """Return the list of one thread."""
+        ops: list[Op] = []
+        self._lists.append(ops)
+        return ops
+
+    def history(self, open_windows: Iterable[Window] = ()) -> History:
+        """Return what has happened so far."""
+        ops = [op for thread_ops in list(self._lists) for op in list(thread_ops)]
+        return History(ops, [*self.windows, *open_windows], self.began)
+
+
+def describe(op: Op, began: float) -> str:
+    """Return one line that tells what a request did."""
+    parts = [
+        f"{op.start - began:9.4f}-{op.end - began:9.4f}",
+        f"{op.user:<4} {op.session or '(no session)':<8} {op.kind:<6}",
+        f"{op.status}",
+    ]
+    if op.written is not None:
+        parts.append(f"wrote {op.written[0]}={op.written[1]}")
+    if op.reads:
+        parts.append("read " + " ".join(_runs(op.reads)))
+    if op.is_answered:
+        parts.append(f"as {op.signed_in}")
+    if op.aliases:
+        parts.append(f"from {','.join(op.aliases)}")
+    if op.reasons:
+        parts.append(f"({','.join(op.reasons)})")
+    if op.worker:
+        parts.append(f"pid {op.worker}")
+    if op.detail:
+        parts.append(op.detail)
+    return "  ".join(parts)
+
+
+def _runs(reads: Sequence[tuple[str, int]]) -> list[str]:
+    """Return each register once, with its values in order and repeated ones left out."""
+    values: dict[str, list[int]] = {}
+    for register, value in reads:
+        seen = values.setdefault(register, [])
+        if not seen or seen[-1] != value:
+            seen.append(value)
+    return [f"{register}={','.join(map(str, seen))}" for register, seen in values.items()]

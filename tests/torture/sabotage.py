@@ -1,0 +1,157 @@
+"""Sabotages of the package, applied in the workers at their start: each must be found out."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connections
+
+from django_replica_router import connecting, monitor, observers, policy, postgres, reads, stores
+from django_replica_router.conf import get_config
+from django_replica_router.identity import RequestIdentity
+from django_replica_router.policy import ReplicaState
+from django_replica_router.statements import might_write
+from django_replica_router.tokens import NOWHERE, Position
+
+# How much later than its write a token is stored now and then, so that two of them cross.
+LATE_SECONDS = 0.6
+LATE_SHARE = 0.4
+
+
+def put(owner: Any, name: str, value: Any) -> None:
+    """Replace an attribute, which must be there.
+
+    A sabotage of something that has been renamed would do nothing, and prove nothing.
+
+    Raises:
+        AttributeError: it is not there.
+    """
+    getattr(owner, name)
+    setattr(owner, name, value)
+
+
+def token_compare_always_true() -> None:
+    """Take every replica in good health for one that has replayed the token."""
+    original = policy.may_serve
+
+    def may_serve(replica: Any, floor: Position, *args: Any) -> bool:
+        return original(replica, NOWHERE, *args)
+
+    put(policy, "may_serve", may_serve)
+
+
+def retry_without_verification() -> None:
+    """Run a read that has failed on a replica again on another, whatever that has replayed."""
+    original: Callable[..., Any] = getattr(observers, "run_on_primary")  # noqa: B009 - not exported
+
+    def run_anywhere(primary: str, cursor: Any, sql: Any, *args: Any) -> Any:
+        failed = cursor.db.alias
+        others = [alias for alias in get_config().topology.clusters[primary] if alias != failed]
+        if others and not might_write(sql):
+            return original(random.choice(others), cursor, sql, *args)
+        return original(primary, cursor, sql, *args)
+
+    put(observers, "run_on_primary", run_anywhere)
+
+
+def token_lowered_by_plain_set() -> None:
+    """Store the token that comes last, be it lower than the one that is there."""
+
+    def merge(self: Any, records: Any, lives: Any) -> None:
+        if random.random() < LATE_SHARE:
+            time.sleep(random.uniform(0, LATE_SECONDS))
+        for key, record in records.items():
+            life = max(1, round(lives[key] * 1000))
+            self._client.set(self._cache.make_key(key), record.encode(), px=life)
+
+    put(stores.RedisStore, "_merge", merge)
+
+
+def lsn_taken_before_commit() -> None:
+    """Take the position right after the statement, where a transaction has not committed yet."""
+    taken: dict[int, Position] = {}
+    ask = postgres.read_token
+    mark: Callable[..., None] = getattr(observers, "mark_written")  # noqa: B009 - not exported
+
+    def mark_written(primary: str, **options: Any) -> None:
+        mark(primary, **options)
+        raw = connections[primary].connection
+        if connections[primary].in_atomic_block:
+            row = raw.execute(postgres._POSITION_SQL).fetchone()
+            lsn, wal_file, _ = row
+            taken[threading.get_ident()] = Position(
+                postgres._timeline(wal_file), postgres._position(lsn)
+            )
+
+    def read_token(connection: Any) -> Position:
+        return taken.pop(threading.get_ident(), None) or ask(connection)
+
+    put(observers, "mark_written", mark_written)
+    put(postgres, "read_token", read_token)
+
+
+def old_timeline_replica_accepted() -> None:
+    """Take a replica of another history, or ahead of the primary, for a good one."""
+    foreign = {ReplicaState.AHEAD, ReplicaState.TIMELINE, ReplicaState.UNKNOWN}
+
+    def publish_reading(self: Any, alias: str, reading: Any) -> None:
+        with self._changed:
+            if reading.state in foreign and reading.watermark >= 0:
+                reading = reading._replace(state=ReplicaState.STREAMING)
+            self._set(alias, reading._replace(fresh_at=self.clock()))
+            self._changed.notify_all()
+
+    def publish_sample(self: Any, sample: Any) -> None:
+        with self._changed:
+            self._samples.append(sample)
+            self._changed.notify_all()
+
+    put(monitor.Monitor, "publish_reading", publish_reading)
+    put(monitor.Monitor, "publish_sample", publish_sample)
+
+
+def watermark_kept_over_rebuild() -> None:
+    """Believe what a replica once had replayed, although it is not the server that it was."""
+    highest: dict[str, Any] = {}
+    original = monitor.Monitor._set
+
+    def set_reading(self: Any, alias: str, reading: Any, *args: Any) -> None:
+        if reading.state is ReplicaState.STREAMING:
+            best = highest.get(alias, reading)
+            reading = reading._replace(
+                watermark=max(reading.watermark, best.watermark),
+                fresh_at=max(reading.fresh_at, best.fresh_at),
+            )
+            highest[alias] = reading
+        original(self, alias, reading, *args)
+
+    put(monitor.Monitor, "_set", set_reading)
+    put(monitor.Monitor, "forget", lambda self, alias: None)
+    put(connecting, "_is_known_server", lambda *args: True)
+    for alias in connections:
+        # Nobody meets the end of a connection that was kept over the restart, and is warned.
+        connections.settings[alias]["CONN_MAX_AGE"] = 0
+
+
+def early_session_token_ignored() -> None:
+    """Read the session's own row as if nobody's token were known yet."""
+    put(RequestIdentity, "session", lambda self: None)
+    put(reads, "_identifies_unknown_reader", lambda *args: False)
+
+
+SABOTAGES: dict[str, Callable[[], None]] = {
+    sabotage.__name__: sabotage
+    for sabotage in (
+        token_compare_always_true,
+        retry_without_verification,
+        token_lowered_by_plain_set,
+        lsn_taken_before_commit,
+        old_timeline_replica_accepted,
+        watermark_kept_over_rebuild,
+        early_session_token_ignored,
+    )
+}

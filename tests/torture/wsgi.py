@@ -1,0 +1,18 @@
+"""The WSGI application, with the sabotage that the environment asks for."""
+
+from __future__ import annotations
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+from tests.torture.sabotage import SABOTAGES
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.torture.settings")
+
+application = get_wsgi_application()
+
+# After the apps are loaded, before the first request: only then is all that may be patched there.
+_name = os.environ.get("TORTURE_CONTROL", "")
+if _name:
+    SABOTAGES[_name]()
