@@ -133,13 +133,15 @@ def test_inside_a_transaction_on_a_replica_the_error_is_raised(
         alias = str(Note.objects.get()._state.db)
         assert alias.startswith("replica")
         replica = next(r for r in cluster.replicas if r.name == alias)
-        with (
-            pytest.raises(Exception, match="terminating connection"),
-            transaction.atomic(using=alias),
-        ):
+
+        @transaction.atomic(using=alias)
+        def read_twice() -> None:
             Note.objects.using(alias).get()
             replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)])
             Note.objects.using(alias).get()
+
+        with pytest.raises(Exception, match="terminating connection"):
+            read_twice()
 
 
 def test_after_the_first_row_the_error_is_raised(note: Note, cluster: Cluster) -> None:

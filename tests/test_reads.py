@@ -18,7 +18,6 @@ from django_replica_router.errors import StoreError
 from django_replica_router.registry import find_monitor
 from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
-from testproject.notes.forms import NoteForm
 from testproject.notes.models import Comment, Note, Tag
 from tests.conftest import wait_until, wait_until_routed
 from tests.helpers import Served

@@ -21,6 +21,7 @@ from django.contrib.postgres.search import (
     TrigramWordSimilarity,
 )
 from django.db import connections, models
+from django.db.models import aggregates
 from django.db.models import functions as fn
 from django.db.models.expressions import RawSQL
 from django.db.models.sql.query import ExplainInfo
@@ -46,8 +47,9 @@ def postgres() -> Any:
 
 # Reads
 
+# Since Django 6.1 these are no longer PostgreSQL's own.
+bit: Any = aggregates if hasattr(aggregates, "BitAnd") else pg
 window = models.Window
-title = models.F("title")
 newest = Note.objects.filter(owner=models.OuterRef("pk")).order_by("-created")
 
 ORM_QUERIES: list[Callable[[], models.QuerySet[Any]]] = [
@@ -196,8 +198,8 @@ ORM_QUERIES: list[Callable[[], models.QuerySet[Any]]] = [
     lambda: User.objects.annotate(
         ids=pg.ArrayAgg("notes", filter=models.Q(notes__version=1)),
         json=pg.JSONBAgg("notes__title"),
-        bits=pg.BitAnd("notes__version"),
-        other=pg.BitXor("notes__version"),
+        bits=bit.BitAnd("notes__version"),
+        other=bit.BitXor("notes__version"),
         some=pg.BoolOr(models.Q(notes__version=1)),
         every=pg.BoolAnd(models.Q(notes__version=1)),
         corr=pg.Corr("notes__version", "pk"),
@@ -224,6 +226,18 @@ ORM_QUERIES: list[Callable[[], models.QuerySet[Any]]] = [
         )
     ),
 ]
+
+
+# What later versions of Django have in addition.
+if hasattr(models, "AnyValue"):
+    ORM_QUERIES += [
+        lambda: User.objects.annotate(
+            some=models.AnyValue("notes__title"),
+            all=models.StringAgg("notes__title", models.Value("; "), order_by="-notes__created"),
+        )
+    ]
+if hasattr(fn, "UUID7"):
+    ORM_QUERIES += [lambda: Note.objects.annotate(a=fn.UUID4(), b=fn.UUID7())]
 
 
 @pytest.mark.parametrize("number", range(len(ORM_QUERIES)))

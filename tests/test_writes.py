@@ -12,8 +12,7 @@ from django.db import connection, connections, transaction
 from django.http import HttpRequest, StreamingHttpResponse
 from django.test import Client
 
-from django_replica_router import note_write
-from django_replica_router import writes
+from django_replica_router import note_write, writes
 from django_replica_router.identity import digest, user_key
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
@@ -311,7 +310,7 @@ def test_a_connection_lost_at_commit_pins_its_user(
                 note.save()
                 pid = connection.connection.info.backend_pid
                 cluster.primary.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is gone
+        except Exception as error:
             return type(error).__name__
         return "committed"
 
@@ -332,7 +331,7 @@ def test_an_answer_lost_in_autocommit_pins_its_user(
             with connection.cursor() as cursor:
                 # Kills its own backend in the middle of a statement that counts as a write.
                 cursor.execute("SELECT pg_terminate_backend(pg_backend_pid()), notes_touch(0)")
-        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is gone
+        except Exception as error:
             connection.close()
             return type(error).__name__
         return "answered"
@@ -412,7 +411,7 @@ def test_the_packages_own_question_is_in_no_log(
 ) -> None:
     """assertNumQueries of a site's tests counts what it counted without the package."""
     signed_in = sign_in(ann)
-    with django_assert_num_queries(1) as captured:
+    with django_assert_num_queries(1):
         visit(signed_in, lambda request: Note.objects.filter(pk=note.pk).update(body="new"))
 
 
