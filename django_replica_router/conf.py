@@ -170,7 +170,9 @@ class Config:
         try:
             return self._primary_only_models[model]
         except KeyError:
-            meta = model._meta
+            meta = getattr(model, "_meta", None)
+            if meta is None:
+                return False  # a raw query may be of no model
             app = meta.app_label.lower()
             answer = (
                 app == "django_cache"

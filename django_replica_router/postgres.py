@@ -30,7 +30,11 @@ SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text E
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END
 """
 
-_LIFE = "pg_postmaster_start_time()::text, inet_server_addr()::text, inet_server_port()"
+# As a number: a time as text depends on the session's TimeZone, and Django sets one.
+_LIFE = (
+    "extract(epoch FROM pg_postmaster_start_time())::text, "
+    "inet_server_addr()::text, inet_server_port()"
+)
 
 _REPLICA_SQL = f"SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, {_LIFE}"
 

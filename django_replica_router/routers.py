@@ -32,16 +32,22 @@ class ReplicaRouter:
         Never None for an object of a cluster: Django would save one that was read from a replica
         to that replica.
         """
-        return self._primary_for("db_for_write", model, hints, get_config())
+        config = get_config()
+        primary = self._primary_for("db_for_write", model, hints, config)
+        _adopt(hints.get("instance"), config)
+        return primary
 
     def allow_relation(self, obj1: Any, obj2: Any, **hints: Any) -> bool | None:
         """Allow what a primary and its replicas have handed out to be related."""
+        config = get_config()
+        primary_of = config.topology.primary_of
         first, second = obj1._state.db, obj2._state.db
-        if first == second:
-            return None
-        primary_of = get_config().topology.primary_of
         primary = primary_of.get(first)
-        return True if primary is not None and primary == primary_of.get(second) else None
+        if primary is None or primary != primary_of.get(second):
+            return None
+        _adopt(obj1, config)
+        _adopt(obj2, config)
+        return None if first == second else True
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
         """Forbid migrations on a replica: they arrive there by themselves."""
@@ -69,3 +75,14 @@ class ReplicaRouter:
             if alias:
                 return alias
         return None
+
+
+def _adopt(instance: Any, config: Config) -> None:
+    """Let an object that was read from a replica and is about to be written count as the primary's.
+
+    Django compares where an object comes from with where it is written to: ``save()`` of one with
+    deferred fields would write all fields, and ``add()`` of a related manager would refuse it.
+    """
+    state = getattr(instance, "_state", None)
+    if state is not None and state.db is not None:
+        state.db = config.topology.primary_of.get(state.db, state.db)

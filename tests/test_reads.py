@@ -15,7 +15,7 @@ from django.views import View
 
 from django_replica_router import current_scope, scope, use_primary, use_replica
 from django_replica_router.errors import StoreError
-from django_replica_router.registry import find_monitor
+from django_replica_router.registry import find_monitor, stop_monitors
 from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
@@ -632,6 +632,61 @@ def test_objects_of_different_servers_of_a_cluster_may_be_related(
 
     visit(browser, action)
     assert Note.objects.using("default").filter(title="third").exists()
+
+
+def test_saving_a_deferred_instance_from_a_replica_writes_what_was_loaded(
+    browser: Client, note: Note, cluster: Cluster
+) -> None:
+    """As without the package: the fields that were left out keep what somebody else wrote."""
+    pause(cluster)
+    Note.objects.filter(pk=note.pk).update(body="somebody else's")
+
+    def action(request: HttpRequest) -> list[str]:
+        mine = Note.objects.only("title").get(pk=note.pk)
+        origin = str(mine._state.db)
+        mine.title = "mine"
+        mine.save()
+        return [origin, str(mine._state.db)]
+
+    origin, after = visit(browser, action)
+    assert origin.startswith("replica")
+    assert after == "default"
+    saved = Note.objects.using("default").get(pk=note.pk)
+    assert (saved.title, saved.body) == ("mine", "somebody else's")
+
+
+def test_an_instance_from_a_replica_can_be_added_to_a_relation(
+    browser: Client, ann: User, note: Note
+) -> None:
+    """A related manager takes it for a saved one."""
+
+    def action(request: HttpRequest) -> str:
+        mine = Note.objects.get(pk=note.pk)
+        origin = str(mine._state.db)
+        User.objects.get(pk=ann.pk).notes.add(mine)
+        return origin
+
+    assert visit(browser, action).startswith("replica")
+
+
+def test_the_time_zone_of_a_session_does_not_matter(
+    note: Note, cluster: Cluster, served: Served
+) -> None:
+    """A server that tells its start in local time is the server that the monitor knows."""
+    for replica in cluster.replicas:
+        replica.configure(timezone="Asia/Kathmandu")
+    connections.close_all()
+    stop_monitors()
+    try:
+        wait_until_routed()
+        served.clear()
+        visit(Client(), lambda request: Note.objects.count())
+        assert served.only_replicas("notes_note")
+    finally:
+        for replica in cluster.replicas:
+            replica.configure(timezone=None)
+        connections.close_all()
+        stop_monitors()
 
 
 def test_outside_a_scope_the_primary_serves(note: Note, served: Served) -> None:
