@@ -17,6 +17,9 @@ aliases, the one to prefer first."""
 
 _turns = itertools.count()
 
+# Not the state that the process shares: a forked worker would draw as its siblings do.
+_draw = random.SystemRandom()
+
 
 def _ranked(weights: Mapping[str, float], draw: Callable[[str], float]) -> list[str]:
     # Of numbers -log(u)/w with u drawn evenly from (0, 1], the one of weight w is the smallest in
@@ -45,7 +48,7 @@ def rendezvous(reader: str, weights: Mapping[str, float]) -> list[str]:
 
 def random_order(reader: str, weights: Mapping[str, float]) -> list[str]:
     """Rank at random, by weight."""
-    return _ranked(weights, lambda alias: 1.0 - random.random())  # noqa: S311 - no secret
+    return _ranked(weights, lambda alias: 1.0 - _draw.random())
 
 
 def round_robin(reader: str, weights: Mapping[str, float]) -> list[str]:

@@ -101,7 +101,7 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
         lambda value: _is_seconds(value) and value <= 1,  # type: ignore[operator]
         "a number from 0 to 1",
     ),
-    "PRIMARY_DOWN": (lambda value: value in {"fail", "replicas"}, "'fail' or 'replicas'"),
+    "PRIMARY_DOWN": (lambda value: value in ("fail", "replicas"), "'fail' or 'replicas'"),
     "CONNECT_TIMEOUT": _POSITIVE,
     "TOKEN_TTL": _POSITIVE,
     "SESSION_TTL": _POSITIVE,

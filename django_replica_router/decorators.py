@@ -64,9 +64,17 @@ class Routed:
         return Routed(self._override, self._scope)
 
     def _for_steps(self) -> Routed:
-        """Return a block for the steps of a generator, which share one scope."""
-        needs_scope = not self._override.primary and self._scope is None
-        return Routed(self._override, self._new_scope() if needs_scope else self._scope)
+        """Return a block for the steps of a generator, which share one scope.
+
+        Whoever runs the steps ends it with ``_end``.
+        """
+        if self._override.primary or current_frame.get().scope is not None:
+            return self._again()
+        return Routed(self._override, self._new_scope())
+
+    def _end(self) -> None:
+        if self._scope is not None:
+            release_scope(self._scope)
 
     def __call__(self, target: F) -> F:
         """Decorate a function, coroutine function, generator, async generator, or view class."""
@@ -161,6 +169,12 @@ class Routed:
     def _drive(self, generator: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
         """Run each step of the generator in a block, and what uses it between them outside."""
         block = self._for_steps()
+        try:
+            return (yield from self._steps(generator, block))
+        finally:
+            block._end()
+
+    def _steps(self, generator: Generator[Any, Any, T], block: Routed) -> Generator[Any, Any, T]:
         step: Callable[[], Any] = functools.partial(next, generator)
         while True:
             try:
@@ -181,20 +195,23 @@ class Routed:
     async def _drive_async(self, generator: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
         block = self._for_steps()
         step: Callable[[], Awaitable[Any]] = generator.__anext__
-        while True:
-            try:
-                with block:
-                    item = await step()
-            except StopAsyncIteration:
-                return
-            try:
-                step = functools.partial(generator.asend, (yield item))
-            except GeneratorExit:
-                with block:
-                    await generator.aclose()
-                raise
-            except BaseException as error:
-                step = functools.partial(generator.athrow, error)
+        try:
+            while True:
+                try:
+                    with block:
+                        item = await step()
+                except StopAsyncIteration:
+                    return
+                try:
+                    step = functools.partial(generator.asend, (yield item))
+                except GeneratorExit:
+                    with block:
+                        await generator.aclose()
+                    raise
+                except BaseException as error:
+                    step = functools.partial(generator.athrow, error)
+        finally:
+            block._end()
 
 
 def _as_generator(content: Any) -> Any:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("django_replica_router")
 
+# Not the state that the process shares: tests seed that, and Hypothesis watches over it.
+_draw = random.SystemRandom()
+
 PATIENCE = 1.0
 """Seconds that a replica may take to answer before it is taken out."""
 
@@ -77,7 +80,7 @@ class Poller(threading.Thread):
             finally:
                 self.busy_since = None
             # Jitter, so that many processes do not look at the same moment.
-            self._wake.wait(delay * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
+            self._wake.wait(delay * _draw.uniform(0.8, 1.0))
         self._close()
 
     def _look_in_flight(self) -> None:

@@ -59,6 +59,14 @@ def test_callers_weights_are_left_alone(name: str) -> None:
     assert weights == EQUAL
 
 
+@pytest.mark.parametrize("name", BALANCERS)
+def test_random_numbers_of_the_site_are_left_alone(name: str) -> None:
+    """No read changes what comes next for who has seeded ``random``, as in a test."""
+    before = random.getstate()
+    get_balancer(name)("", EQUAL)
+    assert random.getstate() == before
+
+
 @given(reader=st.text(st.characters(codec="utf-8"), min_size=1), weights=weights)
 def test_same_reader_meets_the_same_replica(reader: str, weights: dict[str, float]) -> None:
     """The rank depends on reader, alias and weight only, not on the order of the mapping."""

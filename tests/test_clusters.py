@@ -45,7 +45,7 @@ deadline = time.monotonic() + 20
 while {where(Note), where(Tag)} != {"replica1", "archive_replica"}:
     assert time.monotonic() < deadline, (where(Note), where(Tag))
 
-with scope(user=7):
+with scope(user=8):
     Tag.objects.create(name="red")
     assert Tag.objects.all().db == "archive"
     # A write to one cluster leaves the other free.
@@ -53,7 +53,7 @@ with scope(user=7):
     assert router.db_for_write(Tag) == "archive"
     assert router.allow_migrate("archive_replica", "notes") is False
 
-key = digest("user", "7")
+key = digest("user", "8")
 of_archive, of_default = get_store("default").load([f"rr:archive:{key}", f"rr:default:{key}"])
 assert of_archive is not None and of_archive.position.lsn > 0
 assert of_default is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -1291,6 +1292,13 @@ def test_looks_are_spread_in_time(cluster: Cluster) -> None:
     poller.run()
     assert rounded_up(poller.delays, [INTERVAL] * 20)
     assert len(set(poller.delays)) > 10
+
+
+def test_looks_leave_the_random_numbers_of_the_site_alone(cluster: Cluster) -> None:
+    """Jitter draws from numbers of its own: the threads disturb nobody who has seeded ``random``."""
+    before = random.getstate()
+    ScriptedPoller(cluster.monitor, [None, OSError("x"), None]).run()
+    assert random.getstate() == before
 
 
 def test_connection_is_closed_after_a_failure_and_at_the_end(cluster: Cluster) -> None:
