@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = [sys.executable, "-m", "testproject"]
-QUICK = ["--json", "--seconds", "2", "--users", "3", "--lag", "0", "300"]
+QUICK = ["--json", "--seconds", "4", "--users", "8", "--lag", "0", "300"]
 START_SECONDS = 60.0
 END_SECONDS = 30.0
 INTERRUPTED = 130
