@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -50,3 +51,6 @@ class FallbackBudget:
 
 
 budget = FallbackBudget()
+if hasattr(os, "register_at_fork"):
+    # Whoever holds the lock does not exist in the child.
+    os.register_at_fork(after_in_child=budget._lock._at_fork_reinit)  # type: ignore[attr-defined]

@@ -283,8 +283,9 @@ class ScopeBlock:
         self._outer: Scope | None = None
 
     def _open(self) -> Scope:
-        self._outer = current_frame.get().scope
-        self._token = current_frame.set(Frame(self.scope))
+        outer = current_frame.get()
+        self._outer = outer.scope
+        self._token = current_frame.set(Frame(self.scope, outer.override))
         return self.scope
 
     def _close(self) -> None:

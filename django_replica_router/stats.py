@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
 
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # Whoever holds it does not exist in the child.
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
 _counts: Counter[str] = Counter()
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -26,6 +27,10 @@ from tests.helpers import Served
 from tests.site import PASSWORD
 
 TIMEOUT = 15.0
+
+# A time for each example says more of the machine than of the code.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
@@ -70,11 +75,15 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
 def wait_until_routed(replicas: int = 2) -> None:
     """Return once this process's monitor knows that so many replicas serve, without lag."""
     config = get_config()
+    replicas_of_it = tuple(config.topology.clusters["default"])
+    began = get_monitor("default", replicas_of_it, config.interval).clock()
 
     def ready() -> bool:
-        monitor = get_monitor(
-            "default", tuple(config.topology.clusters["default"]), config.interval
-        )
+        monitor = get_monitor("default", replicas_of_it, config.interval)
+        if min(reading.read_at for reading in monitor.readings.values()) < began:
+            # What was known before may be of a server that a test has killed meanwhile.
+            monitor.refresh(0.0)
+            return False
         good = [
             replica
             for replica in monitor.replicas()
@@ -111,6 +120,9 @@ def clean_up(cluster: Cluster) -> None:
 @pytest.fixture
 def cluster(real_cluster: Cluster, _django_on_cluster: None) -> Iterator[Cluster]:
     """The cluster, with empty tables, nothing lagging, and known to this process as healthy."""
+    for alias in connections:
+        if connections[alias].connection is not None and not connections[alias].is_usable():
+            connections[alias].close()
     clean_up(real_cluster)
     wait_until_routed()
     yield real_cluster
