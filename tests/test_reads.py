@@ -813,7 +813,14 @@ def test_a_replica_that_does_not_catch_up_leaves_the_request_to_the_primary(
         first = Note.objects.get(pk=note.pk)
         for replica in cluster.replicas:
             replica.resume()
-        cluster.wait_caught_up()
+        position = cluster.primary.flush()
+        monitor = find_monitor("default")
+        assert monitor is not None
+        monitor.want(position, 0.0)
+        wait_until(
+            lambda: min(reading.watermark for reading in monitor.readings.values()) >= position,
+            "the monitor to know that they have caught up",
+        )
         return [str(first._state.db), first.title, str(Note.objects.get(pk=note.pk)._state.db)]
 
     assert visit(browser, read) == ["default", "second", "default"]
