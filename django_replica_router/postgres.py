@@ -113,6 +113,14 @@ def _position(lsn: object) -> int:
         raise PositionError(str(error)) from None
 
 
+def _ask(connection: psycopg.Connection[Any], sql: str, what: str) -> tuple[Any, ...]:
+    row: tuple[Any, ...] | None = connection.execute(sql).fetchone()
+    if row is None:
+        message = f"The server answered no row to the question for {what}."
+        raise PositionError(message)
+    return row
+
+
 def read_token(connection: psycopg.Connection[Any]) -> Position:
     """Return a position at or behind every commit that this server has acknowledged so far.
 
@@ -130,10 +138,7 @@ def read_token(connection: psycopg.Connection[Any]) -> Position:
     if connection.info.transaction_status != pq.TransactionStatus.IDLE:
         message = "A transaction is open: its commit has no WAL position yet."
         raise PositionError(message)
-    row = connection.execute(_POSITION_SQL).fetchone()
-    if row is None:
-        message = "The server answered no row to the question for its WAL position."
-        raise PositionError(message)
+    row = _ask(connection, _POSITION_SQL, "its WAL position")
     lsn, wal_file, segment_size = row
     return Position(_timeline(wal_file), normalise_insert_lsn(_position(lsn), int(segment_size)))
 
@@ -148,10 +153,7 @@ def sample_primary(connection: psycopg.Connection[Any]) -> Position:
         PositionError: the server is a standby, or answers something else than expected.
         psycopg.Error: the server cannot be asked.
     """
-    row = connection.execute(_PRIMARY_SQL).fetchone()
-    if row is None:
-        message = "The server answered no row to the question for its WAL position."
-        raise PositionError(message)
+    row = _ask(connection, _PRIMARY_SQL, "its WAL position")
     lsn, wal_file = row
     return Position(_timeline(wal_file), _position(lsn))
 
@@ -166,10 +168,7 @@ def ask_replica(connection: psycopg.Connection[Any]) -> ReplicaAnswer:
         PositionError: the server answers something else than expected.
         psycopg.Error: the server cannot be asked.
     """
-    row = connection.execute(_REPLICA_SQL).fetchone()
-    if row is None:
-        message = "The server answered no row to the question for its replay position."
-        raise PositionError(message)
+    row = _ask(connection, _REPLICA_SQL, "its replay position")
     in_recovery, replayed, *life = row
     return ReplicaAnswer(
         in_recovery is True, None if replayed is None else _position(replayed), tuple(life)
@@ -183,10 +182,7 @@ def examine_replica(connection: psycopg.Connection[Any]) -> Examination:
         PositionError: the server answers something else than expected.
         psycopg.Error: the server cannot be asked.
     """
-    row = connection.execute(_EXAMINE_SQL).fetchone()
-    if row is None:
-        message = "The server answered no row to the question for the state of its replay."
-        raise PositionError(message)
+    row = _ask(connection, _EXAMINE_SQL, "the state of its replay")
     pause_state, delay, has_receiver, received, checkpointed = row
     return Examination(
         pause_state == "paused",
@@ -203,10 +199,7 @@ def identify(connection: psycopg.Connection[Any]) -> ServerIdentity:
         psycopg.Error: the server cannot be asked.
         PositionError: the server answers something else than expected.
     """
-    row = connection.execute(_IDENTITY_SQL).fetchone()
-    if row is None:
-        message = "The server answered no row to the question for its identity."
-        raise PositionError(message)
+    row = _ask(connection, _IDENTITY_SQL, "its identity")
     return ServerIdentity(str(row[0]), tuple(row[1:]))
 
 
