@@ -7,6 +7,7 @@ import math
 import random
 import threading
 import zlib
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 
 from django.utils.module_loading import import_string
@@ -33,17 +34,50 @@ def rendezvous(reader: str, weights: Mapping[str, float]) -> list[str]:
     Where a replica leaves or comes, only its own readers move (Thaler and Ravishankar, "Using
     name-based mappings to increase hit rates", 1998). A reader without a name is sent anywhere.
     """
-    if not reader:
-        return random_order(reader, weights)
+    return _ranked_by_slot(_slot(reader), weights) if reader else random_order(reader, weights)
+
+
+_SLOTS = 1 << 16
+
+
+def _slot(reader: str) -> int:
+    """Return the slot that the reader shares with few others: the fewer, the evener the load."""
+    return zlib.crc32(reader.encode("utf-8", "surrogatepass")) % _SLOTS
+
+
+def _ranked_by_slot(slot: int, weights: Mapping[str, float]) -> list[str]:
     # The hash is mixed once more: CRC-32 alone is linear, and names that differ in one digit
     # would give correlated ranks.
     return _ranked(
         weights,
         lambda alias: (
-            (zlib.crc32(f"{alias}:{reader}".encode()) * 0x9E3779B97F4A7C15 % (1 << 64) + 1)
+            (zlib.crc32(f"{alias}:{slot}".encode()) * 0x9E3779B97F4A7C15 % (1 << 64) + 1)
             / (1 << 64)
         ),
     )
+
+
+class RendezvousTable:
+    """The first replica of each slot, worked out once: a first decision does not rank them all.
+
+    Args:
+        weights: the weight of each replica.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = weights
+        self._aliases = list(weights)
+        self._places = {alias: place for place, alias in enumerate(self._aliases, 1)}
+        self._firsts = array("H", bytes(2 * _SLOTS))
+
+    def first(self, reader: str) -> str:
+        """Return what ``rendezvous`` ranks first for a reader with a name."""
+        slot = _slot(reader)
+        place = self._firsts[slot]
+        if not place:
+            place = self._places[_ranked_by_slot(slot, self.weights)[0]]
+            self._firsts[slot] = place
+        return self._aliases[place - 1]
 
 
 def random_order(reader: str, weights: Mapping[str, float]) -> list[str]:
@@ -88,6 +122,46 @@ _BALANCERS: dict[str, Balancer] = {
     "round_robin": round_robin,
     "least_in_flight": least_in_flight,
 }
+
+
+class Order:
+    """The replicas in the order in which one reader should meet them, ranked when asked for.
+
+    Args:
+        first: alias of the replica to prefer, or None where there is none.
+        rank: returns all of them.
+    """
+
+    __slots__ = ("_rank", "first")
+
+    def __init__(self, first: str | None, rank: Callable[[], Sequence[str]]) -> None:
+        self.first = first
+        self._rank = rank
+
+    def all(self) -> Sequence[str]:
+        """Return all replicas, the one to prefer first."""
+        return self._rank()
+
+
+_tables: dict[str, RendezvousTable] = {}
+
+
+def order_for(name: str, primary: str, reader: str, weights: Mapping[str, float]) -> Order:
+    """Return the order in which a reader should meet the replicas of a primary.
+
+    Args:
+        name: of the balancer, or its dotted path.
+        primary: alias of the primary.
+        reader: a text that stands for the reader, or "".
+        weights: the weight of each replica.
+    """
+    if name == "rendezvous" and reader and weights:
+        table = _tables.get(primary)
+        if table is None or table.weights is not weights:
+            table = _tables[primary] = RendezvousTable(weights)
+        return Order(table.first(reader), lambda: rendezvous(reader, weights))
+    ranked = [alias for alias in get_balancer(name)(reader, weights) if alias in weights]
+    return Order(ranked[0] if ranked else None, lambda: ranked)
 
 
 def get_balancer(name: str) -> Balancer:

@@ -12,6 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.core.signals import setting_changed
 from django.db import connections
+from django.utils.functional import empty
 
 from django_replica_router.errors import ConfigurationError
 
@@ -158,8 +159,13 @@ class Config:
         return frozenset(label.lower() for label in self.PRIMARY_ONLY)
 
     @cached_property
-    def _primary_only_models(self) -> dict[Any, bool]:
-        return {}
+    def ordinary_models(self) -> set[Any]:
+        """The models that were found not to be reserved for the primary. Emptied with the setting."""
+        return set()
+
+    @cached_property
+    def _reserved_models(self) -> set[Any]:
+        return set()
 
     def is_primary_only(self, model: Any) -> bool:
         """Tell whether the setting reserves reads of the model for the primary.
@@ -167,20 +173,21 @@ class Config:
         The table of Django's database cache always is: a cache that forgets what was just put
         into it, or remembers what was deleted, is worse than a slow one.
         """
-        try:
-            return self._primary_only_models[model]
-        except KeyError:
-            meta = getattr(model, "_meta", None)
-            if meta is None:
-                return False  # a raw query may be of no model
-            app = meta.app_label.lower()
-            answer = (
-                app == "django_cache"
-                or app in self.primary_only
-                or f"{app}.{meta.model_name}" in self.primary_only
-            )
-            self._primary_only_models[model] = answer
-            return answer
+        if model in self.ordinary_models:
+            return False
+        if model in self._reserved_models:
+            return True
+        meta = getattr(model, "_meta", None)
+        if meta is None:
+            return False  # a raw query may be of no model
+        app = meta.app_label.lower()
+        is_reserved = (
+            app == "django_cache"
+            or app in self.primary_only
+            or f"{app}.{meta.model_name}" in self.primary_only
+        )
+        (self._reserved_models if is_reserved else self.ordinary_models).add(model)
+        return is_reserved
 
     @cached_property
     def topology(self) -> Topology:
@@ -208,6 +215,10 @@ class Topology:
 
     def __init__(self, clusters: Mapping[str, Mapping[str, float]]) -> None:
         self.clusters = MappingProxyType(clusters)
+        self.replicas = MappingProxyType(
+            {primary: tuple(clusters[primary]) for primary in clusters}
+        )
+        """For each primary, the aliases of its replicas."""
         self.primary_of: Mapping[str, str] = MappingProxyType(
             {primary: primary for primary in clusters}
             | {replica: primary for primary in clusters for replica in clusters[primary]}
@@ -277,10 +288,13 @@ def get_config() -> Config:
     Raises:
         ConfigurationError: names the key whose value cannot be used, and what is expected.
     """
-    raw = getattr(settings, SETTING, None)
+    # Of the object behind the lazy one: that is quick also where there is no such setting.
+    wrapped = settings.__dict__["_wrapped"]
+    raw = getattr(settings if wrapped is empty else wrapped, SETTING, None)
     config = _Cache.config
     if config is not None and _Cache.raw is raw:
         return config
+    _forget(setting=SETTING)
     for problem in find_problems():
         raise problem
     config = Config(**(raw or {}))
@@ -289,7 +303,8 @@ def get_config() -> Config:
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:
-    if setting in {SETTING, "DATABASES"}:
+    if setting in {SETTING, "DATABASES", "DATABASE_ROUTERS"} and _Cache.config is not None:
+        _Cache.config.ordinary_models.clear()  # so that no shortcut is followed any more
         _Cache.config = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +21,9 @@ class Identity(Protocol):
     settled: bool
     """No later look can find more."""
 
+    shortcuts: Shortcuts | None
+    """Those of the scope: dropped where another user is found."""
+
     def session(self) -> str | None:
         """Return the key of the session cookie."""
 
@@ -32,6 +36,9 @@ class Identity(Protocol):
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users that are known so far, without any query."""
 
+    def has_news(self) -> bool:
+        """Tell whether ``users`` may have more to say than when it was last asked. Cheap."""
+
     def look_again(self) -> None:
         """Take into account that the user may have changed."""
 
@@ -40,6 +47,34 @@ class Identity(Protocol):
 
     def has_session_data(self) -> bool:
         """Tell whether there is a session that is not empty."""
+
+
+class Shortcut:
+    """A decision that holds in one thread until the scope drops it.
+
+    It is what makes a repeated decision cheap: whoever follows it checks what may have changed
+    without the scope being told (the transaction, the model, who is signed in), and nothing else.
+
+    Args:
+        alias: where reads go.
+        connection: the thread's connection to the primary, which may be in a transaction.
+        models: the models for which it holds. Emptied where the settings change.
+        identity: whom the scope works for.
+    """
+
+    __slots__ = ("alias", "connection", "identity", "models")
+
+    def __init__(
+        self, alias: str, connection: Any, models: Container[Any], identity: Identity
+    ) -> None:
+        self.alias = alias
+        self.connection = connection
+        self.models = models
+        self.identity = identity
+
+
+Shortcuts = dict[int, dict[str, Shortcut]]
+"""By thread, and by the alias that Django would have read from."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +118,7 @@ class ClusterScope:
         stand_in: the decision for a replica in place of a primary that is down.
         entered: replicas that the scope is counted for as in flight.
         wait_left: seconds of the wait budget that are left.
+        shortcuts: those of the whole scope, which end with what was decided.
     """
 
     wrote: bool = False
@@ -99,14 +135,21 @@ class ClusterScope:
     stand_in: Decision | None = None
     entered: list[str] = field(default_factory=list)
     wait_left: float | None = None
+    shortcuts: Shortcuts = field(default_factory=dict)
 
     def add_write(self, mark: WriteMark) -> None:
         """Remember a write, and that whatever was decided before does not hold any more."""
         self.wrote = True
         self.choices.clear()
+        self.shortcuts.clear()
         if self.pending is None:
             self.pending = WriteMark()
         self.pending.merge(mark)
+
+    def leave_replica(self) -> None:
+        """Read what is left from the primary: a replica has failed under the scope."""
+        self.failed = True
+        self.shortcuts.clear()
 
 
 class Scope:
@@ -116,12 +159,14 @@ class Scope:
     ``sync_to_async`` and what they set is lost; what they change in a shared object is not.
     """
 
-    __slots__ = ("clusters", "decisions", "identity", "unsafe")
+    __slots__ = ("clusters", "decisions", "identity", "shortcuts", "unsafe")
 
     def __init__(self, identity: Identity, *, unsafe: bool = False, debug: bool = False) -> None:
         self.identity = identity
         self.unsafe = unsafe
         self.clusters: dict[str, ClusterScope] = {}
+        self.shortcuts: Shortcuts = {}
+        identity.shortcuts = self.shortcuts
         self.decisions: list[tuple[str, str]] | None = [] if debug else None
 
     def cluster(self, primary: str) -> ClusterScope:
@@ -129,7 +174,7 @@ class Scope:
         try:
             return self.clusters[primary]
         except KeyError:
-            return self.clusters.setdefault(primary, ClusterScope())
+            return self.clusters.setdefault(primary, ClusterScope(shortcuts=self.shortcuts))
 
     def inherit_writes(self, inner: Scope) -> None:
         """Take over what a scope inside this one has written, before that one forgets it."""
@@ -155,8 +200,8 @@ class Override(NamedTuple):
     max_lag: float | None = None
 
 
-class Frame(NamedTuple):
-    """The present scope and override. Immutable: nested blocks put back the one before.
+class Frame:
+    """The present scope and override. Never changed: nested blocks put back the one before.
 
     Args:
         scope: the scope, or None outside of any.
@@ -165,10 +210,21 @@ class Frame(NamedTuple):
         owns_scope: the block has opened the scope, and ends it.
     """
 
-    scope: Scope | None = None
-    override: Override | None = None
-    outer: Frame | None = None
-    owns_scope: bool = False
+    __slots__ = ("outer", "override", "owns_scope", "scope", "shortcuts")
+
+    def __init__(
+        self,
+        scope: Scope | None = None,
+        override: Override | None = None,
+        outer: Frame | None = None,
+        owns_scope: bool = False,
+    ) -> None:
+        self.scope = scope
+        self.override = override
+        self.outer = outer
+        self.owns_scope = owns_scope
+        # Those of the scope, where no override stands in their way.
+        self.shortcuts = scope.shortcuts if scope is not None and override is None else None
 
 
 _OUTSIDE = Frame()

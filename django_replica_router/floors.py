@@ -36,8 +36,6 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
         _load(primary, state, config, *(key for key in keys if key), *users)
     else:
         _load(primary, state, config, *users)
-    owners = {record.owner for record in state.records.values() if record and record.owner}
-    _load(primary, state, config, *owners)
     now_ms = wall_clock_ms()
     floor = Floor()
     for key, record in state.records.items():
@@ -62,8 +60,8 @@ def _clamped(record: Record, latest_ms: int) -> Record:
 def _load(primary: str, state: ClusterScope, config: Config, *keys: str) -> None:
     new = [key for key in keys if key not in state.records]
     if new:
-        found = get_store(config.CACHE).load([store_key(primary, key) for key in new])
-        state.records.update(zip(new, found, strict=True))
+        found = get_store(config.CACHE).load_with_owners(store_key(primary, ""), new)
+        state.records.update(found)
 
 
 def known_owners(state: ClusterScope) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from django.utils.functional import LazyObject, empty
 from django.utils.module_loading import import_string
 
 from django_replica_router.conf import get_config
+from django_replica_router.context import Shortcuts
 from django_replica_router.cookies import read_cookie
 from django_replica_router.tokens import Record
 
@@ -56,11 +57,35 @@ class RequestIdentity:
     runs queries. What Django has loaded already lies in the objects' own dictionaries.
     """
 
-    __slots__ = ("_cookie", "_credential", "_extra", "_found", "_session", "request", "settled")
+    __slots__ = (
+        "_cookie",
+        "_credential",
+        "_extra",
+        "_found",
+        "_known",
+        "_lazy",
+        "_session",
+        "_session_object",
+        "_size",
+        "_unloaded",
+        "_user",
+        "request",
+        "settled",
+        "shortcuts",
+    )
 
     def __init__(self, request: HttpRequest) -> None:
         self.request = request
         self.settled = False
+        self.shortcuts: Shortcuts | None = None
+        # What the last look has found on the request, and the dictionaries of a session and of a
+        # lazy user that have not been loaded yet.
+        self._known: dict[str, Any] = request.__dict__
+        self._size = -1
+        self._user: object = None
+        self._session_object: object = None
+        self._unloaded: dict[str, Any] | None = None
+        self._lazy: dict[str, Any] | None = None
         # None until somebody asks, "" where the request carries none.
         self._session: str | None = None
         self._credential: str | None = None
@@ -88,12 +113,26 @@ class RequestIdentity:
             self._cookie = read_cookie(self.request, get_config().TOKEN_TTL)
         return self._cookie.get(primary)
 
+    def has_news(self) -> bool:
+        """Tell whether something was put on the request, or loaded, since the last look."""
+        known = self._known
+        return (
+            len(known) != self._size
+            or known.get("user") is not self._user
+            or known.get("session") is not self._session_object
+            or (self._unloaded is not None and "_session_cache" in self._unloaded)
+            or (self._lazy is not None and self._lazy["_wrapped"] is not empty)
+        )
+
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users found so far: a request that logs in may have two."""
-        if not self.settled:
+        if not self.settled and self.has_news():
+            self._note()
             key = self._look()
             if key is not None and key not in self._found:
                 self._found = (*self._found, key)
+                if self.shortcuts is not None:
+                    self.shortcuts.clear()
         return self._found + self._custom()
 
     def _custom(self) -> tuple[str, ...]:
@@ -109,7 +148,7 @@ class RequestIdentity:
         return self._extra
 
     def _look(self) -> str | None:
-        known = self.request.__dict__
+        known = self._known
         # What stands in "user" is lazy, or a real one: Django REST framework, or code that logs
         # somebody in, has put it there.
         user = _loaded(known.get("user"))
@@ -127,9 +166,19 @@ class RequestIdentity:
         value = data.get(_SESSION_USER) if isinstance(data, dict) else None
         return None if value is None else digest("user", str(value))
 
+    def _note(self) -> None:
+        known = self._known
+        user, session = known.get("user"), known.get("session")
+        self._size, self._user, self._session_object = len(known), user, session
+        data = getattr(session, "__dict__", None)
+        self._unloaded = None if data is None or "_session_cache" in data else data
+        is_lazy = isinstance(user, LazyObject) and user.__dict__["_wrapped"] is empty
+        self._lazy = user.__dict__ if is_lazy else None
+
     def look_again(self) -> None:
         """Take into account that the user has changed, as after a login."""
         self.settled = False
+        self._size = -1
 
     def load_user(self) -> None:
         """Find the user behind the session by a query of the session, if nobody has looked yet.
@@ -162,14 +211,15 @@ class RequestIdentity:
 class NamedIdentity:
     """Somebody named by the code: ``scope(user=...)`` in a task or a command."""
 
-    __slots__ = ("_users", "settled")
+    __slots__ = ("_found", "settled", "shortcuts")
 
     def __init__(self, users: Iterable[Any] = ()) -> None:
         self.settled = True
+        self.shortcuts: Shortcuts | None = None
         keys = (
             user_key(user) if hasattr(user, "pk") else digest("user", str(user)) for user in users
         )
-        self._users = tuple(key for key in keys if key is not None)
+        self._found = tuple(key for key in keys if key is not None)
 
     def session(self) -> None:
         """Return None: there is no cookie."""
@@ -182,7 +232,11 @@ class NamedIdentity:
 
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users who were named."""
-        return self._users
+        return self._found
+
+    def has_news(self) -> bool:
+        """Return False: who was named is known."""
+        return False
 
     def look_again(self) -> None:
         """Do nothing: who was named stays named."""

@@ -52,6 +52,7 @@ class Monitor:
         self.clock = clock
         self.stopped = False
         self.wanted = Wanted()
+        self._aliases = tuple(replicas)
         self.readings: dict[str, Reading] = dict.fromkeys(replicas, Reading())
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._changed = threading.Condition()
@@ -93,7 +94,7 @@ class Monitor:
 
     def serves(self, replicas: Sequence[str], interval: float) -> bool:
         """Tell whether it looks at those replicas, that often."""
-        return self.interval == interval and tuple(self.readings) == tuple(replicas)
+        return self.interval == interval and self._aliases == tuple(replicas)
 
     @property
     def primary_identity(self) -> postgres.ServerIdentity | None:
@@ -114,10 +115,12 @@ class Monitor:
 
     def replicas(self) -> list[Replica]:
         """Return what is known of each replica now."""
-        now = self.clock()
-        return [self._replica(alias, reading, now) for alias, reading in self.readings.items()]
+        return [self.replica(alias) for alias in self.readings]
 
-    def _replica(self, alias: str, reading: Reading, now: float) -> Replica:
+    def replica(self, alias: str) -> Replica:
+        """Return what is known of one replica now."""
+        now = self.clock()
+        reading = self.readings[alias]
         state = reading.state
         if state is ReplicaState.STREAMING and self._is_silent(alias, now):
             state = ReplicaState.SILENT

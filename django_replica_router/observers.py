@@ -25,6 +25,7 @@ from django_replica_router.rerouting import (
 )
 from django_replica_router.statements import is_write_command, might_write
 from django_replica_router.stats import count
+from django_replica_router.transactions import watch_transactions
 from django_replica_router.writes import mark_written
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
@@ -165,7 +166,7 @@ def _leave(
             monitor.report(alias, detail, state)
     scope = current_scope()
     if scope is not None:
-        scope.cluster(primary).failed = True
+        scope.cluster(primary).leave_replica()
 
 
 def observe(connection: BaseDatabaseWrapper) -> None:
@@ -179,6 +180,7 @@ def observe(connection: BaseDatabaseWrapper) -> None:
         return
     if not any(isinstance(wrapper, StatementObserver) for wrapper in connection.execute_wrappers):
         connection.execute_wrappers.insert(0, StatementObserver(connection.alias))
+        watch_transactions(connection)
 
 
 def observe_open_connections() -> None:

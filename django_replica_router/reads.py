@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_replica_router.balancers import get_balancer, least_in_flight
+from django_replica_router.balancers import Order, least_in_flight, order_for
 from django_replica_router.budget import budget
 from django_replica_router.conf import Config
 from django_replica_router.connecting import connect_to_replica
-from django_replica_router.context import ClusterScope, Frame, Scope, WriteMark
+from django_replica_router.context import ClusterScope, Frame, Scope, Shortcut, WriteMark
 from django_replica_router.errors import ReplicaRouterError, StoreError
 from django_replica_router.floors import (
     EVERYBODY,
@@ -35,6 +35,7 @@ from django_replica_router.registry import get_monitor
 from django_replica_router.search import Search, Target
 from django_replica_router.stats import count
 from django_replica_router.tokens import Floor
+from django_replica_router.transactions import find_replica_in_atomic
 from django_replica_router.writes import locate, store_for_everybody
 
 logger = logging.getLogger("django_replica_router")
@@ -77,19 +78,41 @@ _DISPENSABLE = frozenset(
 _EVENTS = {reason: f"reads_{reason.name.lower()}" for reason in Reason}
 
 
-def route_read(primary: str, model: Any, config: Config, frame: Frame) -> str:
-    """Return the alias that serves a read of that model in the cluster of that primary."""
-    decision = _decide(primary, model, config, frame)
+# Decisions that hold as long as the scope does. Of the others those do that the scope has kept.
+_LASTING = frozenset([Reason.WROTE, Reason.REPLICA_FAILED, Reason.UNSAFE_METHOD])
+
+
+def route_read(
+    primary: str, model: Any, config: Config, frame: Frame
+) -> tuple[str, Shortcut | None]:
+    """Return the alias that serves a read of that model in the cluster of that primary.
+
+    Beside it stands the shortcut to it, where the decision holds for more than this read.
+    """
+    connection = connections[primary]
+    decision = _decide(primary, connection, model, config, frame)
     scope = frame.scope
-    if scope is not None:
-        if decision.alias == primary and config.PRIMARY_DOWN == "replicas":
-            decision = _stand_in(primary, decision, scope, config)
-        is_seen = decision.alias == primary and decision.reason not in _UNSEEN
-        if is_seen and config.MONOTONIC_READS:
-            scope.cluster(primary).seen_on = primary
-        if scope.decisions is not None:
-            scope.note_decision(decision)
-    return decision.alias
+    if scope is None:
+        return decision.alias, None
+    may_stand_in = decision.alias == primary and config.PRIMARY_DOWN == "replicas"
+    if may_stand_in:
+        decision = _stand_in(primary, decision, scope, config)
+    if decision.alias == primary and decision.reason not in _UNSEEN and config.MONOTONIC_READS:
+        scope.cluster(primary).seen_on = primary
+    if scope.decisions is not None:
+        scope.note_decision(decision)
+    elif not may_stand_in and frame.override is None and _is_kept(primary, decision, scope, config):
+        return decision.alias, Shortcut(
+            decision.alias, connection, config.ordinary_models, scope.identity
+        )
+    return decision.alias, None
+
+
+def _is_kept(primary: str, decision: Decision, scope: Scope, config: Config) -> bool:
+    if decision.reason in _LASTING:
+        return True
+    state = scope.clusters.get(primary)
+    return state is not None and state.choices.get(config.MAX_LAG) is decision
 
 
 def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) -> Decision:
@@ -99,8 +122,7 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
         return decision
     if state.stand_in is not None:
         return state.stand_in
-    weights = config.topology.clusters[primary]
-    monitor = get_monitor(primary, tuple(weights), config.interval)
+    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
     stand_in = choose_stand_in(monitor.replicas()) if monitor.primary_is_down else None
     if stand_in is None:
         return decision
@@ -111,7 +133,9 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
     return stand_in
 
 
-def _decide(primary: str, model: Any, config: Config, frame: Frame) -> Decision:
+def _decide(
+    primary: str, connection: BaseDatabaseWrapper, model: Any, config: Config, frame: Frame
+) -> Decision:
     scope, override = frame.scope, frame.override
     state = None if scope is None else scope.clusters.get(primary)
     asked_for_replica = override is not None and not override.primary
@@ -121,8 +145,10 @@ def _decide(primary: str, model: Any, config: Config, frame: Frame) -> Decision:
             enabled=config.ENABLED,
             forced_primary=override is not None and override.primary,
             asked_for_replica=asked_for_replica,
-            primary_in_atomic=connections[primary].in_atomic_block,
-            replica_in_atomic=_replica_in_atomic(primary, config),
+            primary_in_atomic=connection.in_atomic_block,
+            replica_in_atomic=find_replica_in_atomic(
+                _find_connection, config.topology.replicas[primary]
+            ),
             primary_only=config.is_primary_only(model),
             has_scope=scope is not None,
             replica_failed=state is not None and state.failed,
@@ -140,23 +166,24 @@ def _decide(primary: str, model: Any, config: Config, frame: Frame) -> Decision:
     return _decide_by_token(primary, model, scope, max_lag, config)
 
 
-def _replica_in_atomic(primary: str, config: Config) -> str | None:
-    for alias in config.topology.clusters[primary]:
-        # Looked up without making a connection object for each alias in each thread.
-        connection = getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
-        if connection is not None and connection.in_atomic_block:
-            return alias
-    return None
+def _find_connection(alias: str) -> Any:
+    """Return this thread's connection of an alias, without making one where there is none."""
+    return getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
 
 
 def _decide_by_token(
     primary: str, model: Any, scope: Scope, max_lag: float, config: Config
 ) -> Decision:
     state = scope.cluster(primary)
-    users = scope.identity.users()
     choice = state.choices.get(max_lag)
-    if choice is not None and (users == state.seen_users or choice.alias == primary):
-        return choice
+    if choice is not None:
+        users = scope.identity.users()
+        if users == state.seen_users or choice.alias == primary:
+            return choice
+        if all(user in state.records for user in users):
+            # The session's record had named them: their tokens are in the floor already.
+            state.seen_users = users
+            return choice
     if _in_event_loop():
         # Asking the store or a replica would block the loop. The query itself runs in a thread
         # and asks again there.
@@ -217,8 +244,7 @@ def _decide_anew(
     choice: Decision | None,
 ) -> Decision:
     state = scope.cluster(primary)
-    weights = config.topology.clusters[primary]
-    monitor = get_monitor(primary, tuple(weights), config.interval)
+    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
     everybody = record_of_everybody(state.records.get(EVERYBODY), monitor.timeline)
     if everybody is None or primary in _blind:
         _begin_to_remember(primary, config)
@@ -234,12 +260,12 @@ def _decide_anew(
         return Decision(primary, reason)
     if state.wait_left is None:
         state.wait_left = config.WAIT
-    order = _rank(scope, state, weights, config)
-    preferred = order[:1]
+    order = _order(primary, scope, state, config)
+    preferred = order.first
     if choice is not None:
         # The user became known. Two reads of one request never go to two replicas: the one that
         # has served so far must pass again, or the primary takes over.
-        order = [choice.alias]
+        order = Order(choice.alias, lambda: [choice.alias])
     # Wall clocks of two machines may differ: good enough to guess how long to wait.
     age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
     is_somebody = _is_somebody(scope)
@@ -253,14 +279,20 @@ def _decide_anew(
         config.FALLBACK_LAG and min(config.FALLBACK_LAG, bound),
         config.PRIMARY_SHARE,
     )
-    # Who is nobody in particular cannot be shown less than before.
-    usual = order[0] if config.MONOTONIC_READS and is_somebody and order else None
-    search = Search(primary, monitor, order, target, state.wait_left, usual)
+    search = Search(
+        primary,
+        monitor,
+        order,
+        target,
+        state.wait_left,
+        # Who is nobody in particular cannot be shown less than before.
+        keeps_replica=config.MONOTONIC_READS and is_somebody,
+    )
     try:
         decision = search.run()
     finally:
         state.wait_left = search.wait_left
-    if config.MONOTONIC_READS and decision.alias not in (primary, *preferred):
+    if config.MONOTONIC_READS and decision.alias not in (primary, preferred):
         state.seen_on = decision.alias
     return decision
 
@@ -278,14 +310,11 @@ def _begin_to_remember(primary: str, config: Config) -> None:
         logger.warning("%s", error)
 
 
-def _rank(
-    scope: Scope, state: ClusterScope, weights: Mapping[str, float], config: Config
-) -> list[str]:
-    """Return the replicas in the order in which the reader should meet them.
+def _order(primary: str, scope: Scope, state: ClusterScope, config: Config) -> Order:
+    """Return the order in which the reader should meet the replicas.
 
     By the user where one is known, so that all devices of a user meet the same replica.
     """
     carried = (scope.identity.session(), scope.identity.credential())
     names = (*state.seen_users, *known_owners(state), *(key for key in carried if key), "")
-    ranked = get_balancer(config.BALANCER)(names[0], weights)
-    return [alias for alias in ranked if alias in weights]
+    return order_for(config.BALANCER, primary, names[0], config.topology.clusters[primary])

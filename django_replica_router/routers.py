@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, router
 
 from django_replica_router.conf import Config, get_config
-from django_replica_router.context import current_frame
+from django_replica_router.context import Frame, current_frame
 from django_replica_router.reads import route_read
+from django_replica_router.transactions import replicas_in_transaction
 
 
 class ReplicaRouter:
@@ -18,13 +20,46 @@ class ReplicaRouter:
     to another database stays there, and where that database has replicas, they are used.
     """
 
-    def db_for_read(self, model: type[Any], **hints: Any) -> str | None:
-        """Return the alias that serves a read, or None for what is not in any cluster."""
+    def db_for_read(self, model: type[Any], instance: Any = None, **hints: Any) -> str | None:
+        """Return the alias that serves a read, or None for what is not in any cluster.
+
+        Django asks up to five times a statement. So what was decided before is found with a few
+        look-ups, and what may have changed meanwhile is checked here: the model and the settings
+        (whose change empties ``models``), the transaction, and who is signed in.
+        """
+        frame = current_frame.get()
+        shortcuts = frame.shortcuts
+        if shortcuts is not None:
+            mine = shortcuts.get(get_ident())
+            if mine is not None:
+                if instance is None:
+                    shortcut = mine.get(DEFAULT_DB_ALIAS)
+                else:
+                    shortcut = mine.get(instance._state.db or DEFAULT_DB_ALIAS)
+                if (
+                    shortcut is not None
+                    and model in shortcut.models
+                    and not shortcut.connection.in_atomic_block
+                    and not replicas_in_transaction
+                ):
+                    identity = shortcut.identity
+                    if identity.settled or not identity.has_news():
+                        return shortcut.alias
+        if instance is not None:
+            hints["instance"] = instance
+        return self._route(model, hints, frame)
+
+    def _route(self, model: type[Any], hints: dict[str, Any], frame: Frame) -> str | None:
         config = get_config()
-        primary = self._primary_for("db_for_read", model, hints, config)
+        others = self._others()
+        asked = self._alias_for("db_for_read", model, hints, others)
+        primary = config.topology.primary_of.get(asked)
         if primary is None:
             return None
-        return route_read(primary, model, config, current_frame.get())
+        alias, shortcut = route_read(primary, model, config, frame)
+        if shortcut is not None and frame.scope is not None and not others:
+            frame.scope.shortcuts.setdefault(get_ident(), {})[asked] = shortcut
+        return alias
 
     def db_for_write(self, model: type[Any], **hints: Any) -> str | None:
         """Return the primary, or None for what is not in any cluster.
@@ -33,7 +68,8 @@ class ReplicaRouter:
         to that replica.
         """
         config = get_config()
-        primary = self._primary_for("db_for_write", model, hints, config)
+        asked = self._alias_for("db_for_write", model, hints, self._others())
+        primary = config.topology.primary_of.get(asked)
         _adopt(hints.get("instance"), config)
         return primary
 
@@ -53,28 +89,27 @@ class ReplicaRouter:
         """Forbid migrations on a replica: they arrive there by themselves."""
         return False if get_config().topology.is_replica(db) else None
 
-    def _primary_for(
-        self, method: str, model: type[Any], hints: dict[str, Any], config: Config
-    ) -> str | None:
-        alias = self._others_say(method, model, hints)
-        if alias is None:
-            instance = hints.get("instance")
-            # As Django itself decides when no router answers.
-            alias = (instance is not None and instance._state.db) or DEFAULT_DB_ALIAS
-        return config.topology.primary_of.get(alias)
-
-    def _others_say(self, method: str, model: type[Any], hints: dict[str, Any]) -> str | None:
-        routers = router.routers
-        if len(routers) == 1:
-            return None
-        # Those in front have been asked by Django, and had nothing to say.
-        mine = routers.index(self) if self in routers else -1
-        for other in routers[mine + 1 :]:
+    def _alias_for(
+        self, method: str, model: type[Any], hints: dict[str, Any], others: list[Any]
+    ) -> str:
+        """Return the alias of the database that Django would use without this router."""
+        for other in others:
             ask = getattr(other, method, None)
             alias: str | None = ask(model, **hints) if ask is not None else None
             if alias:
                 return alias
-        return None
+        instance = hints.get("instance")
+        # As Django itself decides when no router answers.
+        return (instance is not None and instance._state.db) or DEFAULT_DB_ALIAS
+
+    def _others(self) -> list[Any]:
+        """Return the routers that come after this one."""
+        routers = router.routers
+        if len(routers) == 1:
+            return []
+        # Those in front have been asked by Django, and had nothing to say.
+        mine = routers.index(self) if self in routers else -1
+        return list(routers[mine + 1 :])
 
 
 def _adopt(instance: Any, config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from django_replica_router.balancers import Order
 from django_replica_router.budget import budget
 from django_replica_router.connecting import connect_to_replica
 from django_replica_router.errors import ReplicasLagError
@@ -46,10 +47,10 @@ class Search:
     Args:
         primary: alias of the primary.
         monitor: what is known of the replicas.
-        order: aliases of the replicas, the preferred one first.
+        order: of the replicas for this reader.
         target: what the replica must have.
         wait_left: seconds that may be waited.
-        usual: the replica that the reader has met so far, or None where it does not matter. What
+        keeps_replica: it matters that the reader stays with the replica that is first in order. What
             was shown there is recorded nowhere; so another one must have all that the primary had
             when this search began.
     """
@@ -58,17 +59,18 @@ class Search:
         self,
         primary: str,
         monitor: Monitor,
-        order: list[str],
+        order: Order,
         target: Target,
         wait_left: float,
-        usual: str | None,
+        *,
+        keeps_replica: bool,
     ) -> None:
         self.wait_left = wait_left
         self._primary = primary
         self._monitor = monitor
         self._order = order
         self._target = target
-        self._usual = usual
+        self._usual = order.first if keeps_replica else None
         self._began = monitor.clock()
         self._has_sampled = False
         self._refused: set[str] = set()
@@ -82,7 +84,7 @@ class Search:
         target = self._target
         while True:
             # The preferred replica alone at first: who stays with one never goes back in time.
-            decision = self._choose(self._ranked()[:1])
+            decision = self._choose(self._preferred(), elapsed=0.0)
             if decision is None:
                 decision = self._wait()
             if decision is None and target.fallback_lag is not None:
@@ -93,17 +95,35 @@ class Search:
                 return decision
             self._refused.add(decision.alias)
 
+    def _preferred(self) -> list[Replica]:
+        first = self._order.first
+        if first is None or first in self._refused or first not in self._monitor.readings:
+            return self._ranked()[:1]
+        return [self._monitor.replica(first)]
+
     def _ranked(self) -> list[Replica]:
-        known = {replica.alias: replica for replica in self._monitor.replicas()}
+        monitor, refused = self._monitor, self._refused
         return [
-            known[alias] for alias in self._order if alias in known and alias not in self._refused
+            monitor.replica(alias)
+            for alias in self._order.all()
+            if alias in monitor.readings and alias not in refused
         ]
 
-    def _choose(self, replicas: list[Replica], *, waited: bool = False) -> Decision | None:
+    def _choose(
+        self, replicas: list[Replica], *, elapsed: float, waited: bool = False
+    ) -> Decision | None:
+        """Return a decision for the first that may serve.
+
+        Args:
+            replicas: the candidates.
+            elapsed: seconds since the search began, when the candidates were looked at: what is no
+                older than that has all that the reader can have seen before.
+            waited: the decision comes after waiting.
+        """
         floor, max_lag = self._target.floor, self._target.max_lag
         for replica in replicas:
             is_usual = self._usual in (None, replica.alias)
-            limit = max_lag if is_usual else min(max_lag, self._elapsed)
+            limit = max_lag if is_usual else min(max_lag, elapsed)
             decision = choose_replica([replica], floor, limit, waited=waited)
             if decision is not None:
                 return decision
@@ -111,10 +131,8 @@ class Search:
 
     def _look(self, *, waited: bool = False) -> Decision | None:
         # Taken before the readings are: a replica's age must not count from a later moment.
-        self._elapsed = self._monitor.clock() - self._began
-        return self._choose(self._ranked(), waited=waited)
-
-    _elapsed = 0.0
+        elapsed = self._monitor.clock() - self._began
+        return self._choose(self._ranked(), elapsed=elapsed, waited=waited)
 
     def _wait(self) -> Decision | None:
         """Wait for a replica to become eligible, within what is left of the scope's budget."""
@@ -127,7 +145,7 @@ class Search:
             return self._look()
         patient = monitor.expects(target.age, within=self.wait_left)
         # Half the budget is the usual replica's alone, if it is likely to make it.
-        hope = monitor.expects(target.age, within=self.wait_left, alias=self._order[0])
+        hope = monitor.expects(target.age, within=self.wait_left, alias=self._order.first)
         began = monitor.clock()
         hope_until = began + (self.wait_left / 2 if hope else 0.0)
 

@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from django.core.cache import caches
@@ -41,6 +42,23 @@ end
 return #KEYS
 """
 
+# KEYS: the keys. ARGV: what comes before the name of an owner in its key. Returns the values, then
+# the owners that they name, each with its value: what a session's record leads to costs no second
+# round trip.
+_LOAD_SCRIPT = """
+local found = redis.call('MGET', unpack(KEYS))
+local seen = {}
+for i = 1, #KEYS do
+  local owner = found[i] and string.match(found[i], '^1:%x+:%x+:%x+:%x+:(%x+)$')
+  if owner and not seen[owner] then
+    seen[owner] = true
+    found[#found + 1] = owner
+    found[#found + 1] = redis.pcall('GET', ARGV[1] .. owner)
+  end
+end
+return found
+"""
+
 # Seconds for which a store that failed is not read: one time-out, and not one for each request.
 _PAUSE = 0.5
 
@@ -72,11 +90,29 @@ class TokenStore(ABC):
         Raises:
             StoreError: the cache does not answer.
         """
+        with self._guarded_reading():
+            return self._load(keys)
+
+    def load_with_owners(self, prefix: str, names: Sequence[str]) -> dict[str, Record | None]:
+        """Return the record of each name, and of each owner that one of these records names.
+
+        Args:
+            prefix: what comes before a name in its key.
+            names: what to load.
+
+        Raises:
+            StoreError: the cache does not answer.
+        """
+        with self._guarded_reading():
+            return self._load_with_owners(prefix, names)
+
+    @contextmanager
+    def _guarded_reading(self) -> Iterator[None]:
         if time.monotonic() < self._down_until:
             message = "The token store did not answer a moment ago."
             raise StoreError(message)
         try:
-            return self._load(keys)
+            yield
         except Exception as error:  # whatever a cache backend raises, the site goes on
             self._down_until = time.monotonic() + _PAUSE
             message = f"The token store could not be read: {error}"
@@ -97,6 +133,14 @@ class TokenStore(ABC):
         except Exception as error:  # whatever a cache backend raises, the site goes on
             message = f"The token store could not be written: {error}"
             raise StoreError(message) from error
+
+    def _load_with_owners(self, prefix: str, names: Sequence[str]) -> dict[str, Record | None]:
+        found = dict(zip(names, self._load([prefix + name for name in names]), strict=True))
+        owners = {record.owner for record in found.values() if record and record.owner}
+        new = list(owners - found.keys())
+        if new:
+            found.update(zip(new, self._load([prefix + name for name in new]), strict=True))
+        return found
 
     @abstractmethod
     def _load(self, keys: Sequence[str]) -> list[Record | None]: ...
@@ -156,6 +200,20 @@ class RedisStore(TokenStore):
         super().__init__(cache)
         self._client = client = _bounded(client, timeout)
         self._script = client.register_script(_MERGE_SCRIPT)
+        self._load_script = client.register_script(_LOAD_SCRIPT)
+
+    def _load_with_owners(self, prefix: str, names: Sequence[str]) -> dict[str, Record | None]:
+        start = str(self._cache.make_key(prefix))
+        keys = [self._cache.make_key(prefix + name) for name in names]
+        if any(str(key) != start + name for key, name in zip(keys, names, strict=True)):
+            # A KEY_FUNCTION that does more than put something in front.
+            return super()._load_with_owners(prefix, names)
+        values = self._load_script(keys=keys, args=[start])
+        found = {name: Record.decode(value) for name, value in zip(names, values, strict=False)}
+        followed = values[len(names) :]
+        for owner, value in zip(followed[::2], followed[1::2], strict=True):
+            found.setdefault(owner.decode("ascii"), Record.decode(value))
+        return found
 
     def _load(self, keys: Sequence[str]) -> list[Record | None]:
         values = self._client.mget([self._cache.make_key(key) for key in keys])

@@ -47,11 +47,9 @@ class _MirrorMonitor(Monitor):
         """The primary's timeline."""
         return self._timeline
 
-    def replicas(self) -> list[Replica]:
-        """Return a perfect replica for each alias."""
-        return [
-            Replica(alias, ReplicaState.STREAMING, (1 << 64) - 1, 0.0) for alias in self.readings
-        ]
+    def replica(self, alias: str) -> Replica:
+        """Return a perfect replica."""
+        return Replica(alias, ReplicaState.STREAMING, (1 << 64) - 1, 0.0)
 
 
 def treat_mirrors_as_replicas() -> None:

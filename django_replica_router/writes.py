@@ -93,6 +93,8 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
         sent_session: key of a new session cookie that the response hands out.
     """
     config = get_config()
+    # What is read from now on counts anew: it has been seen after what is stored now.
+    scope.shortcuts.clear()
     for primary, state in list(scope.clusters.items()):
         try:
             _finish_cluster(primary, scope, state, config, sent_session)

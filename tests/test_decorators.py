@@ -226,7 +226,7 @@ def publish(monitor: Monitor, age: float) -> None:
 
 def read() -> str:
     """Return the alias that a read of the present code goes to."""
-    return route_read("default", Note, get_config(), current_frame.get())
+    return route_read("default", Note, get_config(), current_frame.get())[0]
 
 
 def test_replica_serves_whom_it_may(monitor: Monitor) -> None:
