@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from django_replica_router.conf import Config
@@ -16,6 +17,12 @@ It holds the position at which the store began to remember, so that a reader who
 not know has written nothing since; and the position of the last migration. Where it is missing,
 the store has been emptied, and nobody's silence means anything.
 """
+
+EVERYBODY_SECONDS = 1.0
+"""How old the knowledge of that record may be for who is nobody in particular.
+
+A migration ends this much later than it is noted, so that no process reads under older knowledge
+afterwards."""
 
 
 def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
@@ -32,8 +39,8 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
     if state.floor is not None and users == state.seen_users:
         return state.floor
     if state.floor is None:
-        keys = (EVERYBODY, scope.identity.session(), scope.identity.credential())
-        _load(primary, state, config, *(key for key in keys if key), *users)
+        carried_keys = (scope.identity.session(), scope.identity.credential())
+        _load(primary, state, config, *(key for key in carried_keys if key), *users)
     else:
         _load(primary, state, config, *users)
     now_ms = wall_clock_ms()
@@ -57,11 +64,33 @@ def _clamped(record: Record, latest_ms: int) -> Record:
     )
 
 
+# What the record for everybody was, and when it was asked for. Who is nobody in particular has
+# written nothing: for them it is the floor of the last migration alone, which waits for this.
+_last_everybody: dict[tuple[str, str], tuple[float, Record | None]] = {}
+
+
 def _load(primary: str, state: ClusterScope, config: Config, *keys: str) -> None:
     new = [key for key in keys if key not in state.records]
+    asks_for_everybody = EVERYBODY not in state.records
+    place = (config.CACHE, primary)
+    if asks_for_everybody and not new:
+        asked_at, record = _last_everybody.get(place, (-math.inf, None))
+        if time.monotonic() - asked_at < EVERYBODY_SECONDS:
+            state.records[EVERYBODY] = record
+            return
+    if asks_for_everybody:
+        new.append(EVERYBODY)
     if new:
+        now = time.monotonic()
         found = get_store(config.CACHE).load_with_owners(store_key(primary, ""), new)
         state.records.update(found)
+        if found.get(EVERYBODY) is not None:
+            _last_everybody[place] = (now, found[EVERYBODY])
+
+
+def forget_everybody() -> None:
+    """Have the record for everybody asked for anew by the next reader."""
+    _last_everybody.clear()
 
 
 def known_owners(state: ClusterScope) -> tuple[str, ...]:

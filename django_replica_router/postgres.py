@@ -217,7 +217,7 @@ def connect(alias: str, timeout: float) -> psycopg.Connection[Any]:
     # These belong to Django's use of the connection, not to the server's address.
     for name in ("cursor_factory", "context", "prepare_threshold", "isolation_level"):
         params.pop(name, None)
-    if _is_under_test():
+    if is_under_test():
         # A test database cannot be dropped while anybody is connected to it. Django's test runner
         # connects to this one to create it, so it exists and may be used.
         params["dbname"] = "postgres"
@@ -229,7 +229,8 @@ def connect(alias: str, timeout: float) -> psycopg.Connection[Any]:
     return psycopg.Connection.connect(**params)
 
 
-def _is_under_test() -> bool:
+def is_under_test() -> bool:
+    """Tell whether Django's test runner has set this process up."""
     # Looked up, not imported: django.test has no business in a production process.
     utils = sys.modules.get("django.test.utils")
     return utils is not None and hasattr(utils._TestState, "saved_data")

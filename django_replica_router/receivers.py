@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
+from django.apps import apps
 from django.contrib.auth.signals import user_logged_in
 from django.db import connections
 from django.db.backends.signals import connection_created
@@ -13,7 +15,9 @@ from django.db.models.signals import post_migrate, post_save
 from django_replica_router.conf import get_config
 from django_replica_router.context import current_scope
 from django_replica_router.errors import ReplicaRouterError
+from django_replica_router.floors import EVERYBODY_SECONDS
 from django_replica_router.observers import observe, observe_open_connections
+from django_replica_router.postgres import is_under_test
 from django_replica_router.writes import mark_written, store_for_everybody
 
 logger = logging.getLogger("django_replica_router")
@@ -43,8 +47,12 @@ def on_user_logged_in(**kwargs: Any) -> None:
         scope.identity.look_again()
 
 
-def on_post_migrate(*, using: str, plan: Any = None, **kwargs: Any) -> None:
-    """Let nobody read from a replica before it has replayed the migrations that have just run."""
+def on_post_migrate(*, sender: Any, using: str, plan: Any = None, **kwargs: Any) -> None:
+    """Let nobody read from a replica before it has replayed the migrations that have just run.
+
+    Sent once for each app. With the last, the command waits until no process goes by what it knew
+    before.
+    """
     config = get_config()
     if not plan or not config.ENABLED or not config.topology.clusters.get(using):
         return
@@ -59,6 +67,9 @@ def on_post_migrate(*, using: str, plan: Any = None, **kwargs: Any) -> None:
             using,
             error,
         )
+    with_models = [config for config in apps.get_app_configs() if config.models_module]
+    if sender is with_models[-1] and not is_under_test():
+        time.sleep(EVERYBODY_SECONDS)
 
 
 def connect() -> None:

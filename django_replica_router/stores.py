@@ -67,6 +67,16 @@ _PAUSE = 0.5
 _VERIFICATIONS = 5
 
 
+# Whom a session belonged to when it was last looked up. So its record and its user's come with one
+# plain question to the cache, and where it has changed hands a second one follows.
+_last_owners: dict[str, str] = {}
+_OWNERS_KEPT = 10_000
+
+
+def _owners_of(records: Mapping[str, Record | None]) -> set[str]:
+    return {record.owner for record in records.values() if record is not None and record.owner}
+
+
 class TokenStore(ABC):
     """Keeps records under keys. One for each cache backend object, and so for each thread.
 
@@ -103,8 +113,31 @@ class TokenStore(ABC):
         Raises:
             StoreError: the cache does not answer.
         """
+        guesses = [_last_owners[prefix + name] for name in names if prefix + name in _last_owners]
         with self._guarded_reading():
-            return self._load_with_owners(prefix, names)
+            if not guesses:
+                found = self._load_with_owners(prefix, names)
+            else:
+                found = self._load_named(prefix, [*names, *guesses])
+                missing = _owners_of({name: found[name] for name in names}) - found.keys()
+                if missing:
+                    found |= self._load_named(prefix, list(missing))
+        return self._remember_owners(prefix, names, found)
+
+    @staticmethod
+    def _remember_owners(
+        prefix: str, names: Sequence[str], found: dict[str, Record | None]
+    ) -> dict[str, Record | None]:
+        """Keep who owns what, for a guess the next time; leave out what was guessed wrongly."""
+        if len(_last_owners) > _OWNERS_KEPT:
+            _last_owners.clear()
+        wanted = set(names)
+        for name in names:
+            record = found[name]
+            if record is not None and record.owner:
+                _last_owners[prefix + name] = record.owner
+                wanted.add(record.owner)
+        return {name: record for name, record in found.items() if name in wanted}
 
     @contextmanager
     def _guarded_reading(self) -> Iterator[None]:
@@ -135,12 +168,12 @@ class TokenStore(ABC):
             raise StoreError(message) from error
 
     def _load_with_owners(self, prefix: str, names: Sequence[str]) -> dict[str, Record | None]:
-        found = dict(zip(names, self._load([prefix + name for name in names]), strict=True))
-        owners = {record.owner for record in found.values() if record and record.owner}
-        new = list(owners - found.keys())
-        if new:
-            found.update(zip(new, self._load([prefix + name for name in new]), strict=True))
-        return found
+        found = self._load_named(prefix, names)
+        missing = _owners_of(found) - found.keys()
+        return found | self._load_named(prefix, list(missing)) if missing else found
+
+    def _load_named(self, prefix: str, names: Sequence[str]) -> dict[str, Record | None]:
+        return dict(zip(names, self._load([prefix + name for name in names]), strict=True))
 
     @abstractmethod
     def _load(self, keys: Sequence[str]) -> list[Record | None]: ...

@@ -13,7 +13,14 @@ from django_replica_router.balancers import least_in_flight
 from django_replica_router.conf import Config, get_config
 from django_replica_router.context import ClusterScope, Scope, WriteMark, current_scope
 from django_replica_router.errors import ConfigurationError, PositionError, StoreError
-from django_replica_router.floors import EVERYBODY, expiry_ms, known_owners, load_floor, store_key
+from django_replica_router.floors import (
+    EVERYBODY,
+    expiry_ms,
+    forget_everybody,
+    known_owners,
+    load_floor,
+    store_key,
+)
 from django_replica_router.registry import find_monitor
 from django_replica_router.stats import count
 from django_replica_router.stores import get_store
@@ -304,3 +311,4 @@ def store_for_everybody(primary: str, config: Config, position: Position | None)
         raise PositionError(message)
     key = store_key(primary, EVERYBODY)
     get_store(config.CACHE).merge({key: Record(position, _FOR_EVER_MS)}, {key: _EVERYBODY_LIFE})
+    forget_everybody()

@@ -119,6 +119,7 @@ def forget_choices(patch: Patch) -> None:
         return original(primary, model, scope, *args)
 
     patch.setattr(reads, "_decide_by_token", decide)
+    patch.setattr(reads, "_is_kept", lambda *args: False)
 
 
 def renew_budget(patch: Patch) -> None:
@@ -188,7 +189,7 @@ def relate_nothing(patch: Patch) -> None:
 
 
 def ask_no_other_router(patch: Patch) -> None:
-    patch.setattr(ReplicaRouter, "_others_say", lambda self, *args: None)
+    patch.setattr(ReplicaRouter, "_others", lambda self: [])
 
 
 def connect_blindly(patch: Patch) -> None:
