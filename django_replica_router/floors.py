@@ -39,10 +39,9 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
     if state.floor is not None and users == state.seen_users:
         return state.floor
     if state.floor is None:
-        carried_keys = (scope.identity.session(), scope.identity.credential())
-        _load(primary, state, config, *(key for key in carried_keys if key), *users)
+        _load(primary, state, config, users, scope.identity.session(), scope.identity.credential())
     else:
-        _load(primary, state, config, *users)
+        _load(primary, state, config, users)
     now_ms = wall_clock_ms()
     floor = Floor()
     for key, record in state.records.items():
@@ -69,8 +68,10 @@ def _clamped(record: Record, latest_ms: int) -> Record:
 _last_everybody: dict[tuple[str, str], tuple[float, Record | None]] = {}
 
 
-def _load(primary: str, state: ClusterScope, config: Config, *keys: str) -> None:
-    new = [key for key in keys if key not in state.records]
+def _load(
+    primary: str, state: ClusterScope, config: Config, users: tuple[str, ...], *carried: str | None
+) -> None:
+    new = [key for key in (*users, *carried) if key is not None and key not in state.records]
     asks_for_everybody = EVERYBODY not in state.records
     place = (config.CACHE, primary)
     if asks_for_everybody and not new:
@@ -82,10 +83,14 @@ def _load(primary: str, state: ClusterScope, config: Config, *keys: str) -> None
         new.append(EVERYBODY)
     if new:
         now = time.monotonic()
-        found = get_store(config.CACHE).load_with_owners(store_key(primary, ""), new)
-        state.records.update(found)
-        if found.get(EVERYBODY) is not None:
-            _last_everybody[place] = (now, found[EVERYBODY])
+        store = get_store(config.CACHE)
+        if any(carried):
+            state.records.update(store.load_with_owners(store_key(primary, ""), new))
+        else:
+            found = store.load([store_key(primary, key) for key in new])
+            state.records.update(zip(new, found, strict=True))
+        if asks_for_everybody and state.records[EVERYBODY] is not None:
+            _last_everybody[place] = (now, state.records[EVERYBODY])
 
 
 def forget_everybody() -> None:

@@ -110,6 +110,7 @@ def route_read(
 
 def _is_kept(primary: str, decision: Decision, scope: Scope, config: Config) -> bool:
     if decision.reason in _LASTING:
+        scope.identity.users()  # asked by nobody so far: whoever comes later would be news
         return True
     state = scope.clusters.get(primary)
     return state is not None and state.choices.get(config.MAX_LAG) is decision

@@ -1,0 +1,462 @@
+"""What was decided before is followed, and dropped as soon as it may not hold any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import connections, router, transaction
+from django.http import HttpRequest, HttpResponse
+from django.test import Client, RequestFactory, override_settings
+from django.utils.functional import SimpleLazyObject
+
+from django_replica_router import (
+    context,
+    current_scope,
+    floors,
+    reads,
+    receivers,
+    routers,
+    scope,
+    transactions,
+    use_primary,
+    use_replica,
+)
+from django_replica_router.identity import RequestIdentity
+from django_replica_router.middleware import ReplicaRouterMiddleware
+from django_replica_router.routers import ReplicaRouter
+from django_replica_router.stores import get_store
+from testproject.cluster import Cluster
+from testproject.notes.models import Note, Tag
+from tests.conftest import wait_until_routed
+from tests.site import sign_in, visit
+
+pytestmark = pytest.mark.usefixtures("test_site")
+
+Patch = pytest.MonkeyPatch
+
+
+def route(model: Any = Tag, **hints: Any) -> str:
+    """Return the alias that Django would read from."""
+    alias: str = router.db_for_read(model, **hints)
+    return alias
+
+
+def route_by_shortcut(model: Any = Tag) -> str:
+    """Return the same, and make sure that the second time it comes from a shortcut."""
+    first = route(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReplicaRouter, "_route", refuse)
+        assert route(model) == first
+    return first
+
+
+def refuse(*args: Any) -> str:
+    """Take the place of the long way, which must not be gone."""
+    pytest.fail("there was no shortcut")
+
+
+def is_replica(alias: str) -> bool:
+    return alias.startswith("replica")
+
+
+def in_request(action: Callable[[HttpRequest], Any]) -> Any:
+    """Run the action inside a request that passes the middleware alone."""
+    found = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        found.append(action(request))
+        return HttpResponse()
+
+    ReplicaRouterMiddleware(view)(RequestFactory().get("/"))
+    return found[0]
+
+
+# Shortcuts are there
+
+
+def test_a_repeated_decision_takes_the_shortcut(cluster: Cluster, ann: User) -> None:
+    """In a scope, for a visitor, for who is signed in, and for the primary as for a replica."""
+    cluster.wait_caught_up()
+    with scope(user=ann):
+        assert is_replica(route_by_shortcut())
+    assert is_replica(in_request(lambda request: route_by_shortcut()))
+    assert is_replica(visit(sign_in(ann), lambda request: route_by_shortcut()))
+    assert visit(Client(), lambda request: route_by_shortcut(), method="post") == "default"
+
+
+def test_an_instance_of_the_cluster_takes_it_too(cluster: Cluster) -> None:
+    """One that is new, one of the primary, one of a replica."""
+    objects = [Tag(name="new"), Tag.objects.create(name="old")]
+    cluster.wait_caught_up()
+    with scope():
+        objects.append(Tag.objects.get(name="old"))
+        assert is_replica(objects[-1]._state.db or "")
+        for instance in objects:
+            assert is_replica(route(instance=instance))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ReplicaRouter, "_route", refuse)
+            for instance in objects:
+                assert is_replica(route(instance=instance))
+
+
+# Shortcuts end
+
+
+def test_a_write_ends_it(cluster: Cluster) -> None:
+    """After its write the scope reads from the primary."""
+    with scope():
+        assert is_replica(route_by_shortcut())
+        Tag.objects.create(name="mine")
+        assert route_by_shortcut() == "default"
+
+
+def test_a_transaction_suspends_it(cluster: Cluster) -> None:
+    """Inside ``atomic()`` on the primary reads go there, and afterwards where they went before."""
+    with scope():
+        before = route_by_shortcut()
+        assert is_replica(before)
+        with transaction.atomic():
+            assert route() == "default"
+        assert route_by_shortcut() == before
+
+
+def test_a_transaction_on_a_replica_suspends_it(cluster: Cluster) -> None:
+    """Inside ``atomic()`` on the other replica reads go there."""
+    with scope():
+        before = route_by_shortcut()
+        (other,) = {"replica1", "replica2"} - {before}
+        with transaction.atomic(using=other):
+            assert route() == other
+        assert route_by_shortcut() == before
+
+
+def test_a_transaction_on_a_new_connection_suspends_it(cluster: Cluster) -> None:
+    """Also where the thread has had no connection to that replica before."""
+    with scope():
+        before = route_by_shortcut()
+        (other,) = {"replica1", "replica2"} - {before}
+        connections[other].close()
+        del connections[other]
+        with transaction.atomic(using=other):
+            assert route() == other
+        assert not transactions.replicas_in_transaction
+
+
+def test_a_connection_closed_inside_its_block_is_forgotten(cluster: Cluster) -> None:
+    """No end of the transaction is told, and nobody goes the long way for ever."""
+    with scope():
+        before = route_by_shortcut()
+        with transaction.atomic(using="replica1"):
+            connections["replica1"].close()
+        assert route() == before
+        assert not transactions.replicas_in_transaction
+        route_by_shortcut()
+
+
+def test_a_replica_without_autocommit_is_watched_from_the_start(
+    cluster: Cluster, monkeypatch: Patch
+) -> None:
+    """Its atomic blocks switch nothing off."""
+    monkeypatch.setitem(connections["replica1"].settings_dict, "AUTOCOMMIT", False)
+    connections["replica1"].close()
+    try:
+        with scope(), transaction.atomic(using="replica1"):
+            assert route() == "replica1"
+    finally:
+        connections["replica1"].close()
+
+
+def test_use_primary_and_use_replica_stand_above_it(cluster: Cluster) -> None:
+    """Blocks are obeyed inside a scope that has decided, and are gone at their end."""
+    with scope():
+        before = route_by_shortcut()
+        with use_primary():
+            assert route() == "default"
+        with use_replica(max_lag=9.0):
+            assert is_replica(route())
+        assert route_by_shortcut() == before
+
+
+def test_a_changed_setting_ends_it(cluster: Cluster) -> None:
+    """A model that is reserved now, and the whole package switched off."""
+    with scope():
+        assert is_replica(route_by_shortcut())
+        with override_settings(REPLICA_ROUTER={"PRIMARY_ONLY": ["notes.Tag"]}):
+            assert route() == "default"
+        with override_settings(REPLICA_ROUTER={"ENABLED": False}):
+            assert route() == "default"
+        assert is_replica(route())
+
+
+class ElsewhereRouter:
+    """Keeps tags in another database."""
+
+    def db_for_read(self, model: type[Any], **hints: Any) -> str | None:
+        """Return the alias of that database for tags."""
+        return "archive" if model is Tag else None
+
+
+def test_another_router_ends_it(cluster: Cluster) -> None:
+    """Who comes into the chain later is asked."""
+    with scope():
+        assert is_replica(route_by_shortcut())
+        with override_settings(DATABASE_ROUTERS=[ReplicaRouter(), ElsewhereRouter()]):
+            assert route() == "archive"
+            assert is_replica(route(Note))
+
+
+def test_it_is_no_other_threads(cluster: Cluster) -> None:
+    """A thread of the same scope that is not in the transaction keeps reading from the replica."""
+    seen: list[str] = []
+    with scope():
+        frame = context.Frame(current_scope())
+
+        def ask() -> None:
+            context.current_frame.set(frame)
+            seen.append(route_by_shortcut())
+            for alias in connections:
+                connections[alias].close()
+            get_store("default")._client.connection_pool.disconnect()  # type: ignore[attr-defined]
+
+        with transaction.atomic():
+            assert route() == "default"
+            thread = Thread(target=ask)
+            thread.start()
+            thread.join()
+            assert route() == "default"
+    assert is_replica(seen[0])
+
+
+@contextmanager
+def paused(cluster: Cluster) -> Iterator[None]:
+    """Let every replica show the present for ever."""
+    cluster.wait_caught_up()
+    for replica in cluster.replicas:
+        replica.pause()
+    try:
+        yield
+    finally:
+        for replica in cluster.replicas:
+            replica.resume()
+
+
+def write_as(user: User) -> None:
+    """Let the user have written something that no replica has."""
+    with scope(user=user):
+        Tag.objects.create(name=f"of {user.username}")
+
+
+@pytest.mark.parametrize("way", ["set", "replaced", "lazy", "session", "cached"])
+def test_a_user_who_becomes_known_ends_it(cluster: Cluster, ann: User, way: str) -> None:
+    """However the user becomes known in the middle of the request, his token counts from then."""
+
+    def action(request: Any) -> str:
+        if way == "replaced":
+            request.user = AnonymousUser()
+        elif way == "lazy":
+            request.user = SimpleLazyObject(lambda: ann)
+        elif way == "session":
+            request.session = Session()
+        assert is_replica(route_by_shortcut())
+        if way in {"set", "replaced"}:
+            request.user = ann
+        elif way == "lazy":
+            assert request.user.username == "ann"
+        elif way == "session":
+            request.session._session_cache = {"_auth_user_id": str(ann.pk)}
+        else:
+            request._cached_user = ann
+        return route()
+
+    wait_until_routed()
+    with paused(cluster):
+        write_as(ann)
+        assert in_request(action) == "default"
+
+
+class Session:
+    """A session that has not been loaded."""
+
+
+def test_a_user_found_by_somebody_else_ends_it(cluster: Cluster, ann: User) -> None:
+    """Whoever asks the identity first does not keep the news to himself."""
+
+    def action(request: Any) -> str:
+        assert is_replica(route_by_shortcut())
+        request.user = ann
+        present = current_scope()
+        assert present is not None
+        assert present.identity.users()
+        return route()
+
+    with paused(cluster):
+        write_as(ann)
+        assert in_request(action) == "default"
+
+
+# One question to the token store
+
+
+def commands(cluster: Cluster) -> int:
+    """Return how many commands the cache server has been sent by clients to read tokens."""
+    assert cluster.cache is not None
+    statistics = cluster.cache.command("INFO", "commandstats")
+    return sum(
+        int(values["calls"]) for name, values in statistics.items() if name in READING_COMMANDS
+    )
+
+
+READING_COMMANDS = {"cmdstat_mget", "cmdstat_evalsha", "cmdstat_eval"}
+
+
+def test_session_and_user_cost_one_question(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """The first time, when the session's record names its user, and each time after."""
+    browser = sign_in(ann)
+    asked: list[int] = []
+    original = floors.get_store
+
+    def get_store(alias: str) -> Any:
+        asked.append(1)
+        return original(alias)
+
+    monkeypatch.setattr(floors, "get_store", get_store)
+    for _ in range(2):
+        asked.clear()
+        before = commands(cluster)
+        browser.get("/")
+        assert len(asked) == 1
+        # A script counts the MGET that it runs itself.
+        assert commands(cluster) - before <= 2
+        assert commands(cluster) - before >= 1
+
+
+def test_nobody_in_particular_asks_once_in_a_while(cluster: Cluster, monkeypatch: Patch) -> None:
+    """Visitors without a session share one question a second."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(floors.time, "monotonic", lambda: now[0])
+    floors.forget_everybody()
+    before = commands(cluster)
+    for _ in range(5):
+        assert is_replica(in_request(lambda request: route()))
+    assert commands(cluster) - before == 1
+    now[0] += floors.EVERYBODY_SECONDS + 0.01
+    assert is_replica(in_request(lambda request: route()))
+    assert commands(cluster) - before == 2
+
+
+def test_the_last_app_of_a_migration_waits(cluster: Cluster, monkeypatch: Patch) -> None:
+    """Afterwards no process goes by an older record for everybody."""
+    waited: list[float] = []
+    monkeypatch.setattr(receivers, "is_under_test", lambda: False)
+    monkeypatch.setattr(receivers.time, "sleep", waited.append)
+    configs = [config for config in receivers.apps.get_app_configs() if config.models_module]
+    for config in configs:
+        receivers.on_post_migrate(sender=config, using="default", plan=[object()])
+    assert waited == [floors.EVERYBODY_SECONDS]
+
+
+# Negative controls
+
+
+def without_atomic_replicas(patch: Patch) -> None:
+    patch.setattr(routers, "replicas_in_transaction", frozenset())
+
+
+def without_news(patch: Patch) -> None:
+    patch.setattr(RequestIdentity, "has_news", lambda self: self._size < 0)
+
+
+def keep_shortcuts_of_users(patch: Patch) -> None:
+    original = RequestIdentity.users
+
+    def users(self: Any) -> Any:
+        kept, self.shortcuts = self.shortcuts, None
+        try:
+            return original(self)
+        finally:
+            self.shortcuts = kept
+
+    patch.setattr(RequestIdentity, "users", users)
+
+
+def keep_models(patch: Patch) -> None:
+    class Everything(set[Any]):
+        def __contains__(self, model: object) -> bool:
+            return True
+
+    original = reads.Shortcut
+
+    def shortcut(alias: str, connection: Any, models: Any, identity: Any) -> Any:
+        return original(alias, connection, Everything(), identity)
+
+    patch.setattr(reads, "Shortcut", shortcut)
+
+
+def share_among_threads(patch: Patch) -> None:
+    patch.setattr(routers, "get_ident", lambda: 1)
+
+
+def keep_after_writes(patch: Patch) -> None:
+    def add_write(self: Any, mark: Any) -> None:
+        kept = dict(self.shortcuts)
+        original(self, mark)
+        self.shortcuts.update(kept)
+
+    original = context.ClusterScope.add_write
+    patch.setattr(context.ClusterScope, "add_write", add_write)
+
+
+def keep_among_blocks(patch: Patch) -> None:
+    original = context.Frame.__init__
+
+    def init(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self.shortcuts = None if self.scope is None else self.scope.shortcuts
+
+    patch.setattr(context.Frame, "__init__", init)
+
+
+CONTROLS = [
+    (without_atomic_replicas, test_a_transaction_on_a_replica_suspends_it, {}),
+    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "set"}),
+    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "replaced"}),
+    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "lazy"}),
+    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "session"}),
+    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "cached"}),
+    (keep_shortcuts_of_users, test_a_user_found_by_somebody_else_ends_it, {}),
+    (keep_models, test_a_changed_setting_ends_it, {}),
+    (keep_models, test_another_router_ends_it, {}),
+    (share_among_threads, test_it_is_no_other_threads, {}),
+    (keep_after_writes, test_a_write_ends_it, {}),
+    (keep_among_blocks, test_use_primary_and_use_replica_stand_above_it, {}),
+]
+
+
+def name_of(control: Any) -> str:
+    """Return what tells a control from the others."""
+    take_out, test, arguments = control
+    return "-".join([take_out.__name__, test.__name__.removeprefix("test_"), *arguments.values()])
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=name_of)
+def test_the_test_of_a_rule_fails_without_the_rule(
+    control: tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]],
+    cluster: Cluster,
+    ann: User,
+) -> None:
+    """A test that cannot fail would prove nothing."""
+    take_out, test, arguments = control
+    given = {"cluster": cluster, "ann": ann} | arguments
+    names = test.__code__.co_varnames[: test.__code__.co_argcount]
+    with pytest.MonkeyPatch.context() as patch:
+        take_out(patch)
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            test(**{name: given[name] for name in names})
