@@ -32,11 +32,12 @@ def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
     if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":
         return False
     raw = connection.connection
-    if raw is not None and not raw.closed:
+    if raw is not None and not raw.closed and _is_watched(connection, alias, monitor):
         return True
     try:
         if raw is not None:
-            # It broke where nobody looked: Django would find out when it asks for a cursor.
+            # It broke where nobody looked: Django would find out when it asks for a cursor. Or it
+            # reaches a server that the alias does not mean any more.
             connection.close()
         _bound_connecting(connection, timeout)
         connection.ensure_connection()
@@ -44,6 +45,25 @@ def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
     except Exception as error:  # refused, timed out, misconfigured: never the visitor's concern
         monitor.report(alias, error)
         return False
+
+
+def _is_watched(connection: Any, alias: str, monitor: Monitor) -> bool:
+    """Tell whether an open connection reaches the server that is known.
+
+    The code may have opened it past this module, as by ``using()``.
+    """
+    raw = connection.connection
+    if connection.__dict__.get(_STANDBY) is raw:
+        return True
+    if not isinstance(raw, psycopg.Connection) or not monitor.looks_itself:
+        return True
+    try:
+        is_known = monitor.knows_server(alias, postgres.identify(raw).life)
+    except Exception:  # says nothing of the server: the connection may be an old one
+        return False
+    if is_known:
+        setattr(connection, _STANDBY, raw)
+    return is_known
 
 
 def _is_known_server(connection: Any, alias: str, monitor: Monitor) -> bool:

@@ -293,15 +293,18 @@ class Monitor:
         if not self._samples or self.clock() - self._samples[-1].at > max_lag / 4:
             self._primary_poller.poke()
 
+    def knows_server(self, alias: str, life: tuple[object, ...]) -> bool:
+        """Tell whether that is the server, in that life of it, which the monitor looks at."""
+        return self._pollers[alias].life == life
+
     def is_same_server(self, alias: str, life: tuple[object, ...]) -> bool:
         """Tell whether a request has met the server that the monitor looks at.
 
         Where it has not, the server was started anew a moment ago, or the alias is several.
         """
-        poller = self._pollers[alias]
-        if poller.life == life:
+        if self.knows_server(alias, life):
             return True
-        poller.suspect(life)
+        self._pollers[alias].suspect(life)
         return False
 
     def report(

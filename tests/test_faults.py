@@ -223,6 +223,26 @@ def test_a_promoted_replica_is_left_with_its_next_answer(note: Note, healed: Clu
     assert title == "first"
 
 
+def test_a_connection_that_the_code_has_opened_is_watched_as_well(
+    note: Note, healed: Cluster
+) -> None:
+    """One that was there before the package chose the replica tells of a promotion, too."""
+    for replica in healed.replicas:
+        connections[replica.name].close()
+        assert Note.objects.using(replica.name).get().title == "first"
+
+    def action(request: HttpRequest) -> list[str]:
+        alias = str(Note.objects.get()._state.db)
+        replica = next(r for r in healed.replicas if r.name == alias)
+        replica.promote()
+        replica.execute("UPDATE notes_note SET title = 'of another history'", dbname="app")
+        return [alias, Note.objects.get().title]
+
+    before, title = visit(Client(), action)
+    assert before.startswith("replica")
+    assert title == "first"
+
+
 def test_a_promoted_replica_is_known_as_such(note: Note, healed: Cluster) -> None:
     """Its position stands still and is not NULL: only recovery tells."""
     healed.replicas[0].promote()
