@@ -14,7 +14,7 @@ from django.core.cache.backends.dummy import DummyCache
 from django.db import connections
 from django.utils.module_loading import import_string
 
-from django_replica_router.conf import BALANCERS, Config, find_problems, get_config
+from django_replica_router.conf import AGE_ERROR, BALANCERS, Config, find_problems, get_config
 from django_replica_router.errors import StoreError
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.routers import ReplicaRouter
@@ -113,11 +113,12 @@ def _check_engines(config: Config) -> Iterator[checks.CheckMessage]:
 
 
 def _check_times(config: Config) -> Iterator[checks.CheckMessage]:
-    if config.TOKEN_TTL <= config.MAX_LAG + config.WAIT:
+    if config.TOKEN_TTL <= config.MAX_LAG + config.WAIT + AGE_ERROR:
         yield _error(
             "E006",
             f"REPLICA_ROUTER['TOKEN_TTL'] ({config.TOKEN_TTL:g} s) should be more than MAX_LAG "
-            f"plus WAIT ({config.MAX_LAG:g} s + {config.WAIT:g} s).",
+            f"plus WAIT plus {AGE_ERROR:g} s ({config.MAX_LAG:g} s + {config.WAIT:g} s + "
+            f"{AGE_ERROR:g} s).",
             "A token that expires while a replica may still lag behind it protects nobody: raise "
             "TOKEN_TTL or lower MAX_LAG.",
         )
@@ -155,15 +156,12 @@ def _check_names(config: Config) -> Iterator[checks.CheckMessage]:
 
 
 def _is_app_or_model(label: str) -> bool:
-    app, dot, model = label.partition(".")
-    try:
-        if dot:
-            apps.get_model(app, model)
-        else:
-            apps.get_app_config(app)
-    except LookupError:
-        return False
-    return True
+    # In any case, as the setting is read.
+    app, dot, model = label.lower().partition(".")
+    return any(
+        config.label.lower() == app and (not dot or model in config.models)
+        for config in apps.get_app_configs()
+    )
 
 
 def _check_cache(config: Config) -> Iterator[checks.CheckMessage]:
@@ -194,6 +192,30 @@ def _check_cache(config: Config) -> Iterator[checks.CheckMessage]:
             f"user that are stored at the same moment, the higher one may be lost.",
             "Use Redis or Valkey, as with django-redis.",
         )
+
+
+def check_deployment(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """Check the server that keeps the tokens; with ``check --deploy`` only, since it is asked."""
+    if any(find_problems()):
+        return []
+    cache = get_config().CACHE
+    try:
+        policy = get_store(cache).eviction_policy()
+    except StoreError:
+        return []  # E009 and E010 tell
+    if policy is None:
+        return []
+    return [
+        _warning(
+            "W010",
+            f"The server of the cache {cache!r} drops keys when its memory is full "
+            f"(maxmemory-policy {policy}): a user whose token is dropped may see old data.",
+            "Set maxmemory-policy noeviction, or give the tokens a server of their own that has "
+            "it: what a server refuses to store is noticed, what it drops is not.",
+        )
+    ]
 
 
 def _find(paths: Sequence[Any], wanted: str, kind: type[Any]) -> int | None:
@@ -265,3 +287,4 @@ def _check_atomic_requests(config: Config) -> Iterator[checks.CheckMessage]:
 def register() -> None:
     """Register the checks with Django."""
     checks.register(check_settings, APP)
+    checks.register(check_deployment, APP, deploy=True)

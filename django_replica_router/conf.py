@@ -17,6 +17,12 @@ from django.utils.functional import empty
 from django_replica_router.errors import ConfigurationError
 
 SETTING = "REPLICA_ROUTER"
+AGE_ERROR = 1.0
+"""Seconds by which a replica may be older than its age says.
+
+The primary's samples are of what is on its disk, which is behind asynchronous commits by up to three
+times ``wal_writer_delay`` (0.6 s by default); the rest is for the sample itself."""
+
 BALANCERS = ("rendezvous", "random", "round_robin", "least_in_flight")
 
 

@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.balancers import Order, least_in_flight, order_for
 from django_replica_router.budget import budget
-from django_replica_router.conf import Config
+from django_replica_router.conf import AGE_ERROR, Config
 from django_replica_router.connecting import connect_to_replica
 from django_replica_router.context import ClusterScope, Frame, Scope, Shortcut, WriteMark
 from django_replica_router.errors import ReplicaRouterError, StoreError
@@ -271,7 +271,7 @@ def _decide_anew(
     age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
     is_somebody = _is_somebody(scope)
     # An older replica may lack a write whose token has expired.
-    bound = config.TOKEN_TTL - config.WAIT if is_somebody else math.inf
+    bound = config.TOKEN_TTL - config.WAIT - AGE_ERROR if is_somebody else math.inf
     target = Target(
         floor.position,
         age,

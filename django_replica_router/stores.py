@@ -167,6 +167,13 @@ class TokenStore(ABC):
             message = f"The token store could not be written: {error}"
             raise StoreError(message) from error
 
+    def eviction_policy(self) -> str | None:
+        """Return the name of the rule by which the server drops keys, or None.
+
+        None also where the server is not asked, or does not tell.
+        """
+        return None
+
     def _load_with_owners(self, prefix: str, names: Sequence[str]) -> dict[str, Record | None]:
         found = self._load_named(prefix, names)
         missing = _owners_of(found) - found.keys()
@@ -257,6 +264,19 @@ class RedisStore(TokenStore):
         for key, record in records.items():
             args += [record.encode(), max(1, round(lives[key] * 1000))]
         self._script(keys=[self._cache.make_key(key) for key in records], args=args)
+
+    def eviction_policy(self) -> str | None:
+        """Return the server's ``maxmemory-policy`` where it has a limit, and drops keys there.
+
+        Those named "volatile" as well: every token has a time to live.
+        """
+        try:
+            # Not CONFIG, which many hosts forbid.
+            memory = self._client.info("memory")
+            policy = str(memory["maxmemory_policy"])
+            return policy if int(memory["maxmemory"]) and policy != "noeviction" else None
+        except Exception:  # whatever it does not tell, the tokens may be safe
+            return None
 
 
 def _bounded(client: Any, timeout: float) -> Any:

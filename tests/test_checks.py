@@ -13,13 +13,16 @@ import pytest
 from django.apps import apps
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
+from django.core.cache import caches
 from django.db import connections
 from django.test import override_settings
 
 import django_replica_router.checks
-from django_replica_router.checks import check_settings
+from django_replica_router.checks import check_deployment, check_settings
+from django_replica_router.conf import Config
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.routers import ReplicaRouter
+from testproject.cluster import Cluster
 
 ROUTER = "django_replica_router.ReplicaRouter"
 MINE = "django_replica_router.middleware.ReplicaRouterMiddleware"
@@ -100,8 +103,8 @@ def test_checks_are_registered() -> None:
         (
             {"TOKEN_TTL": 5},
             "E006",
-            "REPLICA_ROUTER['TOKEN_TTL'] (5 s) should be more than MAX_LAG plus WAIT "
-            "(10 s + 0.05 s).",
+            "REPLICA_ROUTER['TOKEN_TTL'] (5 s) should be more than MAX_LAG plus WAIT plus 1 s "
+            "(10 s + 0.05 s + 1 s).",
             "A token that expires while a replica may still lag behind it protects nobody: raise "
             "TOKEN_TTL or lower MAX_LAG.",
         ),
@@ -213,8 +216,8 @@ def test_form_comes_before_meaning() -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        {"TOKEN_TTL": 10.051},
-        {"TOKEN_TTL": 5, "MAX_LAG": 4, "WAIT": 0.9},
+        {"TOKEN_TTL": 11.051},
+        {"TOKEN_TTL": 6, "MAX_LAG": 4, "WAIT": 0.9},
         {"CLUSTERS": {"default": ["replica1", "replica2"]}},
         {"CLUSTERS": {"default": {"replica2": 0.5}}},
         {"CLUSTERS": {"default": ["replica1", "replica1"]}},
@@ -222,6 +225,7 @@ def test_form_comes_before_meaning() -> None:
         {"BALANCER": "random.choice"},
         {"IDENTITY": "os.path.join"},
         {"PRIMARY_ONLY": ["auth", "auth.User", "notes.note"]},
+        {"PRIMARY_ONLY": ["AUTH", "Auth.uSER", "NOTES.Note"]},
     ],
     ids=repr,
 )
@@ -230,11 +234,79 @@ def test_setting_that_works_is_no_error(setting: dict[str, Any]) -> None:
     assert run(setting) == []
 
 
-@pytest.mark.parametrize(("ttl", "is_error"), [(10.05, True), (10.0501, False), (10.0, True)])
+@pytest.mark.parametrize(("ttl", "is_error"), [(11.05, True), (11.0501, False), (10.5, True)])
 def test_token_must_outlive_lag_and_wait(ttl: float, is_error: bool) -> None:
-    """A time to live that equals lag plus wait is too short, one above is enough."""
+    """A time to live that equals lag, wait and the error of ages is too short, one above is enough."""
     found = [message.id for message in run({"TOKEN_TTL": ttl})]
     assert found == (["django_replica_router.E006"] if is_error else [])
+
+
+@pytest.mark.parametrize(
+    "label", ["auth", "AUTH", "auth.user", "Auth.User", "auth.", "users", "auth.x"]
+)
+def test_what_the_setting_reserves_is_what_the_check_accepts(label: str) -> None:
+    """The check of PRIMARY_ONLY and its reading agree on every label, in any case."""
+    reserves_any = any(Config(PRIMARY_ONLY=[label]).is_primary_only(m) for m in apps.get_models())
+    assert [message.id for message in run({"PRIMARY_ONLY": [label]})] == (
+        [] if reserves_any else ["django_replica_router.E008"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit", "is_told"),
+    [
+        ("allkeys-lru", "100mb", True),
+        ("volatile-lru", "100mb", True),
+        ("noeviction", "100mb", False),
+        ("allkeys-lru", "0", False),
+    ],
+)
+def test_a_cache_that_drops_keys_is_told_before_deployment(
+    cluster: Cluster, policy: str, limit: str, is_told: bool
+) -> None:
+    """The server says what it does when its memory is full; without a limit it never is."""
+    client = caches["default"].client.get_client(write=True)  # type: ignore[attr-defined]
+    before = {name: client.config_get(name)[name] for name in ("maxmemory-policy", "maxmemory")}
+    client.config_set("maxmemory-policy", policy)
+    client.config_set("maxmemory", limit)
+    try:
+        found = check_deployment()
+    finally:
+        for name, value in before.items():
+            client.config_set(name, value)
+    if not is_told:
+        assert found == []
+        return
+    assert the_only(found) == (
+        "W010",
+        f"The server of the cache 'default' drops keys when its memory is full (maxmemory-policy "
+        f"{policy}): a user whose token is dropped may see old data.",
+        "Set maxmemory-policy noeviction, or give the tokens a server of their own that has it: "
+        "what a server refuses to store is noticed, what it drops is not.",
+    )
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        {},  # Redis where nobody listens
+        {"CACHES": {"default": {"BACKEND": LOCMEM}}},
+        {"REPLICA_ROUTER": {"NOPE": 1}},
+        {"REPLICA_ROUTER": {"CACHE": "nowhere"}},
+    ],
+    ids=repr,
+)
+def test_a_cache_that_does_not_tell_is_no_matter_of_deployment(differences: dict[str, Any]) -> None:
+    """What cannot be asked is no finding; what is wrong with the setting, another check tells."""
+    with override_settings(**(HEALTHY | differences)):
+        assert check_deployment() == []
+
+
+def test_only_a_deployment_asks_the_server() -> None:
+    """An ordinary check, as before each test run, sends no command to the cache."""
+    registry = checks.registry.registry
+    assert check_deployment not in registry.get_checks()
+    assert check_deployment in registry.get_checks(include_deployment_checks=True)
 
 
 def mirror(monkeypatch: pytest.MonkeyPatch, alias: str, primary: str | None) -> None:
