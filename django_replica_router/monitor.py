@@ -61,7 +61,7 @@ class Monitor:
         self._baseline = -1
         self._ahead: set[str] = set()
         self._born_at: dict[str, float] = {}
-        self._news: list[tuple[str, ReplicaState, str]] = []
+        self._news: list[tuple[str, ReplicaState, ReplicaState, str]] = []
         self._primary_poller = PrimaryPoller(self, primary)
         self._ended = threading.Event()
         self._watcher = threading.Thread(
@@ -225,7 +225,7 @@ class Monitor:
     def _set(self, alias: str, reading: Reading, detail: str = "") -> None:
         old = self.readings[alias]
         if reading.state is not old.state:
-            self._news.append((alias, reading.state, detail or reading.remark))
+            self._news.append((alias, old.state, reading.state, detail or reading.remark))
         elif reading.remark != old.remark:
             logger.warning("Replica %r: %s.", alias, reading.remark or "nothing unusual any more")
         self.readings[alias] = reading
@@ -233,13 +233,14 @@ class Monitor:
     def _announce(self) -> None:
         # Outside the lock: who listens may take his time.
         while self._news:
-            alias, state, detail = self._news.pop(0)
+            alias, before, state, detail = self._news.pop(0)
             if state is ReplicaState.STREAMING:
                 logger.info("Replica %r serves.", alias)
                 signals.replica_restored.send_robust(sender=alias)
             else:
                 logger.warning("Replica %r does not serve: %s. %s", alias, state.value, detail)
-                signals.replica_lost.send_robust(sender=alias, state=state)
+                if before is ReplicaState.STREAMING:  # else there is only another reason
+                    signals.replica_lost.send_robust(sender=alias, state=state)
 
     # What requests ask.
 

@@ -399,7 +399,7 @@ def test_connection_that_was_ended_leaves_the_replica_silent(
     assert cluster.replica().state is ReplicaState.SILENT
     cluster.monitor.lose("r1", ReplicaState.PROMOTED, "")
     assert cluster.replica().state is ReplicaState.PROMOTED
-    assert news == [("lost", "r1", ReplicaState.PROMOTED)]
+    assert news == []
 
 
 @pytest.mark.parametrize(
@@ -569,6 +569,27 @@ def test_change_is_told_once(cluster: Cluster, news: list[Any]) -> None:
     cluster.read(100)
     cluster.read(100)
     assert news == [("restored", "r1", None)]
+
+
+def test_another_reason_is_no_further_loss(
+    cluster: Cluster, news: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between two states that do not serve nothing is sent; the log has each reason."""
+    cluster.monitor.lose("r1", ReplicaState.UNREACHABLE, "refused")
+    assert news == []
+    cluster.sample(100)
+    cluster.read(100)
+    cluster.monitor.lose("r1", ReplicaState.UNREACHABLE, "refused")
+    cluster.read(100, state=ReplicaState.PROMOTED)
+    cluster.monitor.lose("r1", ReplicaState.SILENT, "")
+    cluster.read(100)
+    assert news == [
+        ("restored", "r1", None),
+        ("lost", "r1", ReplicaState.UNREACHABLE),
+        ("restored", "r1", None),
+    ]
+    for state in (ReplicaState.UNREACHABLE, ReplicaState.PROMOTED, ReplicaState.SILENT):
+        assert state.value in caplog.text
 
 
 @pytest.mark.parametrize("state", [state for state in BAD if state is not ReplicaState.UNKNOWN])
