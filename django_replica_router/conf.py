@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,9 @@ AGE_ERROR = 1.0
 
 The primary's samples are of what is on its disk, which is behind asynchronous commits by up to three
 times ``wal_writer_delay`` (0.6 s by default); the rest is for the sample itself."""
+
+MAX_SECONDS = 1e9
+"""Some thirty years: more than that no lock can wait, and no cache can keep."""
 
 BALANCERS = ("rendezvous", "random", "round_robin", "least_in_flight")
 
@@ -45,10 +47,7 @@ class SettingError(ConfigurationError):
 def _is_seconds(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    try:
-        return math.isfinite(value) and value >= 0
-    except OverflowError:  # an int that no float can hold
-        return False
+    return 0 <= value <= MAX_SECONDS
 
 
 def _is_positive(value: object) -> bool:

@@ -39,6 +39,9 @@ class Identity(Protocol):
     def has_news(self) -> bool:
         """Tell whether ``users`` may have more to say than when it was last asked. Cheap."""
 
+    def owner(self) -> str:
+        """Return the key of the user whose the session and the credential are, or nothing."""
+
     def look_again(self) -> None:
         """Take into account that the user may have changed."""
 

@@ -135,6 +135,14 @@ class RequestIdentity:
                     self.shortcuts.clear()
         return self._found + self._custom()
 
+    def owner(self) -> str:
+        """Return the key of the user who was found last, or nothing.
+
+        Not what ``IDENTITY`` says: nobody has verified that, so it makes no session a real one.
+        """
+        self.users()
+        return self._found[-1] if self._found else ""
+
     def _custom(self) -> tuple[str, ...]:
         if self._extra is None:
             path = get_config().IDENTITY
@@ -237,6 +245,10 @@ class NamedIdentity:
     def has_news(self) -> bool:
         """Return False: who was named is known."""
         return False
+
+    def owner(self) -> str:
+        """Return the key of the user who was named last."""
+        return self._users[-1] if self._users else ""
 
     def look_again(self) -> None:
         """Do nothing: who was named stays named."""

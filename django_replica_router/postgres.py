@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
+from collections.abc import Sequence
+from types import NoneType
 from typing import Any, NamedTuple
 
 import psycopg
@@ -11,7 +14,7 @@ from django.db import connections
 from psycopg import pq
 
 from django_replica_router.errors import PositionError
-from django_replica_router.lsn import normalise_insert_lsn, parse_lsn
+from django_replica_router.lsn import WAL_PAGE_SIZE, normalise_insert_lsn, parse_lsn
 from django_replica_router.tokens import Position
 
 READ_ONLY_SQL_TRANSACTION = "25006"
@@ -51,6 +54,12 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END,
 _IDENTITY_SQL = f"SELECT system_identifier::text, {_LIFE} FROM pg_control_system()"  # noqa: S608
 
 _WAL_FILE = re.compile(r"([0-9A-F]{8})[0-9A-F]{16}", re.ASCII)
+
+
+_MAYBE_TEXT = (str, NoneType)
+_MAYBE_COUNT = (int, NoneType)
+# Start time, address, port; the last two are NULL where the connection is no TCP one.
+_LIFE_KINDS = ((str,), _MAYBE_TEXT, _MAYBE_COUNT)
 
 
 class ReplicaAnswer(NamedTuple):
@@ -97,10 +106,11 @@ class ServerIdentity(NamedTuple):
 
 def _timeline(wal_file: object) -> int:
     match = _WAL_FILE.fullmatch(wal_file) if isinstance(wal_file, str) else None
-    if match is None:
+    timeline = 0 if match is None else int(match[1], 16)
+    if not timeline:
         message = f"Cannot read a timeline from {wal_file!r}: expected the name of a WAL file."
         raise PositionError(message)
-    return int(match[1], 16)
+    return timeline
 
 
 def _position(lsn: object) -> int:
@@ -113,12 +123,24 @@ def _position(lsn: object) -> int:
         raise PositionError(str(error)) from None
 
 
-def _ask(connection: psycopg.Connection[Any], sql: str, what: str) -> tuple[Any, ...]:
-    row: tuple[Any, ...] | None = connection.execute(sql).fetchone()
+def _ask(
+    connection: psycopg.Connection[Any], sql: str, what: str, kinds: Sequence[tuple[type, ...]]
+) -> tuple[Any, ...]:
+    """Return the row that the server answers, with a value of one of the kinds in each column."""
+    row: object = connection.execute(sql).fetchone()
     if row is None:
         message = f"The server answered no row to the question for {what}."
         raise PositionError(message)
+    if not isinstance(row, tuple) or len(row) != len(kinds) or not all(map(_is_of, row, kinds)):
+        message = f"The server answered {row!r:.200} to the question for {what}. Is it PostgreSQL?"
+        raise PositionError(message)
     return row
+
+
+def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        return False  # neither sizes nor timelines, ports or delays are
+    return type(value) in kinds
 
 
 def read_token(connection: psycopg.Connection[Any]) -> Position:
@@ -138,9 +160,12 @@ def read_token(connection: psycopg.Connection[Any]) -> Position:
     if connection.info.transaction_status != pq.TransactionStatus.IDLE:
         message = "A transaction is open: its commit has no WAL position yet."
         raise PositionError(message)
-    row = _ask(connection, _POSITION_SQL, "its WAL position")
-    lsn, wal_file, segment_size = row
-    return Position(_timeline(wal_file), normalise_insert_lsn(_position(lsn), int(segment_size)))
+    kinds = (_MAYBE_TEXT, _MAYBE_TEXT, (int,))
+    lsn, wal_file, segment_size = _ask(connection, _POSITION_SQL, "its WAL position", kinds)
+    if segment_size < WAL_PAGE_SIZE:
+        message = f"The server tells a wal_segment_size of {segment_size}: less than a page."
+        raise PositionError(message)
+    return Position(_timeline(wal_file), normalise_insert_lsn(_position(lsn), segment_size))
 
 
 def sample_primary(connection: psycopg.Connection[Any]) -> Position:
@@ -153,8 +178,8 @@ def sample_primary(connection: psycopg.Connection[Any]) -> Position:
         PositionError: the server is a standby, or answers something else than expected.
         psycopg.Error: the server cannot be asked.
     """
-    row = _ask(connection, _PRIMARY_SQL, "its WAL position")
-    lsn, wal_file = row
+    kinds = (_MAYBE_TEXT, _MAYBE_TEXT)
+    lsn, wal_file = _ask(connection, _PRIMARY_SQL, "its WAL position", kinds)
     return Position(_timeline(wal_file), _position(lsn))
 
 
@@ -168,10 +193,10 @@ def ask_replica(connection: psycopg.Connection[Any]) -> ReplicaAnswer:
         PositionError: the server answers something else than expected.
         psycopg.Error: the server cannot be asked.
     """
-    row = _ask(connection, _REPLICA_SQL, "its replay position")
-    in_recovery, replayed, *life = row
+    kinds = ((bool,), _MAYBE_TEXT, *_LIFE_KINDS)
+    in_recovery, replayed, *life = _ask(connection, _REPLICA_SQL, "its replay position", kinds)
     return ReplicaAnswer(
-        in_recovery is True, None if replayed is None else _position(replayed), tuple(life)
+        in_recovery, None if replayed is None else _position(replayed), tuple(life)
     )
 
 
@@ -182,14 +207,10 @@ def examine_replica(connection: psycopg.Connection[Any]) -> Examination:
         PositionError: the server answers something else than expected.
         psycopg.Error: the server cannot be asked.
     """
-    row = _ask(connection, _EXAMINE_SQL, "the state of its replay")
+    kinds = (_MAYBE_TEXT, (float,), (bool,), _MAYBE_COUNT, _MAYBE_COUNT)
+    row = _ask(connection, _EXAMINE_SQL, "the state of its replay", kinds)
     pause_state, delay, has_receiver, received, checkpointed = row
-    return Examination(
-        pause_state == "paused",
-        float(delay or 0),
-        has_receiver is True,
-        int(received or checkpointed or 0),
-    )
+    return Examination(pause_state == "paused", delay, has_receiver, received or checkpointed or 0)
 
 
 def identify(connection: psycopg.Connection[Any]) -> ServerIdentity:
@@ -199,8 +220,8 @@ def identify(connection: psycopg.Connection[Any]) -> ServerIdentity:
         psycopg.Error: the server cannot be asked.
         PositionError: the server answers something else than expected.
     """
-    row = _ask(connection, _IDENTITY_SQL, "its identity")
-    return ServerIdentity(str(row[0]), tuple(row[1:]))
+    system, *life = _ask(connection, _IDENTITY_SQL, "its identity", ((str,), *_LIFE_KINDS))
+    return ServerIdentity(system, tuple(life))
 
 
 def connect(alias: str, timeout: float) -> psycopg.Connection[Any]:

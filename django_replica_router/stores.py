@@ -19,16 +19,19 @@ from django_replica_router.errors import StoreError
 from django_replica_router.tokens import Record
 
 # KEYS: the keys. ARGV: for each key the encoded record and its time to live in milliseconds.
-# The fields of a record have fixed widths, so that text compares as the numbers do.
+# The fields of a record have fixed widths and one kind of digits, so that text compares as the
+# numbers do. What has another shape is overwritten: merged, it would be a record for nobody.
 _MERGE_SCRIPT = """
-local shape = '^1:(%x+:%x+):(%x+):(%x+):(%x*)$'
+local function digits(count) return string.rep('[0-9a-f]', count) end
+local shape = '^1:(' .. digits(8) .. ':' .. digits(16) .. '):(' .. digits(12) .. '):('
+  .. digits(12) .. '):([0-9a-f]*)$'
 for i, key in ipairs(KEYS) do
   local position, expires, pinned, owner = string.match(ARGV[2 * i - 1], shape)
   local life = tonumber(ARGV[2 * i])
   local old = redis.pcall('GET', key)
   if type(old) == 'string' then
     local p, e, n, o = string.match(old, shape)
-    if p and #p == #position and #e == #expires and #n == #pinned then
+    if p and #o <= 32 then
       if p > position then position = p end
       if e > expires then expires = e end
       if n > pinned then pinned = n end

@@ -141,7 +141,7 @@ def _links(scope: Scope, state: ClusterScope, sent_session: str | None) -> tuple
     """
     if state.store_failed:
         return ()
-    owner = _owner(scope)
+    owner = scope.identity.owner()
     keys = []
     if owner or scope.identity.has_session_data():
         keys = [scope.identity.session(), sent_session]
@@ -156,11 +156,6 @@ def _links(scope: Scope, state: ClusterScope, sent_session: str | None) -> tuple
 def _is_unlinked(state: ClusterScope, key: str, owner: str) -> bool:
     record = state.records.get(key)
     return record is None or (owner != "" and record.owner != owner)
-
-
-def _owner(scope: Scope) -> str:
-    users = scope.identity.users()
-    return users[-1] if users else ""
 
 
 def _finish_cluster(
@@ -277,7 +272,7 @@ def _store(
     sessions: Iterable[str],
     users: Iterable[str],
 ) -> None:
-    owner = _owner(scope)
+    owner = scope.identity.owner()
     is_real = bool(owner) or scope.identity.has_session_data()
     records: dict[str, Record] = {}
     lives: dict[str, float] = {}
