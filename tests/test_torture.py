@@ -16,7 +16,17 @@ from tests.torture import checker
 from tests.torture.checker import check
 from tests.torture.controls import plan_for, plan_without
 from tests.torture.faults import FAULTS
-from tests.torture.history import GLOBAL, History, Op, Window
+from tests.torture.history import (
+    GLOBAL,
+    RECOVERED,
+    WATCHED_READS,
+    Fork,
+    History,
+    Op,
+    Recorder,
+    SessionKey,
+    Window,
+)
 from tests.torture.proxy import ProxyProcess
 from tests.torture.report import excerpt, is_passed, text
 from tests.torture.run import Plan, new_cluster, run
@@ -32,6 +42,7 @@ SABOTAGES = (
     "old_timeline_replica_accepted",
     "watermark_kept_over_rebuild",
     "early_session_token_ignored",
+    "tokens_of_old_timeline_bind_for_ever",
 )
 
 # 1. The checker, on histories written by hand ------------------------------------------------------
@@ -187,6 +198,149 @@ def test_the_checker_finds_the_violation(rule: str, ops: list[Op]) -> None:
     for history in (History(ops), History(ops[::-1])):
         violations = check(history, max_staleness=3.0).violations
         assert [violation.rule for violation in violations] == [rule]
+
+
+SESSION = "session ann.a#1"
+
+FORKED_SOUND: dict[str, tuple[Fork, list[Op]]] = {
+    "what the fork has lost need not be shown": (
+        Fork(5, {OWN: 3}),
+        [write(0, 1, 3), write(2, 3, 4), read(6, 7, 3)],
+    ),
+    "nor what was shown and is lost": (
+        Fork(5, {OWN: 3}),
+        [read(0, 1, 4), read(6, 7, 3), read(8, 9, 1_000_000)],
+    ),
+    "a read that ends after the fork may show what has survived": (
+        Fork(5, {OWN: 3}),
+        [write(0, 1, 4), read(4, 6, 3)],
+    ),
+    "a session whose row is lost is over": (
+        Fork(5, {}),
+        [LOGIN, read(6, 7, 0, signed_in=None)],
+    ),
+    "a session whose sign-out is lost may live on": (
+        Fork(5, {SESSION: 0}),
+        [LOGIN, op("logout", 2, 3, signed_in=None), read(6, 7, 0)],
+    ),
+    "what a session held and is lost need not be shown": (
+        Fork(5, {SESSION: 1}),
+        [LOGIN, write(2, 3, 2, register=SESSION), read(6, 7, 1, register=SESSION)],
+    ),
+}
+
+FORKED_BROKEN: dict[str, tuple[str, Fork, list[Op]]] = {
+    "what has survived is not shown": (
+        checker.READ_YOUR_WRITES,
+        Fork(5, {OWN: 3}),
+        [write(2, 3, 3), write(3.1, 4, 4), read(6, 7, 2)],
+    ),
+    "what was shown and has survived is not shown": (
+        checker.MONOTONIC_READS,
+        Fork(5, {OWN: 3}),
+        [read(0, 1, 9), read(6, 7, 2)],
+    ),
+    "before the fork all binds": (
+        checker.READ_YOUR_WRITES,
+        Fork(5, {OWN: 3}),
+        [write(0, 1, 4), read(2, 3, 3)],
+    ),
+    "a write after the fork binds whole": (
+        checker.READ_YOUR_WRITES,
+        Fork(5, {OWN: 3}),
+        [write(6, 7, 1_000_001), read(8, 9, 3)],
+    ),
+    "what is shown after the fork binds whole": (
+        checker.MONOTONIC_READS,
+        Fork(5, {OWN: 3}),
+        [read(6, 7, 1_000_001), read(8, 9, 3)],
+    ),
+    "a number of before the fork is written again": (
+        checker.LOST_WRITE,
+        Fork(5, {OWN: 3}),
+        [write(0, 1, 4), write(6, 7, 4)],
+    ),
+    "what has survived is missing long after": (
+        checker.STALENESS,
+        Fork(5, {OWN: 3}),
+        [write(0, 1, 4)._replace(user="bob", signed_in="bob"), read(6, 7, 2)],
+    ),
+    "a session that has survived is lost": (
+        checker.LOST_SESSION,
+        Fork(5, {SESSION: 0}),
+        [LOGIN, read(6, 7, 0, signed_in=None)],
+    ),
+    "a session is lost before the fork": (
+        checker.LOST_SESSION,
+        Fork(5, {}),
+        [LOGIN, read(2, 3, 0, signed_in=None)],
+    ),
+    "a session that ended before the fork comes back": (
+        checker.REVIVED_SESSION,
+        Fork(5, {}),
+        [LOGIN, op("logout", 2, 3, signed_in=None), read(6, 7, 0)],
+    ),
+    "a session that began after the fork is lost": (
+        checker.LOST_SESSION,
+        Fork(5, {}),
+        [op("login", 6, 7, safe=False), read(8, 9, 0, signed_in=None)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("fork", "ops"), FORKED_SOUND.values(), ids=FORKED_SOUND)
+def test_the_checker_asks_after_a_fork_for_no_more_than_has_survived(
+    fork: Fork, ops: list[Op]
+) -> None:
+    """Asynchronous replication may lose what was acknowledged: that is no violation."""
+    assert check(History(ops, forks=[fork])).violations == []
+    later = Fork(6.5, {OWN: 3, **fork.values})
+    assert check(History(ops, forks=[later, fork])).violations == []
+
+
+@pytest.mark.parametrize(("rule", "fork", "ops"), FORKED_BROKEN.values(), ids=FORKED_BROKEN)
+def test_the_checker_finds_the_violation_around_a_fork(
+    rule: str, fork: Fork, ops: list[Op]
+) -> None:
+    """A fork excuses what it has lost, and nothing else; the requests are shown as they were."""
+    for history in (History(ops, forks=[fork]), History(ops[::-1], forks=[fork])):
+        violations = check(history, max_staleness=4.0).violations
+        assert [violation.rule for violation in violations] == [rule]
+        assert all(op in ops for op in violations[0].ops)
+
+
+def test_the_checker_counts_what_a_fork_has_lost() -> None:
+    """Acknowledged writes above the value at the fork, and none that were never acknowledged."""
+    ops = [write(0, 1, 3), write(2, 3, 4), write(4, 4.5, 5, status=500), write(6, 7, 9)]
+    assert check(History(ops, forks=[Fork(5, {OWN: 3})])).lost == 1
+
+
+def test_the_checker_finds_who_is_stuck_on_the_primary() -> None:
+    """Who reads often after a failover, and always on the primary, is stuck there."""
+    watched = [Window(RECOVERED, 0, 100)]
+    on_primary = [read(n, n + 0.5, 0, aliases=("default",)) for n in range(WATCHED_READS)]
+    verdict = check(History(on_primary, watched))
+    assert [violation.rule for violation in verdict.violations] == [checker.STUCK]
+    assert verdict.recovered == 1
+    once_on_a_replica = [*on_primary, read(50, 50.5, 0)]
+    for ops in (once_on_a_replica, on_primary[1:]):
+        assert check(History(ops, watched)).violations == []
+    assert check(History(on_primary, [Window(RECOVERED, 200, 300)])).violations == []
+
+
+def test_the_recorder_names_the_sessions_that_a_fork_has_left() -> None:
+    """Rows are known by their keys, histories by the names of sessions."""
+    recorder = Recorder()
+    recorder.sessions = {
+        "ann.a#1": SessionKey("kept", 1),
+        "ann.b#1": SessionKey("lost", 1),
+        "bob.a#1": SessionKey("of later", 6),
+    }
+    recorder.add_fork(Fork(5, {OWN: 3}), {"kept": 7, "of nobody": 1})
+    (fork,) = recorder.history().forks
+    assert fork == Fork(5, {OWN: 3, SESSION: 7})
+    lost = {name: recorder.has_lost(name) for name in [*recorder.sessions, ""]}
+    assert lost == {"ann.a#1": False, "ann.b#1": True, "bob.a#1": False, "": False}
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any
 
 import psycopg
+from django.core import signing
 
 from testproject.cluster import Cluster, PostgresServer, ReplicaServer
 from testproject.cluster.processes import wait_for
 from testproject.cluster.server import LOOPBACK
-from tests.torture.history import PRIMARY, Recorder, Window
+from testproject.settings import SECRET_KEY
+from tests.torture.history import (
+    GLOBAL,
+    PRIMARY,
+    RECOVERED,
+    WATCHED_READS,
+    Fork,
+    Op,
+    Recorder,
+    Window,
+)
 from tests.torture.proxy import ProxyProcess
 from tests.torture.server import Site
 from tests.torture.visitors import Gate
 
 DATABASE = "app"
+FORK = "(fork)"
+"""Who raises the registers at a failover with loss."""
 RECOVERY_SECONDS = 20.0
+
+EPOCH = 1_000_000
+"""More than a register is raised between two failovers."""
+
+RECOVERY_TOLERANCE = 2.0
+"""Seconds after the end of the tokens' life: the pollers' longest pause after a short outage."""
+WATCH_SECONDS = 2.0
+WATCHED_USERS = 3
+MOST_SECONDS = 10.0
+"""So long at most a busy machine is waited for, until there is something to look at."""
 
 
 class ArenaError(Exception):
@@ -37,11 +61,16 @@ class Arena:
         write_gate: holds writers back.
         recorder: is told what is broken when.
         ended: set when the run is over.
-        aliases: the server that each alias reaches.
+        token_life: seconds for which tokens bind.
     """
 
     def __init__(
-        self, cluster: Cluster, proxy: ProxyProcess, recorder: Recorder, ended: Event
+        self,
+        cluster: Cluster,
+        proxy: ProxyProcess,
+        recorder: Recorder,
+        ended: Event,
+        token_life: float,
     ) -> None:
         self.cluster = cluster
         self.proxy = proxy
@@ -49,6 +78,7 @@ class Arena:
         self.write_gate = Gate()
         self.recorder = recorder
         self.ended = ended
+        self.token_life = token_life
         self.site: Site | None = None
         self.primary: PostgresServer = cluster.primary
         self.replicas: dict[str, ReplicaServer] = {
@@ -57,6 +87,7 @@ class Arena:
         self.busy: set[str] = set()
         self.dawdling = Event()
         self.conflicts = 0
+        self.forked_at = -math.inf
         self._open: dict[int, Window] = {}
 
     # 1. What is broken ---------------------------------------------------------------------------
@@ -142,6 +173,73 @@ class Arena:
         replica.set_delay(0)
         self.lead(alias, replica)
 
+    # 3. Failover with loss ---------------------------------------------------------------------
+
+    def received_lsn(self, alias: str) -> int:
+        """Return the position up to which a replica has WAL, replayed or not."""
+        rows = self.replicas[alias].execute(
+            "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'"
+        )
+        return int(rows[0][0])
+
+    def fork(self, heir: PostgresServer) -> None:
+        """Note what a new primary has, and raise all registers above what was ever acknowledged.
+
+        Numbers that were lost would be used again, and the order of the numbers would not be that
+        of the versions any more. To be called before anybody reaches the server as the primary.
+        """
+        ops = self.recorder.new_list()
+        with heir.connect(DATABASE) as connection:
+            values = dict(connection.execute("SELECT id, value FROM torture_register").fetchall())
+            rows = connection.execute("SELECT session_key, session_data FROM django_session")
+            sessions = {key: _session_value(data) for key, data in rows}
+            at = time.monotonic()
+            raised = connection.execute(
+                "UPDATE torture_register SET value = (value / %s + 1) * %s RETURNING id, value",
+                [EPOCH, EPOCH],
+            ).fetchall()
+        self.recorder.add_fork(
+            Fork(at, {_register(number): value for number, value in values.items()}), sessions
+        )
+        self.forked_at = at
+        end = time.monotonic()
+        ops += [
+            # Everybody's from now on, and so a write like any other.
+            Op("write", FORK, "", at, end, 200, written=(_register(number), value), safe=False)
+            for number, value in raised
+        ]
+
+    def watch_recovery(self) -> None:
+        """Record a time in which nobody has a reason to be on the primary any more.
+
+        Tokens of the old timeline have expired, and no replica lags.
+        """
+        self.busy = set(self.replicas)
+        self.settle(list(self.replicas))
+        expired_at = self.forked_at + self.token_life + RECOVERY_TOLERANCE
+        self.ended.wait(max(0.0, expired_at - time.monotonic()))
+        began = time.monotonic()
+
+        def is_enough() -> bool:
+            reads = Counter(
+                op.user
+                for op in self.recorder.since(began)
+                if op.safe and op.is_answered and op.aliases and op.signed_in == op.user
+            )
+            return sum(number >= WATCHED_READS for number in reads.values()) >= WATCHED_USERS
+
+        with self.window(RECOVERED):
+            self.ended.wait(WATCH_SECONDS)
+            wait_for(is_enough, timeout=MOST_SECONDS)
+
+    def wait_for_write(self) -> None:
+        """Return when a write that began after now was acknowledged, or after a while without."""
+        began = time.monotonic()
+        wait_for(
+            lambda: any(op.written is not None for op in self.recorder.since(began)),
+            timeout=MOST_SECONDS,
+        )
+
     def count_conflicts(self) -> int:
         """Return how many statements replicas have cancelled, in the lives of those that run."""
         total = 0
@@ -153,6 +251,18 @@ class Arena:
                 )
                 total += int(rows[0][0] or 0)
         return total
+
+
+def _register(number: int) -> str:
+    return GLOBAL if number == 0 else f"own u{number}"
+
+
+def _session_value(data: str) -> int:
+    """Return the number that a session holds, from its row."""
+    content = signing.loads(
+        data, key=SECRET_KEY, salt="django.contrib.sessions.SessionStore", fallback_keys=[]
+    )
+    return int(content.get("value") or 0)
 
 
 def aliases_of(cluster: Cluster) -> dict[str, PostgresServer]:

@@ -20,7 +20,19 @@ data older than the bound; a write that was acknowledged and is gone, or that tw
 to have made; a session that ended without a logout, or lives on after one; a request that failed
 while the primary was up.
 
-What it cannot find: an anomaly between requests that overlap in time, where every order is allowed; a
+A failover may lose what was acknowledged: replication is asynchronous, and that is the contract of
+PostgreSQL, not a fault of the package. For such a fork the history has the value of each register
+that the new primary had. What a request that began before the fork wrote or showed binds those that
+end after it only up to that value: "users are never shown data older than their writes that have
+survived". Lost numbers would be used again; so the fault raises each register above all of them
+before anybody reaches the new primary, and the order of the numbers stays that of the versions. A
+session whose row is not there has been signed out by the fork; of one whose sign-out was lost nothing
+is claimed. Some time later, when tokens of the old timeline have expired and nothing lags, each user
+must be served by a replica at least once in a while: nobody is stuck on the primary.
+
+What it cannot find: a write that the fork need not have lost (which replica is promoted is the
+fault's own choice); data of the old timeline that is shown after the fork, where it is newer than
+what has survived and no later request is shown less; an anomaly between requests that overlap in time, where every order is allowed; a
 fault of a register that nobody wrote to meanwhile; whether *other* users' rows fit together (there is
 one global register, not many that one transaction writes); staleness below the time that a request
 takes. A run without a violation is evidence, not proof.
@@ -35,7 +47,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tests.torture.history import PRIMARY, SERVER_ERROR, History, Op, Window
+from tests.torture.history import (
+    PRIMARY,
+    RECOVERED,
+    SERVER_ERROR,
+    WATCHED_READS,
+    Fork,
+    History,
+    Op,
+    Window,
+)
 
 READ_YOUR_WRITES = "read your writes"
 MONOTONIC_READS = "monotonic reads"
@@ -46,6 +67,7 @@ LOST_SESSION = "no lost session"
 REVIVED_SESSION = "no revived session"
 LOST_WRITE = "no lost write"
 AVAILABILITY = "availability"
+STUCK = "nobody stuck on the primary"
 
 RULES = (
     READ_YOUR_WRITES,
@@ -57,6 +79,7 @@ RULES = (
     REVIVED_SESSION,
     LOST_WRITE,
     AVAILABILITY,
+    STUCK,
 )
 
 
@@ -70,13 +93,25 @@ class Violation(NamedTuple):
 
 @dataclass(slots=True)
 class Verdict:
-    """What a check has found."""
+    """What a check has found.
+
+    Args:
+        violations: the broken guarantees.
+        checked_reads: values that were read.
+        by_replica: those that a replica served.
+        by_primary: those that the primary served.
+        excused: requests that failed while they might.
+        lost: acknowledged writes that a failover has lost.
+        recovered: how often a user was watched after a failover.
+    """
 
     violations: list[Violation] = field(default_factory=list)
     checked_reads: int = 0
     by_replica: int = 0
     by_primary: int = 0
     excused: int = 0
+    lost: int = 0
+    recovered: int = 0
 
     @property
     def counts(self) -> Counter[str]:
@@ -98,18 +133,13 @@ def check(history: History, *, max_staleness: float = math.inf) -> Verdict:
         _count(op, verdict)
     verdict.violations += _check_requests(ops)
     verdict.violations += _check_writes(ops)
-    verdict.violations += _check_staleness(ops, max_staleness)
-    verdict.violations += _check_sessions(ops)
-    by_user = defaultdict(list)
-    for op in ops:
-        # Who is not signed in is promised nothing but the bound. Whether that is right for the
-        # session, the rules of sessions say.
-        if op.signed_in == op.user:
-            by_user[op.user].append(op)
-    for user_ops in by_user.values():
-        verdict.violations += _check_user(user_ops)
+    verdict.violations += _check_sessions(ops, history.forks)
+    verdict.violations += _check_epochs(ops, history.forks, max_staleness)
     failed, verdict.excused = _check_availability(ops, history.windows)
     verdict.violations += failed
+    stuck, verdict.recovered = _check_recovery(ops, history.windows)
+    verdict.violations += stuck
+    verdict.lost = sum(_has_lost(op, fork) for fork in history.forks for op in ops)
     verdict.violations.sort(key=lambda violation: violation.ops[-1].start)
     return verdict
 
@@ -124,6 +154,62 @@ def _count(op: Op, verdict: Verdict) -> None:
             verdict.by_primary += len(op.reads)
         else:
             verdict.by_replica += len(op.reads)
+
+
+def _check_epochs(
+    ops: Sequence[Op], forks: Sequence[Fork], max_staleness: float
+) -> Iterator[Violation]:
+    """Check from fork to fork what is shown against what is known, as far as that has survived."""
+    originals: dict[int, Op] = {}
+    forks = sorted(forks, key=lambda fork: fork.at)
+    ends = [*(fork.at for fork in forks), math.inf]
+    since = -math.inf
+    for fork, until in zip([None, *forks], ends, strict=True):
+        if fork is not None:
+            since = fork.at
+            ops = [_survived(op, fork, originals) for op in ops]
+        known = [op for op in ops if op.start < until]
+        for violation in [*_check_staleness(known, max_staleness), *_check_users(known)]:
+            if since <= violation.ops[-1].end < until:
+                shown = tuple(originals.get(id(op), op) for op in violation.ops)
+                yield violation._replace(ops=shown)
+
+
+def _survived(op: Op, fork: Fork, originals: dict[int, Op]) -> Op:
+    """Return a request with no more of what it wrote and showed than the fork has left of it."""
+    if op.start >= fork.at:
+        return op
+
+    def clamp(register: str, value: int) -> tuple[str, int]:
+        return register, min(value, fork.values.get(register, 0))
+
+    survived = op._replace(
+        reads=tuple(clamp(*read) for read in op.reads),
+        written=None if op.written is None else clamp(*op.written),
+    )
+    if survived == op:
+        return op
+    originals[id(survived)] = originals.get(id(op), op)
+    return survived
+
+
+def _has_lost(op: Op, fork: Fork) -> bool:
+    """Tell whether the request wrote, and was told so, what the fork does not have."""
+    if op.written is None or not op.is_answered or op.end >= fork.at:
+        return False
+    register, value = op.written
+    return register in fork.values and value > fork.values[register]
+
+
+def _check_users(ops: Iterable[Op]) -> Iterator[Violation]:
+    by_user = defaultdict(list)
+    for op in ops:
+        # Who is not signed in is promised nothing but the bound. Whether that is right for the
+        # session, the rules of sessions say.
+        if op.signed_in == op.user:
+            by_user[op.user].append(op)
+    for user_ops in by_user.values():
+        yield from _check_user(user_ops)
 
 
 def _check_requests(ops: Iterable[Op]) -> Iterator[Violation]:
@@ -249,8 +335,8 @@ def _check_staleness(ops: Sequence[Op], max_staleness: float) -> Iterator[Violat
                 break
 
 
-def _check_sessions(ops: Iterable[Op]) -> Iterator[Violation]:
-    """Signed in is who has signed in and not out."""
+def _check_sessions(ops: Iterable[Op], forks: Sequence[Fork]) -> Iterator[Violation]:
+    """Signed in is who has signed in and not out, as far as no fork has undone that."""
     logins: dict[str, Op] = {}
     logouts: dict[str, Op] = {}
     for op in ops:
@@ -264,6 +350,8 @@ def _check_sessions(ops: Iterable[Op]) -> Iterator[Violation]:
         login, logout = logins.get(op.session), logouts.get(op.session)
         if login is None or login.end >= op.start:
             continue
+        if any(_is_undone(op, login, logout, fork) for fork in forks):
+            continue
         if logout is None or logout.start > op.end:
             if op.signed_in != op.user:
                 message = f"{op.user} was taken for {op.signed_in}, and had not signed out"
@@ -271,6 +359,37 @@ def _check_sessions(ops: Iterable[Op]) -> Iterator[Violation]:
         elif logout.is_answered and logout.end < op.start and op.signed_in is not None:
             message = f"{op.user} was still signed in after signing out"
             yield Violation(REVIVED_SESSION, message, (logout, op))
+
+
+def _is_undone(op: Op, login: Op, logout: Op | None, fork: Fork) -> bool:
+    """Tell whether a fork that the request may have met has lost its sign-in, or its sign-out."""
+    if op.end < fork.at:
+        return False
+    is_there = f"session {op.session}" in fork.values
+    if logout is not None and logout.start < fork.at:
+        return is_there
+    return login.start < fork.at and not is_there
+
+
+def _check_recovery(ops: Sequence[Op], windows: Sequence[Window]) -> tuple[list[Violation], int]:
+    """Nobody is served by the primary alone when nothing is left of a failover."""
+    violations, watched = [], 0
+    for window in windows:
+        if window.kind != RECOVERED:
+            continue
+        by_user = defaultdict(list)
+        for op in ops:
+            is_within = window.start <= op.start and op.end <= window.end
+            if is_within and op.safe and op.is_answered and op.aliases and op.signed_in == op.user:
+                by_user[op.user].append(op)
+        for user, reads in by_user.items():
+            if len(reads) < WATCHED_READS:
+                continue
+            watched += 1
+            if all(op.aliases == (PRIMARY,) for op in reads):
+                message = f"none of {len(reads)} requests of {user} was served by a replica"
+                violations.append(Violation(STUCK, message, (reads[0], reads[-1])))
+    return violations, watched
 
 
 def _check_availability(

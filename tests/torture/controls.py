@@ -49,6 +49,11 @@ _DIRECTED: Mapping[str, Mapping[str, Any]] = {
         "habits": replace(BUSY, write_share=0.4),
     },
     "early_session_token_ignored": {"delays": (0.5, 0.5)},
+    "tokens_of_old_timeline_bind_for_ever": {
+        "faults": ("lossy_failover",),
+        "hold": (0.5, 0.5),
+        "router": {"MAX_LAG": 1.0, "TOKEN_TTL": 3.0},
+    },
 }
 
 

@@ -26,6 +26,9 @@ COUNT_SECONDS = 1.5
 LULL_SECONDS = 2.0
 """So long the package may leave a server alone that it has met dead."""
 
+LOSS_SECONDS = 0.5
+"""So long users write what no replica gets."""
+
 Fault = Callable[[Arena, str, Random], Iterator[None]]
 
 
@@ -244,6 +247,42 @@ def old_timeline(arena: Arena, alias: str, random: Random) -> Iterator[None]:
     arena.replace(chosen, old)
 
 
+def lossy_failover(arena: Arena, alias: str, random: Random) -> Iterator[None]:
+    """Kill the primary while users write and all replicas are behind; promote the most advanced.
+
+    What was acknowledged last is lost, as asynchronous replication allows. Tokens of the old
+    timeline are ahead of the new one: they must neither let anybody see less than what has
+    survived, nor hold anybody on the primary for longer than they live.
+    """
+    names = sorted(arena.idle())
+    arena.settle(names)
+    for name in random.sample(names, len(names) - 1):
+        if random.random() < 0.5:
+            arena.replicas[name].set_delay(random.choice(LAGS[2:5]))
+        else:
+            arena.replicas[name].cut()
+    yield
+    for name in names:
+        arena.replicas[name].cut()
+    arena.wait_for_write()
+    arena.ended.wait(LOSS_SECONDS)
+    chosen = max(names, key=arena.received_lsn)
+    old, heir = arena.primary, arena.replicas[chosen]
+    with arena.window("primary", f"failover with loss from {old.name} to {heir.name}"):
+        old.kill()
+        heir.promote()
+        arena.fork(heir)
+        arena.primary = heir
+        arena.lead(PRIMARY, heir)
+        arena.wait_reachable(PRIMARY)
+    for name in names:
+        if name != chosen:
+            arena.replicas[name].follow(heir)
+    yield
+    arena.replace(chosen, old)
+    arena.watch_recovery()
+
+
 # 3. Cache and workers ----------------------------------------------------------------------------
 
 
@@ -304,6 +343,7 @@ FAULTS: dict[str, Spec] = {
     "primary_restart": Spec(primary_restart, "cluster"),
     "failover": Spec(failover, "cluster"),
     "old_timeline": Spec(old_timeline, "cluster"),
+    "lossy_failover": Spec(lossy_failover, "cluster"),
     "cache_flush": Spec(cache_flush, "cache"),
     "cache_kill": Spec(cache_kill, "cache"),
     "cache_suspend": Spec(cache_suspend, "cache"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 PRIMARY = "default"
 GLOBAL = "global"
 SERVER_ERROR = 500
+RECOVERED = "recovered"
+WATCHED_READS = 10
+"""So many reads of a user must there have been, to say that none was served by a replica."""
 
 Kind = Literal["read", "write", "login", "logout"]
 
@@ -63,7 +66,8 @@ class Window(NamedTuple):
     """A time during which something was broken.
 
     Args:
-        kind: "primary" (requests may fail), "worker" (connections may break), or the fault's name.
+        kind: "primary" (requests may fail), "worker" (connections may break), "recovered" (nothing
+            is broken any more after a failover), or the fault's name.
         start: just before it was broken.
         end: just after it was mended.
         detail: what exactly.
@@ -79,6 +83,19 @@ class Window(NamedTuple):
         return start <= self.end and end >= self.start
 
 
+class Fork(NamedTuple):
+    """A failover that may have lost what was acknowledged.
+
+    Args:
+        at: the moment; nobody has reached the new primary as such before.
+        values: what the new primary had then: the value of each register, and of each session's
+            register where the row of the session was there.
+    """
+
+    at: float
+    values: Mapping[str, int]
+
+
 @dataclass(slots=True)
 class History:
     """All requests of a run, and all that was broken."""
@@ -86,6 +103,14 @@ class History:
     ops: Sequence[Op] = ()
     windows: Sequence[Window] = ()
     began: float = 0.0
+    forks: Sequence[Fork] = ()
+
+
+class SessionKey(NamedTuple):
+    """The key of a session, and when the sign-in that made it was sent."""
+
+    key: str
+    start: float
 
 
 @dataclass(slots=True)
@@ -94,7 +119,9 @@ class Recorder:
 
     began: float = field(default_factory=time.monotonic)
     windows: list[Window] = field(default_factory=list)
+    sessions: dict[str, SessionKey] = field(default_factory=dict)
     _lists: list[list[Op]] = field(default_factory=list)
+    _forks: list[tuple[Fork, Mapping[str, int]]] = field(default_factory=list)
 
     def new_list(self) -> list[Op]:
         """Return the list of one thread."""
@@ -105,7 +132,36 @@ class Recorder:
     def history(self, open_windows: Iterable[Window] = ()) -> History:
         """Return what has happened so far."""
         ops = [op for thread_ops in list(self._lists) for op in list(thread_ops)]
-        return History(ops, [*self.windows, *open_windows], self.began)
+        forks = [self._named(fork, rows) for fork, rows in list(self._forks)]
+        return History(ops, [*self.windows, *open_windows], self.began, forks)
+
+    def since(self, moment: float) -> Iterator[Op]:
+        """Yield the requests that began after a moment and have ended."""
+        for thread_ops in list(self._lists):
+            for op in reversed(list(thread_ops)):
+                if op.start <= moment:
+                    break
+                yield op
+
+    def add_fork(self, fork: Fork, rows: Mapping[str, int]) -> None:
+        """Note a failover, and the sessions that the new primary has: the value of each by key."""
+        self._forks.append((fork, rows))
+
+    def has_lost(self, session: str) -> bool:
+        """Tell whether a failover has lost the row of a session."""
+        known = self.sessions.get(session)
+        return known is not None and any(
+            known.start < fork.at and known.key not in rows for fork, rows in self._forks
+        )
+
+    def _named(self, fork: Fork, rows: Mapping[str, int]) -> Fork:
+        # Not before the end: who has been signed in a moment ago may not have noted the key yet.
+        named = {
+            f"session {name}": rows[known.key]
+            for name, known in list(self.sessions.items())
+            if known.key in rows
+        }
+        return fork._replace(values={**fork.values, **named})
 
 
 def describe(op: Op, began: float) -> str:

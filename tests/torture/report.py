@@ -61,6 +61,8 @@ def document(result: Result) -> dict[str, Any]:
             "p99": percentile(read_seconds, 99),
             "max": percentile(read_seconds, 100),
         },
+        "writes_lost_by_failovers": verdict.lost,
+        "users_watched_after_failovers": verdict.recovered,
         "reasons": dict(reasons(history).most_common()),
         "faults": {name: result.injected[name] for name in plan.faults},
         "recovery_conflicts": result.conflicts,
@@ -132,6 +134,8 @@ def text(result: Result) -> str:
         f"{told['requests_begun_on_a_replica_and_ended_on_the_primary']}; failed while they might: "
         f"{told['requests_failed_while_the_primary_or_their_worker_was_down']}",
         f"faults: {told['faults']}, statements cancelled: {told['recovery_conflicts']}",
+        f"acknowledged writes that failovers lost: {told['writes_lost_by_failovers']}; users watched "
+        f"afterwards: {told['users_watched_after_failovers']}",
         *(f"stats of {pid}: {stats}" for pid, stats in told["stats"].items() if stats),
         f"violations: {told['violations']}",
     ]

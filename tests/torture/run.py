@@ -106,6 +106,11 @@ class Result:
         ]
         if "conflict" in self.plan.faults and not self.conflicts:
             gaps.append("no statement was cancelled by a recovery conflict")
+        if "lossy_failover" in self.plan.faults:
+            if not self.verdict.lost:
+                gaps.append("no failover lost an acknowledged write")
+            if not self.verdict.recovered:
+                gaps.append("no user was watched after a failover")
         if not self.verdict.by_replica:
             gaps.append("no read was served by a replica")
         if not self.verdict.by_primary:
@@ -127,7 +132,7 @@ def run(plan: Plan, cluster: Cluster, tell: Callable[[str], None] = lambda line:
         proxy = stack.enter_context(
             ProxyProcess({alias: server.port for alias, server in servers.items()})
         )
-        arena = Arena(cluster, proxy, recorder, ended)
+        arena = Arena(cluster, proxy, recorder, ended, float(plan.router["TOKEN_TTL"]))
         names = [f"u{number}" for number in range(1, plan.users + 1)]
         databases = cluster.django_databases(DATABASE)
         prepare(cluster, databases, names)

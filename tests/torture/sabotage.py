@@ -10,8 +10,18 @@ from typing import Any
 
 from django.db import connections
 
-from django_replica_router import connecting, monitor, observers, policy, postgres, reads, stores
+from django_replica_router import (
+    connecting,
+    monitor,
+    observers,
+    policy,
+    postgres,
+    reads,
+    registry,
+    stores,
+)
 from django_replica_router.conf import get_config
+from django_replica_router.floors import known_owners
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import ReplicaState
 from django_replica_router.statements import might_write
@@ -132,9 +142,28 @@ def watermark_kept_over_rebuild() -> None:
     put(monitor.Monitor, "_set", set_reading)
     put(monitor.Monitor, "forget", lambda self, alias: None)
     put(connecting, "_is_known_server", lambda *args: True)
+    put(connecting, "_is_watched", lambda *args: True)
     for alias in connections:
         # Nobody meets the end of a connection that was kept over the restart, and is warned.
         connections.settings[alias]["CONN_MAX_AGE"] = 0
+
+
+def tokens_of_old_timeline_bind_for_ever() -> None:
+    """Keep whoever has a token of another timeline on the primary, without an end."""
+    load = reads.load_floor
+    bound: dict[str, int] = {}
+
+    def load_floor(primary: str, scope: Any, config: Any) -> Any:
+        floor = load(primary, scope, config)
+        state = scope.cluster(primary)
+        monitor = registry.find_monitor(primary)
+        for user in (*scope.identity.users(), *known_owners(state)):
+            timeline = bound.setdefault(user, floor.position.timeline or 1 << 31)
+            if monitor is not None and timeline < (monitor.timeline or 0):
+                state.floor = floor = floor._replace(pinned=True)
+        return floor
+
+    put(reads, "load_floor", load_floor)
 
 
 def early_session_token_ignored() -> None:
@@ -153,5 +182,6 @@ SABOTAGES: dict[str, Callable[[], None]] = {
         old_timeline_replica_accepted,
         watermark_kept_over_rebuild,
         early_session_token_ignored,
+        tokens_of_old_timeline_bind_for_ever,
     )
 }

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
-from tests.torture.browser import Answer, Client, Jar
-from tests.torture.history import GLOBAL, Kind, Op, Recorder
+from tests.torture.browser import SESSION_COOKIE, Answer, Client, Jar
+from tests.torture.history import GLOBAL, Kind, Op, Recorder, SessionKey
 
 ACTIONS: dict[str, float] = {
     "read": 76.0,
@@ -160,6 +160,7 @@ class Tab:
         self._is_first = is_first
         self._gate = gate
         self._write_gate = write_gate
+        self._recorder = recorder
         self._ops = recorder.new_list()
         self._habits = habits
         self._random = random
@@ -185,6 +186,8 @@ class Tab:
             self._client.close()
 
     def _act(self) -> None:
+        if self._recorder.has_lost(self._device.session):
+            self._device.jar.end_session()  # as who is asked to sign in again
         if not self._device.session:
             if self._is_first:
                 self._sign_in()
@@ -269,10 +272,16 @@ class Tab:
             _, cookies = device.jar.open()
             answer = self._client.send("POST", path, cookies)
             if answer.status == OK:
+                self._note_key(session, answer)
                 device.jar.begin_session(answer, session)
             self._record("login", device, session, answer, path)
         if answer.status == OK:
             self._read()
+
+    def _note_key(self, session: str, answer: Answer) -> None:
+        for cookie in answer.cookies:
+            if cookie.name == SESSION_COOKIE:
+                self._recorder.sessions[session] = SessionKey(cookie.value, answer.start)
 
     def _renew_session(self) -> None:
         """Sign out, see that this has ended the session, and sign in again."""
