@@ -397,6 +397,16 @@ def test_site_names_further_keys() -> None:
     assert request.META["calls"] == 1
 
 
+def test_what_the_site_names_owns_no_session() -> None:
+    """A session and a credential belong to the user who was found, and never to an unverified key."""
+    request = run_middleware(make_request(Tenant="acme"))
+    with override_settings(REPLICA_ROUTER={"IDENTITY": f"{__name__}.by_tenant"}):
+        identity = RequestIdentity(request)
+        assert identity.owner() == ""
+        request._cached_user = user(1)
+        assert identity.owner() == ANN
+
+
 # What the response hands out
 
 

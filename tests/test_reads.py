@@ -294,6 +294,21 @@ def test_an_emptied_store_begins_to_remember_anew(
     assert not {"EMPTY_STORE", "LAGGING"} & reasons(settings, browser, title)
 
 
+def by_key(request: HttpRequest) -> list[str]:
+    """Name whom a request is for, by a header that nobody has verified."""
+    return [request.headers["X-Api-Key"]]
+
+
+def test_a_made_up_key_of_the_site_makes_no_session_real(cluster: Cluster, settings: Any) -> None:
+    """Who makes up both leaves nothing either: the store is not filled by strangers."""
+    settings.REPLICA_ROUTER = {"IDENTITY": f"{__name__}.by_key"}
+    client = Client(headers={"X-Api-Key": "made up"})
+    client.cookies["sessionid"] = "made up as well"
+    visit(client, lambda request: [str(request.user), Note.objects.count()])
+    assert cluster.cache is not None
+    assert cluster.cache.command("KEYS", "*") == [b":1:rr:default:everybody"]
+
+
 def test_a_made_up_session_leaves_nothing_in_the_cache(cluster: Cluster) -> None:
     """Nobody fills the cache with invented cookies."""
     client = Client()

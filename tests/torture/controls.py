@@ -9,7 +9,8 @@ from typing import Any
 from tests.torture.run import ROUTER, Plan
 from tests.torture.visitors import Habits
 
-SECONDS = 20.0
+SECONDS = 60.0
+"""At most: a run ends with the first violation, which on a busy machine takes longer."""
 
 # Little in each request, so that many begin and end; no rest, so that reads follow writes at once.
 BUSY = Habits(times=2, pause=0.005, asynchronous=False, dawdles=False, write_share=2.0)
