@@ -8,14 +8,24 @@ from typing import Any
 
 import pytest
 
-from django_replica_router import middleware, observers, policy, reads, search, stores, writes
+from django_replica_router import (
+    connecting,
+    middleware,
+    observers,
+    policy,
+    reads,
+    search,
+    stores,
+    writes,
+)
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.search import Search
 from django_replica_router.tokens import Floor, Position, Record
-from tests import test_monotonic, test_reads, test_writes
+from tests import test_faults, test_monotonic, test_reads, test_writes
+from tests.test_faults import healed  # noqa: F401 - fixture
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
 from tests.test_writes import signed_in  # noqa: F401 - fixture
 
@@ -197,6 +207,14 @@ def connect_blindly(patch: Patch) -> None:
     mend_nothing(patch)
 
 
+def trust_given_connections(patch: Patch) -> None:
+    patch.setattr(connecting, "_is_watched", lambda *args: True)
+
+
+def let_unverified_keys_own(patch: Patch) -> None:
+    patch.setattr(RequestIdentity, "owner", lambda self: next(iter(self.users()[-1:]), ""))
+
+
 CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]] = [
     (compare_nothing, test_reads.test_login_works_under_lag, {}),
     (compare_nothing, test_reads.test_a_session_value_is_read_back_under_lag, {}),
@@ -278,6 +296,16 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         {"first": "package"},
     ),
     (connect_blindly, test_reads.test_without_a_live_replica_the_site_works_from_the_primary, {}),
+    (
+        trust_given_connections,
+        test_faults.test_a_connection_that_the_code_has_opened_is_watched_as_well,
+        {},
+    ),
+    (
+        let_unverified_keys_own,
+        test_reads.test_a_made_up_key_of_the_site_makes_no_session_real,
+        {},
+    ),
     (mend_nothing, test_reads.test_writes_that_django_sends_to_a_replica_reach_the_primary, {}),
     (mend_nothing, test_reads.test_a_select_that_writes_reaches_the_primary, {}),
     (bind_no_transaction, test_reads.test_a_deletion_sent_to_a_replica_is_one_transaction, {}),
