@@ -248,7 +248,7 @@ class NamedIdentity:
 
     def owner(self) -> str:
         """Return the key of the user who was named last."""
-        return self._users[-1] if self._users else ""
+        return self._found[-1] if self._found else ""
 
     def look_again(self) -> None:
         """Do nothing: who was named stays named."""

@@ -12,6 +12,7 @@ from django_replica_router.tokens import Record
 from tests.fuzz.records import draw_record
 from tests.fuzz.surface import BrokenError, Surface, Tally, require
 
+PREFIX = "fuzz:"
 _TOLERANCE_MS = 30_000
 
 
@@ -55,7 +56,7 @@ class Merging(Surface):
             raise BrokenError("the cache of this run is no Redis and no Valkey")
         self.store = store
         self.client = store._client
-        self.names = [f"fuzz:{n}" for n in range(2 * self.per_call)]
+        self.names = [f"{PREFIX}{n}" for n in range(2 * self.per_call)]
         self.keys = [store._cache.make_key(name) for name in self.names]
 
     def case(self) -> None:
@@ -74,6 +75,7 @@ class Merging(Surface):
                 elif value is not None:
                     pipeline.set(key, value, px=self.random.choice((None, 20_000, 900_000)))
         pipeline.execute()
+        self._compare_loading()
         lives = {name: self.random.choice((60.0, 600.0)) for name in self.names}
         for one, other in ((first, second), (second, first)):
             self.store.merge(dict(zip(self.names, one + other, strict=True)), lives)
@@ -93,6 +95,18 @@ class Merging(Surface):
             for at in (place, count + place):
                 least = lives[self.names[at]] * 1000 - _TOLERANCE_MS
                 require(lefts[at] >= least, f"is kept for {lefts[at]} ms only")
+
+    def _compare_loading(self) -> None:
+        """Require that the script which follows owners finds what single questions find."""
+        names = [name.removeprefix(PREFIX) for name in self.names]
+        found = self.store.load_with_owners(PREFIX, names)
+        single = self.store.load(self.names)
+        owners = sorted({record.owner for record in single if record and record.owner})
+        expected = dict(zip(names, single, strict=True))
+        expected |= dict(
+            zip(owners, self.store.load([PREFIX + owner for owner in owners]), strict=True)
+        )
+        require(found == expected, f"{found} is loaded, not {expected}")
 
     def _there(self, first: Record, second: Record) -> Any:
         draw = self.draw

@@ -146,7 +146,13 @@ class Stack(Surface):
             garbage = self.random.choice(
                 (self.draw.changed(far).encode("utf-8", "surrogatepass"), self.draw.bytes(), b"[]")
             )
-            if Record.decode(garbage) is None:
+            if Record.decode(garbage) is not None:
+                continue
+            if self.draw.chance(0.1):
+                self._client.delete(key)
+                self._client.rpush(key, garbage)
+                self._client.expire(key, 60)
+            else:
                 self._client.set(key, garbage, ex=60)
         self.tally.kinds["over garbage"] += 1
 
