@@ -173,25 +173,42 @@ def _check_cache(config: Config) -> Iterator[checks.CheckMessage]:
         )
         return
     try:
-        store = get_store(config.CACHE)
+        get_store(config.CACHE)
     except StoreError as error:
         yield _error("E010", f"The cache {config.CACHE!r} cannot be used: {error}", "Mend CACHES.")
-        return
+
+
+def check_deployment(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """Check what is fine on a developer's machine, and not in production."""
+    if any(find_problems()):
+        return []  # the check of the settings tells of them
+    config = get_config()
+    try:
+        store = get_store(config.CACHE)
+    except StoreError:
+        return []
     backend = settings.CACHES[config.CACHE].get("BACKEND", "")
     if not store.is_shared or isinstance(store._cache, DummyCache):
-        yield _warning(
-            "W003",
-            f"The cache {config.CACHE!r} ({backend}) is not shared between processes: what a user "
-            f"writes in one is not known in another.",
-            "Use Redis or Valkey in production, as with django-redis.",
-        )
-    elif not store.is_atomic:
-        yield _warning(
-            "W004",
-            f"The cache {config.CACHE!r} ({backend}) has no atomic merge: of two tokens of one "
-            f"user that are stored at the same moment, the higher one may be lost.",
-            "Use Redis or Valkey, as with django-redis.",
-        )
+        return [
+            _warning(
+                "W003",
+                f"The cache {config.CACHE!r} ({backend}) is not shared between processes: what a "
+                f"user writes in one is not known in another.",
+                "Use Redis or Valkey in production, as with django-redis.",
+            )
+        ]
+    if not store.is_atomic:
+        return [
+            _warning(
+                "W004",
+                f"The cache {config.CACHE!r} ({backend}) has no atomic merge: of two tokens of one "
+                f"user that are stored at the same moment, the higher one may be lost.",
+                "Use Redis or Valkey, as with django-redis.",
+            )
+        ]
+    return []
 
 
 def check_deployment(

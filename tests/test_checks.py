@@ -43,9 +43,9 @@ FIRST = f"Put {MINE!r} first in MIDDLEWARE."
 
 
 def run(router: dict[str, Any] | None = None, **settings: Any) -> list[checks.CheckMessage]:
-    """Return what the checks find in a healthy project with those differences."""
+    """Return what ``check --deploy`` finds in a healthy project with those differences."""
     with override_settings(**(HEALTHY | {"REPLICA_ROUTER": router or {}} | settings)):
-        return check_settings()
+        return [*check_settings(), *check_deployment()]
 
 
 def the_only(messages: list[checks.CheckMessage]) -> tuple[str, str, str | None]:
@@ -83,6 +83,26 @@ def test_checks_are_registered() -> None:
     with override_settings(**HEALTHY, REPLICA_ROUTER={"NOPE": 1}):
         found = checks.run_checks(apps.get_app_configs(), tags=["django_replica_router"])
     assert [message.id for message in found] == ["django_replica_router.E002"]
+
+
+@pytest.mark.parametrize("backend", [LOCMEM, FILES])
+def test_a_cache_for_development_is_told_of_at_deployment_only(
+    backend: str, tmp_path: Path
+) -> None:
+    """A plain ``check`` is silent on a developer's machine, where one process is all there is."""
+    caches = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path)}}
+
+    def found(*, is_deployment: bool) -> list[str]:
+        messages = checks.run_checks(
+            apps.get_app_configs(),
+            tags=["django_replica_router"],
+            include_deployment_checks=is_deployment,
+        )
+        return [str(message.id)[-4:] for message in messages]
+
+    with override_settings(**(HEALTHY | {"CACHES": caches})):
+        assert found(is_deployment=False) == []
+        assert found(is_deployment=True) == ["W003" if backend == LOCMEM else "W004"]
 
 
 @pytest.mark.parametrize(
