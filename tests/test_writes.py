@@ -12,7 +12,7 @@ from django.db import connection, connections, transaction
 from django.http import HttpRequest, StreamingHttpResponse
 from django.test import Client
 
-from django_replica_router import note_write, writes
+from django_replica_router import note_write, scope, writes
 from django_replica_router.identity import digest, user_key
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
@@ -419,6 +419,18 @@ def test_a_write_outside_any_scope_is_left_alone(note: Note, ann: User) -> None:
     """A command or a shell writes for nobody in particular."""
     note.save()
     assert record_of(ann) is None
+
+
+def test_a_saved_model_is_a_write_though_nobody_saw_its_statement(
+    note: Note, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal holds where a backend runs statements past Django's wrappers."""
+    monkeypatch.setattr(connections["default"], "execute_wrappers", [])
+    with scope() as opened:
+        Tag.objects.bulk_create([Tag(name="green")])  # sends no signal
+        assert not opened.cluster("default").wrote
+        note.save()
+        assert opened.cluster("default").wrote
 
 
 def test_connections_that_were_open_before_the_app_was_ready_are_observed() -> None:
