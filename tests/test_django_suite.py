@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.test.runner import ParallelTestSuite
 
+from testproject.cluster import Cluster
 from tests.django_suite import __main__ as command
-from tests.django_suite import modes, outcomes, server, source
+from tests.django_suite import expected, modes, outcomes, server, source
 from tests.django_suite.outcomes import Outcome, Run, compare
 from tests.django_suite.recording import RecordingRemoteRunner, RecordingResult
 from tests.django_suite.running import RunError, Suite, write_settings
@@ -57,6 +59,15 @@ def test_an_expected_failure_is_named_and_does_not_count() -> None:
     comparison = compare(baseline, run, expected=["a", "b"])
     assert comparison.expected == ("a",)
     assert comparison.is_clean
+
+
+def test_the_subtests_of_an_expected_failure_are_expected() -> None:
+    """And neither those of another test, nor the set-up of a class."""
+    bad = ["m.C.a", "m.C.a (x=1)", "m.C.b (x=1)", "setUpClass (m.C)"]
+    run = Run({test_id: Outcome(outcomes.FAILED, is_test=True) for test_id in bad})
+    comparison = compare(run_of(), run, expected=["m.C.a", "setUpClass"])
+    assert comparison.expected == ("m.C.a", "m.C.a (x=1)")
+    assert comparison.new_failures == ("m.C.b (x=1)", "setUpClass (m.C)")
 
 
 def test_equal_runs_are_clean() -> None:
@@ -294,6 +305,19 @@ def test_the_server_of_a_dsn_is_used() -> None:
         assert given == Server(host="::1", port=5433, user="me")
 
 
+def test_a_server_on_which_not_all_apps_can_run_is_refused(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was built without the collation which some tables name."""
+    primary = cluster.primary
+    given = Server(host=primary.host, port=primary.port, user=primary.user)
+    monkeypatch.setattr(server, "COLLATION", "C")
+    server.require_collation(given)
+    monkeypatch.setattr(server, "COLLATION", "no-such")
+    with pytest.raises(server.ServerError, match=r"no collation 'no-such'.*POSTGRES_BIN"):
+        server.require_collation(given)
+
+
 # The command
 
 
@@ -336,6 +360,22 @@ def test_a_new_failure_is_named(runs: dict[str, Run], capsys: pytest.CaptureFixt
     runs["installed"] = run_of(a=outcomes.FAILED)
     assert command.main(["--mode", "installed"]) == 1
     assert "broken   a" in capsys.readouterr().out
+
+
+def test_the_table_counts_what_was_broken_and_what_cannot_pass(
+    runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test that is skipped is broken, and one that fails anyway is not."""
+    passed, failed, skipped = outcomes.PASSED, outcomes.FAILED, outcomes.SKIPPED
+    monkeypatch.setattr(expected, "WITH_ANY_ROUTER", {"c": "why not"})
+    monkeypatch.setattr(expected, "BY_THEMSELVES", {"d": "it is so"})
+    runs["baseline"] = run_of(a=passed, b=passed, c=passed, d=failed, e=skipped)
+    runs["installed"] = run_of(a=failed, b=skipped, c=failed, d=failed, e=skipped)
+    assert command.main(["--mode", "installed"]) == 1
+    out = capsys.readouterr().out
+    assert f"| {django.__version__} | installed | 5 | 2 | 1 | 2 | 1 | 0 |" in out
+    assert "fails by itself  d: it is so" in out
+    assert "cannot pass here  c: why not" in out
 
 
 @pytest.mark.parametrize(

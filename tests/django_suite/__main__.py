@@ -16,7 +16,7 @@ from typing import Any
 
 import django
 
-from tests.django_suite import expected, modes, server, source
+from tests.django_suite import expected, modes, outcomes, server, source
 from tests.django_suite.modes import REPLICA, Mode
 from tests.django_suite.outcomes import Comparison, Run, compare
 from tests.django_suite.running import RunError, Suite
@@ -30,6 +30,18 @@ APPS = (
     "select_for_update",
     "sessions_tests",
     "transactions",
+)
+
+
+HEADER = (
+    "Django",
+    "mode",
+    "tests",
+    "skipped",
+    "fail without the package, too",
+    "new failures",
+    "cannot pass",
+    "reads from the replica",
 )
 
 
@@ -113,7 +125,8 @@ def _report(mode: Mode, run: Run, comparison: Comparison) -> None:
     for test_id in comparison.new_failures:
         _say(f"  broken   {test_id}\n           {_last_line(run.outcomes[test_id].detail)}")
     for test_id in comparison.expected:
-        _say(f"  cannot pass here  {test_id}: {expected.failures(mode)[test_id]}")
+        reason = expected.failures(mode)[outcomes.test_of(test_id)]
+        _say(f"  cannot pass here  {test_id}: {reason}")
     for test_id in comparison.missing:
         _say(f"  not run  {test_id}")
     for test_id in comparison.extra:
@@ -125,6 +138,24 @@ def _summary(run: Run) -> str:
         f"{len(run.tests)} tests, {len(run.tests - run.executed)} skipped, "
         f"{len(run.bad)} failed, {run.seconds:.0f} s"
     )
+
+
+def _row(mode: Mode, baseline: Run, run: Run, comparison: Comparison) -> tuple[str, ...]:
+    numbers = (
+        len(run.tests),
+        len(run.tests - run.executed),
+        len(baseline.bad & baseline.tests),
+        # To skip a test is to break it.
+        len(comparison.new_failures) + len(comparison.missing),
+        len({outcomes.test_of(test_id) for test_id in comparison.expected}),
+        run.reads_from(REPLICA),
+    )
+    return django.__version__, mode.name, *(f"{number:,}" for number in numbers)
+
+
+def _say_table(rows: Sequence[Sequence[str]]) -> None:
+    for cells in (HEADER, ["---"] * len(HEADER), *rows):
+        _say(f"| {' | '.join(cells)} |")
 
 
 def _as_json(run: Run, comparison: Comparison | None) -> dict[str, Any]:
@@ -151,7 +182,8 @@ class _Baselines:
             self._runs[name] = _as_json(run, None)
             _say(f"{name}: {_summary(run)}")
             for test_id in sorted(run.bad):
-                _say(f"  fails by itself  {test_id}")
+                reason = expected.BY_THEMSELVES.get(outcomes.test_of(test_id))
+                _say(f"  fails by itself  {test_id}" + (f": {reason}" if reason else ""))
         return self._made[name]
 
 
@@ -161,12 +193,14 @@ def _check(options: argparse.Namespace, suite: Suite) -> int:
     baselines = _Baselines(suite, runs)
     # A run of nothing breaks nothing and proves nothing.
     is_clean = bool(baselines[modes.BASELINE.name].executed)
+    rows = []
     for mode in chosen:
         baseline = baselines[mode.baseline]
         run = suite.run(mode)
         comparison = compare(baseline, run, expected.failures(mode))
         _report(mode, run, comparison)
         runs[mode.name] = _as_json(run, comparison)
+        rows.append(_row(mode, baseline, run, comparison))
         is_clean = is_clean and comparison.is_clean and _proves_something(mode, run)
     for mode in _controls(chosen) if options.control else ():
         run = suite.run(mode)
@@ -176,6 +210,7 @@ def _check(options: argparse.Namespace, suite: Suite) -> int:
         verdict = "as it must" if number else "so this check proves nothing"
         _say(f"control {mode.name}: {_summary(run)}, {number} new failures, {verdict}")
         is_clean = is_clean and number > 0
+    _say_table(rows)
     if options.json:
         versions = {"django": django.__version__, "python": sys.version.split()[0]}
         options.json.write_text(
@@ -201,6 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             TemporaryDirectory(prefix="django-source-") as directory,
             server.running(options.dsn, needs_standby=needs_standby) as primary,
         ):
+            if not labels:
+                server.require_collation(primary)
             _say(f"Django {django.__version__}, Python {sys.version.split()[0]}")
             suite = Suite(
                 tests=source.unpack(archive, Path(directory)),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 DATABASES = ("django", "other")
@@ -19,6 +20,10 @@ SETTINGS = {
     "synchronous_commit": "off",
     "max_locks_per_transaction": "256",
 }
+
+
+# Tables of Django's tests name it.
+COLLATION = "sv-x-icu"
 
 
 class ServerError(Exception):
@@ -87,3 +92,26 @@ def running(dsn: str | None, *, needs_standby: bool) -> Iterator[Server]:
             user=parts.get("user", "postgres"),
             password=parts.get("password", ""),
         )
+
+
+def require_collation(server: Server) -> None:
+    """Refuse a server that cannot create the tables of all apps.
+
+    Raises:
+        ServerError: it was built without ICU.
+    """
+    query = "SELECT EXISTS (SELECT FROM pg_collation WHERE collname = %s)"
+    with psycopg.connect(
+        host=server.host,
+        port=server.port,
+        user=server.user,
+        password=server.password,
+        dbname="postgres",
+    ) as connection:
+        row = connection.execute(query, [COLLATION]).fetchone()
+    if row != (True,):
+        message = (
+            f"The server has no collation {COLLATION!r}, which tables of Django's tests need: name "
+            f"one that was built with ICU by REPLICA_ROUTER_POSTGRES_BIN or --dsn."
+        )
+        raise ServerError(message)
