@@ -184,17 +184,17 @@ def check_deployment(
     """Check what is fine on a developer's machine, and not in production."""
     if any(find_problems()):
         return []  # the check of the settings tells of them
-    config = get_config()
+    name = get_config().CACHE
     try:
-        store = get_store(config.CACHE)
+        store = get_store(name)
     except StoreError:
-        return []
-    backend = settings.CACHES[config.CACHE].get("BACKEND", "")
+        return []  # E009 and E010 tell
+    backend = settings.CACHES[name].get("BACKEND", "")
     if not store.is_shared or isinstance(store._cache, DummyCache):
         return [
             _warning(
                 "W003",
-                f"The cache {config.CACHE!r} ({backend}) is not shared between processes: what a "
+                f"The cache {name!r} ({backend}) is not shared between processes: what a "
                 f"user writes in one is not known in another.",
                 "Use Redis or Valkey in production, as with django-redis.",
             )
@@ -203,31 +203,18 @@ def check_deployment(
         return [
             _warning(
                 "W004",
-                f"The cache {config.CACHE!r} ({backend}) has no atomic merge: of two tokens of one "
+                f"The cache {name!r} ({backend}) has no atomic merge: of two tokens of one "
                 f"user that are stored at the same moment, the higher one may be lost.",
                 "Use Redis or Valkey, as with django-redis.",
             )
         ]
-    return []
-
-
-def check_deployment(
-    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
-) -> list[checks.CheckMessage]:
-    """Check the server that keeps the tokens; with ``check --deploy`` only, since it is asked."""
-    if any(find_problems()):
-        return []
-    cache = get_config().CACHE
-    try:
-        policy = get_store(cache).eviction_policy()
-    except StoreError:
-        return []  # E009 and E010 tell
+    policy = store.eviction_policy()
     if policy is None:
         return []
     return [
         _warning(
             "W010",
-            f"The server of the cache {cache!r} drops keys when its memory is full "
+            f"The server of the cache {name!r} drops keys when its memory is full "
             f"(maxmemory-policy {policy}): a user whose token is dropped may see old data.",
             "Set maxmemory-policy noeviction, or give the tokens a server of their own that has "
             "it: what a server refuses to store is noticed, what it drops is not.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.apps import apps
 from django.contrib.auth.signals import user_logged_in
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate, post_save
 
@@ -28,11 +28,12 @@ def on_connection_created(*, connection: Any, **kwargs: Any) -> None:
     observe(connection)
 
 
-def on_post_save(*, using: str, **kwargs: Any) -> None:
+def on_post_save(*, using: str = DEFAULT_DB_ALIAS, **kwargs: Any) -> None:
     """Mark the scope as having written.
 
     The observer of the connection has seen the statement already; this holds where a database
-    backend runs statements past Django's wrappers.
+    backend runs statements past Django's wrappers. Code that sends the signal by hand often names
+    no database, and means the default one, as Django's own receivers do.
     """
     if current_scope() is not None:
         config = get_config()
@@ -47,7 +48,7 @@ def on_user_logged_in(**kwargs: Any) -> None:
         scope.identity.look_again()
 
 
-def on_post_migrate(*, sender: Any, using: str, plan: Any = None, **kwargs: Any) -> None:
+def on_post_migrate(*, sender: Any = None, using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any) -> None:
     """Let nobody read from a replica before it has replayed the migrations that have just run.
 
     Sent once for each app. With the last, the command waits until no process goes by what it knew

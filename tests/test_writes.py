@@ -7,8 +7,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
+from django.db.models.signals import post_migrate, post_save
 from django.http import HttpRequest, StreamingHttpResponse
 from django.test import Client
 
@@ -430,6 +432,16 @@ def test_a_saved_model_is_a_write_though_nobody_saw_its_statement(
         Tag.objects.bulk_create([Tag(name="green")])  # sends no signal
         assert not opened.cluster("default").wrote
         note.save()
+        assert opened.cluster("default").wrote
+
+
+def test_signals_sent_by_hand_need_not_name_the_database(note: Note) -> None:
+    """A site's tests send them with no more than its own receivers need."""
+    app = apps.get_app_config("notes")
+    with scope() as opened:
+        post_migrate.send(sender=app, app_config=app, verbosity=0)
+        assert not opened.cluster("default").wrote
+        post_save.send(sender=Note, instance=note, created=False)
         assert opened.cluster("default").wrote
 
 
