@@ -38,6 +38,9 @@ WITH_ANY_ROUTER = {
 }
 
 WITH_THE_PACKAGE = {
+    f"{_CHECKS}.test_collision_across_apps_database_routers_installed": (
+        "takes the package's router out of the settings, of which its check warns"
+    ),
     "backends.base.test_base.ExecuteWrapperTests.test_wrapper_connection_specific": (
         "asserts that nothing but the test has put a wrapper around statements"
     ),
