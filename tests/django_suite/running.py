@@ -15,6 +15,8 @@ from pprint import pformat
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import django
+
 from tests.django_suite import outcomes
 from tests.django_suite.modes import OTHER, PRIMARY, REPLICA, Mode
 from tests.django_suite.outcomes import Run
@@ -134,10 +136,11 @@ def write_settings(path: Path, server: Server, mode: Mode) -> None:
         # The rest is what Django's own settings for its suite say.
         "SECRET_KEY": "django_tests_secret_key",
         "PASSWORD_HASHERS": ["django.contrib.auth.hashers.MD5PasswordHasher"],
-        "DEFAULT_AUTO_FIELD": "django.db.models.AutoField",
         "USE_TZ": False,
         "TEST_RUNNER": "tests.django_suite.recording.RecordingRunner",
     }
+    if django.VERSION < (6, 0):
+        settings["DEFAULT_AUTO_FIELD"] = "django.db.models.AutoField"
     if mode.is_replicated:
         settings |= _REPLICATED
     path.write_text(
