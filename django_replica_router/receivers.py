@@ -48,7 +48,9 @@ def on_user_logged_in(**kwargs: Any) -> None:
         scope.identity.look_again()
 
 
-def on_post_migrate(*, sender: Any = None, using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any) -> None:
+def on_post_migrate(
+    *, sender: Any = None, using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any
+) -> None:
     """Let nobody read from a replica before it has replayed the migrations that have just run.
 
     Sent once for each app. With the last, the command waits until no process goes by what it knew

@@ -319,7 +319,8 @@ def test_a_cache_that_drops_keys_is_told_before_deployment(
 def test_a_cache_that_does_not_tell_is_no_matter_of_deployment(differences: dict[str, Any]) -> None:
     """What cannot be asked is no finding; what is wrong with the setting, another check tells."""
     with override_settings(**(HEALTHY | differences)):
-        assert check_deployment() == []
+        found = {message.id for message in check_deployment()}
+    assert found <= {"django_replica_router.W003"}  # which is of another kind of cache
 
 
 def test_only_a_deployment_asks_the_server() -> None:
