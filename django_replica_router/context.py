@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Container
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from django_replica_router.policy import Decision
-from django_replica_router.tokens import Floor, Record
+from django_replica_router.tokens import Floor, Position, Record
 
 # Enough for the page of a developer who looks at one request; a bound, since a report may run
 # a million queries in one scope.
@@ -79,6 +81,9 @@ class Shortcut:
 Shortcuts = dict[int, dict[str, Shortcut]]
 """By thread, and by the alias that Django would have read from."""
 
+# Threads of one scope may write at the same time. Held for moments only.
+_lock = threading.Lock()
+
 
 @dataclass(slots=True, eq=False)
 class WriteMark:
@@ -86,19 +91,58 @@ class WriteMark:
 
     Args:
         transactions: the driver's connections on which a write ran inside a transaction. Whether
-            that was committed is known only while the connection lives.
+            that was committed is known only while the connection lives, or where the package's
+            database backend tells.
         uncertain: a write failed in a way that leaves open whether it was committed.
+        committed: there was a write outside a transaction, or in one that was committed.
     """
 
     transactions: list[Any] = field(default_factory=list)
     uncertain: bool = False
+    committed: bool = False
 
     def merge(self, other: WriteMark) -> None:
         """Add the writes of another mark."""
         self.uncertain |= other.uncertain
+        self.committed |= other.committed
         for raw in other.transactions:
             if not any(raw is known for known in self.transactions):
                 self.transactions.append(raw)
+
+    def remove(self, raw: Any) -> bool:
+        """Take out the transaction of a connection; tell whether it was there."""
+        count = len(self.transactions)
+        self.transactions = [known for known in self.transactions if known is not raw]
+        return len(self.transactions) < count
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all writes have turned out to be none."""
+        return not (self.transactions or self.uncertain or self.committed)
+
+
+class Moment(NamedTuple):
+    """A place in the order of what a scope does on a primary: two are the same, or differ.
+
+    Args:
+        statement: stands for the latest statement that was answered there.
+        write: stands for the latest write that came with no position.
+    """
+
+    statement: object
+    write: object
+
+
+class Checkpoint(NamedTuple):
+    """A position that came with the answer to a COMMIT.
+
+    Args:
+        position: it lies at or behind everything that was written and seen before.
+        moment: before when: the message was sent after it.
+    """
+
+    position: Position
+    moment: Moment
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +153,9 @@ class ClusterScope:
         wrote: the scope has written to it; never taken back.
         failed: a replica failed under the scope; the rest is read from the primary.
         pending: the writes that no token covers yet.
+        last_statement: stands for the latest statement that the primary has answered.
+        last_write: stands for the latest write whose position is not known.
+        checkpoint: the latest position that came with a COMMIT.
         seen_on: the server that the scope was sent to although its reader usually meets another;
             what the reader has seen there must not be missing the next time.
         recorded: what a write of the scope was recorded as, for the browser to carry.
@@ -127,6 +174,9 @@ class ClusterScope:
     wrote: bool = False
     failed: bool = False
     pending: WriteMark | None = None
+    last_statement: object = None
+    last_write: object = None
+    checkpoint: Checkpoint | None = None
     seen_on: str | None = None
     recorded: Record | None = None
     is_unstored: bool = False
@@ -145,9 +195,73 @@ class ClusterScope:
         self.wrote = True
         self.choices.clear()
         self.shortcuts.clear()
-        if self.pending is None:
-            self.pending = WriteMark()
-        self.pending.merge(mark)
+        with _lock:
+            if self.pending is None:
+                self.pending = WriteMark()
+            self.pending.merge(mark)
+            if not mark.transactions or mark.committed:
+                self.pending.committed = True
+                self.last_write = object()
+
+    def note_statement(self) -> None:
+        """Remember that a statement was answered by the primary just now."""
+        self.last_statement = object()
+
+    @property
+    def moment(self) -> Moment:
+        """What the scope has done on the primary up to now."""
+        return Moment(self.last_statement, self.last_write)
+
+    def settle(self, raw: Any, checkpoint: Checkpoint | None, *, wrote: bool | None) -> bool:
+        """Take into account how the transaction of a connection has ended.
+
+        Args:
+            raw: the driver's connection.
+            checkpoint: the position that came with the answer.
+            wrote: whether it has written something and was committed. None when it was committed
+                and only the statements tell whether they might have written.
+
+        Returns:
+            whether a write was noticed in it that turns out to be none.
+        """
+        with _lock:
+            was_noticed = self.pending is not None and self.pending.remove(raw)
+            if checkpoint is not None and (
+                self.checkpoint is None or checkpoint.position >= self.checkpoint.position
+            ):
+                self.checkpoint = checkpoint
+            if wrote is None:
+                wrote = was_noticed
+            if wrote:
+                self.pending = self.pending or WriteMark()
+                self.pending.committed = True
+                if checkpoint is None:
+                    self.last_write = object()
+        if wrote:
+            self.wrote = True
+            self.choices.clear()
+            self.shortcuts.clear()
+        return was_noticed and not wrote
+
+    def was_committed_by_hand(self, raw: Any) -> None:
+        """Keep the writes of a transaction that the code itself has perhaps committed."""
+        with _lock:
+            if self.pending is not None and any(
+                raw is open_ for open_ in self.pending.transactions
+            ):
+                self.pending.committed = True
+                self.last_write = object()
+
+    def take_pending(self) -> WriteMark | None:
+        """Return the writes that no token covers yet, and leave them to the caller."""
+        with _lock:
+            pending, self.pending = self.pending, None
+        return None if pending is None or pending.is_empty else pending
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether there are writes that no token covers yet."""
+        return self.pending is not None and not self.pending.is_empty
 
     def leave_replica(self) -> None:
         """Read what is left from the primary: a replica has failed under the scope."""
@@ -182,8 +296,11 @@ class Scope:
     def inherit_writes(self, inner: Scope) -> None:
         """Take over what a scope inside this one has written, before that one forgets it."""
         for primary, state in inner.clusters.items():
-            if state.wrote:
-                self.cluster(primary).add_write(state.pending or WriteMark())
+            pending = state.pending
+            if pending is None and state.wrote:
+                pending = WriteMark()
+            if pending is not None and not pending.is_empty:
+                self.cluster(primary).add_write(pending)
 
     def note_decision(self, decision: Decision) -> None:
         """Keep a decision for the developer, where the setting DEBUG asks for it."""
@@ -233,6 +350,16 @@ class Frame:
 _OUTSIDE = Frame()
 
 current_frame: ContextVar[Frame] = ContextVar("replica_router_frame", default=_OUTSIDE)
+
+
+def _after_fork() -> None:
+    # Whoever holds the lock does not exist in the child.
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def current_scope() -> Scope | None:

@@ -23,7 +23,7 @@ from django_replica_router.rerouting import (
     is_server_side,
     run_on_primary,
 )
-from django_replica_router.statements import is_write_command, might_write
+from django_replica_router.statements import is_write_command, might_commit, might_write
 from django_replica_router.stats import count
 from django_replica_router.transactions import watch_transactions
 from django_replica_router.writes import mark_written
@@ -57,17 +57,29 @@ class StatementObserver:
 def _on_primary(
     primary: str, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]
 ) -> Any:
-    if current_scope() is None or not might_write(sql):
+    scope = current_scope()
+    if scope is None:
         return execute(sql, params, many, context)
     connection = context["connection"]
+    state = scope.cluster(primary)
     try:
         result = execute(sql, params, many, context)
     except BaseException:
         # A statement that failed has written nothing, unless its answer was lost on the way.
-        if getattr(connection.connection, "closed", True) and not connection.in_atomic_block:
+        if (
+            getattr(connection.connection, "closed", True)
+            and not connection.in_atomic_block
+            and might_write(sql)
+        ):
             mark_written(primary, uncertain=True)
         raise
-    mark_written(primary)
+    finally:
+        # Also where it failed: an error tells something of the rows, too.
+        state.note_statement()
+    if might_write(sql):
+        mark_written(primary)
+    if might_commit(sql):
+        state.was_committed_by_hand(connection.connection)
     return result
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import re
 import sys
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import psycopg
 from django.db import connections
 from psycopg import pq
+from psycopg.rows import tuple_row
 
 from django_replica_router.errors import PositionError
 from django_replica_router.lsn import WAL_PAGE_SIZE, normalise_insert_lsn, parse_lsn
@@ -27,6 +30,23 @@ SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text 
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END,
        pg_size_bytes(current_setting('wal_segment_size'))
 """
+
+# In this order: only inside the transaction is its number known, and only behind its COMMIT a
+# position that covers it. The position has a transaction of its own, with a savepoint: where an
+# error comes back, the savepoint tells on which side of the COMMIT. One message holds all of it
+# only in the simple protocol, so without parameters.
+_COMMITTED = "django_replica_router_committed"
+_COMMIT_SQL = f"""
+SELECT pg_current_xact_id_if_assigned() IS NOT NULL;
+COMMIT;
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SAVEPOINT {_COMMITTED};
+SELECT pg_current_wal_insert_lsn()::text,
+       pg_walfile_name(pg_current_wal_insert_lsn()),
+       pg_size_bytes(current_setting('wal_segment_size'));
+COMMIT
+"""
+_POSITION_IN_COMMIT = 4
 
 _PRIMARY_SQL = """
 SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END,
@@ -53,6 +73,8 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END,
 
 _IDENTITY_SQL = f"SELECT system_identifier::text, {_LIFE} FROM pg_control_system()"  # noqa: S608
 
+logger = logging.getLogger("django_replica_router")
+
 _WAL_FILE = re.compile(r"([0-9A-F]{8})[0-9A-F]{16}", re.ASCII)
 
 
@@ -60,6 +82,19 @@ _MAYBE_TEXT = (str, NoneType)
 _MAYBE_COUNT = (int, NoneType)
 # Start time, address, port; the last two are NULL where the connection is no TCP one.
 _LIFE_KINDS = ((str,), _MAYBE_TEXT, _MAYBE_COUNT)
+_POSITION_KINDS = (_MAYBE_TEXT, _MAYBE_TEXT, (int,))
+
+
+class CommitAnswer(NamedTuple):
+    """What the server says of a transaction that it has committed.
+
+    Args:
+        wrote: something was written in it, or None where that is not known.
+        position: a position at or behind its commit, or None where the server told none.
+    """
+
+    wrote: bool | None
+    position: Position | None
 
 
 class ReplicaAnswer(NamedTuple):
@@ -127,7 +162,10 @@ def _ask(
     connection: psycopg.Connection[Any], sql: str, what: str, kinds: Sequence[tuple[type, ...]]
 ) -> tuple[Any, ...]:
     """Return the row that the server answers, with a value of one of the kinds in each column."""
-    row: object = connection.execute(sql).fetchone()
+    return _checked(connection.execute(sql).fetchone(), what, kinds)
+
+
+def _checked(row: object, what: str, kinds: Sequence[tuple[type, ...]]) -> tuple[Any, ...]:
     if row is None:
         message = f"The server answered no row to the question for {what}."
         raise PositionError(message)
@@ -160,12 +198,90 @@ def read_token(connection: psycopg.Connection[Any]) -> Position:
     if connection.info.transaction_status != pq.TransactionStatus.IDLE:
         message = "A transaction is open: its commit has no WAL position yet."
         raise PositionError(message)
-    kinds = (_MAYBE_TEXT, _MAYBE_TEXT, (int,))
-    lsn, wal_file, segment_size = _ask(connection, _POSITION_SQL, "its WAL position", kinds)
+    return _token(connection.execute(_POSITION_SQL).fetchone())
+
+
+def _token(row: object) -> Position:
+    lsn, wal_file, segment_size = _checked(row, "its WAL position", _POSITION_KINDS)
     if segment_size < WAL_PAGE_SIZE:
         message = f"The server tells a wal_segment_size of {segment_size}: less than a page."
         raise PositionError(message)
     return Position(_timeline(wal_file), normalise_insert_lsn(_position(lsn), segment_size))
+
+
+def can_commit(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether ``commit`` can be used: a transaction is open, intact, and not in a pipeline."""
+    info = connection.info
+    return (
+        info.transaction_status == pq.TransactionStatus.INTRANS
+        and info.pipeline_status == pq.PipelineStatus.OFF
+    )
+
+
+def commit(connection: psycopg.Connection[Any]) -> CommitAnswer:
+    """Commit, and learn by the same message whether the transaction has written, and up to where.
+
+    Use it where ``can_commit`` says so.
+
+    Raises:
+        psycopg.Error: the transaction is not committed, or its connection is lost.
+    """
+    # A cursor of the package's own: a site may have the driver bind parameters on the server, which
+    # takes one statement a message, or make rows of another kind.
+    with psycopg.ClientCursor(connection, row_factory=tuple_row) as cursor:
+        try:
+            cursor.execute(_COMMIT_SQL)
+        except psycopg.Error as error:
+            if not _is_committed(connection, cursor):
+                raise
+            logger.warning("The server told no position with a COMMIT: %s", error)
+            return CommitAnswer(None, None)
+        except BaseException:
+            # Interrupted while it waited. Django expects that no transaction is left open.
+            with contextlib.suppress(psycopg.Error):
+                connection.rollback()
+            raise
+        row = cursor.fetchone()
+        wrote = row is None or row[0] is not False
+        for _ in range(_POSITION_IN_COMMIT):
+            cursor.nextset()
+        try:
+            return CommitAnswer(wrote, _token(cursor.fetchall()[0]))
+        except (IndexError, PositionError) as error:
+            logger.warning("The server told no position with a COMMIT: %s", error)
+            return CommitAnswer(wrote, None)
+
+
+def has_failed(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether the open transaction has failed, so that all it can do is to be rolled back."""
+    return connection.info.transaction_status == pq.TransactionStatus.INERROR
+
+
+def was_refused(connection: psycopg.Connection[Any], error: BaseException) -> bool:
+    """Tell whether an error at COMMIT is the server's word that nothing was committed.
+
+    Args:
+        connection: the connection that was to commit.
+        error: the driver's error, or Django's that was made of it.
+    """
+    if connection.closed:
+        return False
+    return any(
+        isinstance(reason, psycopg.Error) and reason.sqlstate is not None
+        for reason in (error, error.__cause__)
+    )
+
+
+def _is_committed(connection: psycopg.Connection[Any], cursor: psycopg.ClientCursor[Any]) -> bool:
+    """Tell whether an error came from behind the COMMIT, and end the transaction of the position."""
+    if connection.info.transaction_status != pq.TransactionStatus.INERROR:
+        return False
+    try:
+        cursor.execute(f"ROLLBACK TO SAVEPOINT {_COMMITTED}")
+    except psycopg.Error:
+        return False
+    connection.rollback()
+    return True
 
 
 def sample_primary(connection: psycopg.Connection[Any]) -> Position:

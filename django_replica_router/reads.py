@@ -36,7 +36,7 @@ from django_replica_router.search import Search, Target
 from django_replica_router.stats import count
 from django_replica_router.tokens import Floor
 from django_replica_router.transactions import find_replica_in_atomic
-from django_replica_router.writes import locate, store_for_everybody
+from django_replica_router.writes import locate_written, store_for_everybody
 
 logger = logging.getLogger("django_replica_router")
 
@@ -252,7 +252,8 @@ def _decide_anew(
         return Decision(primary, Reason.EMPTY_STORE)
     if state.wrote:
         # use_replica after a write of this very scope: the replica must have that, too.
-        written = locate(primary, state.pending or WriteMark())
+        pending = state.pending or WriteMark()
+        written = locate_written(primary, state, pending, state.seen_on, config)
         if written is None or (state.recorded and state.recorded.pinned_until_ms):
             return Decision(primary, Reason.UNRECORDED_WRITE)
         floor = Floor(max(floor.position, written), floor.pinned, expiry_ms(config))

@@ -10,6 +10,7 @@ _HARMLESS = frozenset(
     "ABORT BEGIN CHECKPOINT CLOSE COMMIT DEALLOCATE DISCARD END FETCH LISTEN LOAD LOCK MOVE NOTIFY "
     "RELEASE RESET ROLLBACK SAVEPOINT SET SHOW START UNLISTEN".split()
 )
+_COMMITS = frozenset(["COMMIT", "END", "PREPARE"])
 _QUERIES = frozenset(["SELECT", "TABLE", "VALUES", "WITH"])
 _WRITES = frozenset(
     "ALTER CALL CLUSTER COMMENT COPY CREATE DELETE DO DROP EXECUTE GRANT IMPORT INSERT MERGE "
@@ -158,6 +159,11 @@ def might_write(sql: object) -> bool:
     return _might_write(_text(sql))
 
 
+def might_commit(sql: object) -> bool:
+    """Tell whether the statement could end a transaction and keep what it has written."""
+    return _might_commit(_text(sql))
+
+
 # A site has some hundreds of different statements, since values travel apart from the text.
 @lru_cache(maxsize=2048)
 def _might_write(text: str) -> bool:
@@ -178,3 +184,10 @@ def _might_write(text: str) -> bool:
 def _is_known(name: str) -> bool:
     # Letters beyond ASCII may have one of ASCII as their upper case.
     return name.isascii() and name.upper().removeprefix("PG_CATALOG.") in _KNOWN_CALLS
+
+
+@lru_cache(maxsize=2048)
+def _might_commit(text: str) -> bool:
+    plain = _plain(text)
+    is_one = _ODD not in plain and ";" not in plain.rstrip("; \t\n\r\f\v")
+    return not is_one or _first_word(plain) in _COMMITS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import psycopg
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -11,7 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django_replica_router import postgres, signals
 from django_replica_router.balancers import least_in_flight
 from django_replica_router.conf import Config, get_config
-from django_replica_router.context import ClusterScope, Scope, WriteMark, current_scope
+from django_replica_router.context import Checkpoint, ClusterScope, Scope, WriteMark, current_scope
 from django_replica_router.errors import ConfigurationError, PositionError, StoreError
 from django_replica_router.floors import (
     EVERYBODY,
@@ -66,6 +67,71 @@ def mark_written(primary: str, *, uncertain: bool = False) -> None:
     scope.cluster(primary).add_write(WriteMark(transactions, uncertain))
 
 
+def find_state(alias: str) -> ClusterScope | None:
+    """Return what the present scope knows of that primary; None outside, or for a replica."""
+    scope = current_scope()
+    if scope is None:
+        return None
+    config = get_config()
+    if not config.ENABLED or config.topology.primary_of.get(alias) != alias:
+        return None
+    return scope.cluster(alias)
+
+
+def note_end(
+    alias: str,
+    state: ClusterScope,
+    raw: Any,
+    checkpoint: Checkpoint | None = None,
+    *,
+    wrote: bool | None,
+) -> None:
+    """Take into account how a transaction on a primary has ended.
+
+    Args:
+        alias: alias of the primary.
+        state: what the scope knows of it.
+        raw: the driver's connection.
+        checkpoint: the position that came with the answer.
+        wrote: whether something was written and committed, or None where that is not known.
+    """
+    if state.settle(raw, checkpoint, wrote=wrote) and get_config().MONOTONIC_READS:
+        # That an update has matched nothing tells what the rows are like by now.
+        state.seen_on = alias
+
+
+def locate_written(
+    primary: str, state: ClusterScope, pending: WriteMark, seen_on: str | None, config: Config
+) -> Position | None:
+    """Return a position at or behind the writes and what was seen, with no query where one is known.
+
+    Args:
+        primary: alias of the primary.
+        state: what the scope knows of it.
+        pending: the writes.
+        seen_on: the server on which the scope has seen something that must not be missing later.
+        config: the settings.
+    """
+    return _known(primary, state, pending, seen_on, config) or locate(primary, pending)
+
+
+def _known(
+    primary: str, state: ClusterScope, pending: WriteMark, seen_on: str | None, config: Config
+) -> Position | None:
+    """Return the position that came with the last COMMIT, where nothing lies behind it."""
+    checkpoint = state.checkpoint
+    if checkpoint is None or pending.transactions or pending.uncertain:
+        return None
+    if connections[primary].in_atomic_block or checkpoint.moment.write is not state.last_write:
+        return None
+    if config.MONOTONIC_READS and (
+        # A later statement may have shown what somebody else has committed since.
+        checkpoint.moment.statement is not state.last_statement or seen_on not in {None, primary}
+    ):
+        return None
+    return checkpoint.position
+
+
 def locate(primary: str, mark: WriteMark) -> Position | None:
     """Return a position at or behind the writes, or None where there is no way to be sure."""
     if mark.uncertain or any(getattr(raw, "closed", True) for raw in mark.transactions):
@@ -112,7 +178,7 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
 def needs_finish(scope: Scope, sent_session: str | None = None) -> bool:
     """Tell whether ``finish_scope`` has anything to do, without doing any I/O."""
     return any(
-        state.pending is not None or state.seen_on is not None or _links(scope, state, sent_session)
+        state.has_pending or state.seen_on is not None or _links(scope, state, sent_session)
         for state in scope.clusters.values()
     )
 
@@ -161,13 +227,15 @@ def _is_unlinked(state: ClusterScope, key: str, owner: str) -> bool:
 def _finish_cluster(
     primary: str, scope: Scope, state: ClusterScope, config: Config, sent_session: str | None
 ) -> None:
-    pending, state.pending = state.pending, None
+    pending = state.take_pending()
     seen_on, state.seen_on = state.seen_on, None
     if pending is not None:
+        # Before the package itself reads who it is that has written.
+        position = _known(primary, state, pending, seen_on, config)
         users = _writers(primary, scope, state, config)
         keys = _carried(scope, sent_session)
         if users or keys or config.COOKIE:
-            state.recorded = _record(locate(primary, pending), config)
+            state.recorded = _record(position or locate(primary, pending), config)
             _store_write(primary, scope, state, config, keys, users)
         return
     if connections[primary].in_atomic_block:
@@ -177,7 +245,8 @@ def _finish_cluster(
     if not users and not scope.identity.has_session_data():
         seen_on = None  # there is nobody to remember it for
     if seen_on is not None or sent_session in links:
-        record = _record(locate_seen(primary, seen_on or primary), config)
+        position = _known(primary, state, WriteMark(), seen_on, config)
+        record = _record(position or locate_seen(primary, seen_on or primary), config)
         try:
             _store(primary, scope, state, config, record, _carried(scope, sent_session), users)
         except StoreError:

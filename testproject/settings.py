@@ -11,14 +11,16 @@ from typing import Any
 # TESTPROJECT_DATABASES   DATABASES as JSON
 # TESTPROJECT_CACHE_URL   a Redis or Valkey URL
 # TESTPROJECT_ROUTING     package, random, pin or primary
+# TESTPROJECT_ENGINE      django.db.backends.postgresql, or another database backend
 # TESTPROJECT_INSPECT     1 shows lag and reasons on every page, and a control to change the lag
 ROUTING = os.environ.get("TESTPROJECT_ROUTING", "package")
 INSPECT = os.environ.get("TESTPROJECT_INSPECT") == "1"
+ENGINE = os.environ.get("TESTPROJECT_ENGINE", "django.db.backends.postgresql")
 
 
 def _placeholder(**options: object) -> dict[str, Any]:
     """Return a database that can be named but not reached, so that settings import anywhere."""
-    return {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "NAME": "app"} | options
+    return {"ENGINE": ENGINE, "HOST": "127.0.0.1", "NAME": "app"} | options
 
 
 def _databases() -> dict[str, dict[str, Any]]:

@@ -158,7 +158,7 @@ class TestCluster:
         databases = cluster.django_databases()
         assert list(databases) == ["default", "replica1", "replica2"]
         assert databases["default"] == {
-            "ENGINE": "django.db.backends.postgresql",
+            "ENGINE": os.environ.get("TESTPROJECT_ENGINE", "django.db.backends.postgresql"),
             "NAME": "app",
             "USER": "postgres",
             "PASSWORD": "",

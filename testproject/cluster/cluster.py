@@ -207,7 +207,11 @@ class Cluster:
         self.wait_caught_up()
 
     def django_databases(self, name: str = "app") -> dict[str, dict[str, Any]]:
-        """Return the servers as Django's setting DATABASES."""
+        """Return the servers as Django's setting DATABASES.
+
+        By the database backend that the environment variable TESTPROJECT_ENGINE names, else by
+        Django's own.
+        """
         databases = {"default": _django_database(self.primary, name)}
         for replica in self.replicas:
             settings = _django_database(replica, name)
@@ -222,7 +226,7 @@ def _start_replica(replica: ReplicaServer) -> None:
 
 def _django_database(server: PostgresServer, name: str) -> dict[str, Any]:
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": os.environ.get("TESTPROJECT_ENGINE", "django.db.backends.postgresql"),
         "NAME": name,
         "USER": server.user,
         "PASSWORD": "",

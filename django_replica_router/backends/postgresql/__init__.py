@@ -1,0 +1,1 @@
+"""Django's PostgreSQL backend, whose COMMIT brings the token along."""
