@@ -13,18 +13,23 @@ from django_replica_router import (
     middleware,
     observers,
     policy,
+    postgres,
     reads,
     search,
     stores,
     writes,
 )
+from django_replica_router.backends import mixin
+from django_replica_router.context import ClusterScope
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.search import Search
 from django_replica_router.tokens import Floor, Position, Record
-from tests import test_faults, test_monotonic, test_reads, test_writes
+from testproject.cluster import Cluster
+from tests import test_backend, test_faults, test_monotonic, test_reads, test_writes
+from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
 from tests.test_faults import healed  # noqa: F401 - fixture
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
 from tests.test_writes import signed_in  # noqa: F401 - fixture
@@ -215,6 +220,68 @@ def let_unverified_keys_own(patch: Patch) -> None:
     patch.setattr(RequestIdentity, "owner", lambda self: next(iter(self.users()[-1:]), ""))
 
 
+def ask_for_the_position_too_early(patch: Patch) -> None:
+    before_commit, _, after = postgres._COMMIT_SQL.partition("COMMIT;")
+    begin, _, position = after.partition("SELECT pg_current_wal")
+    position = "SELECT pg_current_wal" + position.partition(";")[0]
+    patch.setattr(postgres, "_COMMIT_SQL", f"{before_commit}{position};COMMIT;{begin}COMMIT")
+    patch.setattr(postgres, "_POSITION_IN_COMMIT", 1)
+
+
+def ignore_the_transactions_number(patch: Patch) -> None:
+    original = postgres.commit
+    patch.setattr(postgres, "commit", lambda raw: original(raw)._replace(wrote=None))
+
+
+def take_a_rollback_for_a_commit(patch: Patch) -> None:
+    patch.setattr(postgres, "has_failed", lambda raw: False)
+    patch.setattr(
+        mixin.TokenMixin, "_rollback", lambda self: super(mixin.TokenMixin, self)._rollback()
+    )
+
+
+def take_a_loss_for_a_refusal(patch: Patch) -> None:
+    patch.setattr(postgres, "was_refused", lambda raw, error: True)
+
+
+def forget_when_the_position_was_told(patch: Patch) -> None:
+    patch.setattr(ClusterScope, "note_statement", lambda self: None)
+
+
+def forget_writes_without_a_position(patch: Patch) -> None:
+    original = writes._known
+
+    def known(primary: str, state: ClusterScope, *args: Any) -> Position | None:
+        if state.checkpoint is not None:
+            moment = state.checkpoint.moment._replace(write=state.last_write)
+            state.checkpoint = state.checkpoint._replace(moment=moment)
+        return original(primary, state, *args)
+
+    patch.setattr(writes, "_known", known)
+
+
+def forget_what_no_transaction_wrote(patch: Patch) -> None:
+    patch.setattr(writes, "note_end", lambda *args, **kwargs: None)
+    original = ClusterScope.settle
+
+    def note_end(alias: str, state: ClusterScope, *args: Any, **kwargs: Any) -> None:
+        original(state, *args, **kwargs)
+
+    patch.setattr(mixin, "note_end", note_end)
+
+
+def trust_raw_statements(patch: Patch) -> None:
+    patch.setattr(observers, "might_commit", lambda sql: False)
+
+
+def take_any_error_for_a_refusal_to_tell(patch: Patch) -> None:
+    patch.setattr(postgres, "_is_committed", lambda *args: True)
+
+
+def take_every_error_for_a_failed_commit(patch: Patch) -> None:
+    patch.setattr(postgres, "_is_committed", lambda *args: False)
+
+
 CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]] = [
     (compare_nothing, test_reads.test_login_works_under_lag, {}),
     (compare_nothing, test_reads.test_a_session_value_is_read_back_under_lag, {}),
@@ -331,6 +398,74 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     ),
 ]
 
+# With the package's own database backend.
+BACKEND_CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]] = [
+    (
+        ask_for_the_position_too_early,
+        test_backend.test_the_token_is_behind_the_commit,
+        {"mode": "on"},
+    ),
+    (
+        ignore_the_transactions_number,
+        test_backend.test_a_transaction_that_wrote_nothing_leaves_the_user_free,
+        {"way": test_backend.matched_nothing},
+    ),
+    (
+        ignore_the_transactions_number,
+        test_backend.test_a_write_that_no_statement_tells_of_is_noticed,
+        {},
+    ),
+    *(
+        (
+            take_a_rollback_for_a_commit,
+            test_backend.test_a_transaction_that_wrote_nothing_leaves_the_user_free,
+            {"way": way},
+        )
+        for way in test_backend.NO_WRITES.values()
+        if way is not test_backend.matched_nothing
+    ),
+    *(
+        (
+            forget_what_no_transaction_wrote,
+            test_backend.test_what_such_a_transaction_has_shown_is_remembered,
+            {"way": way},
+        )
+        for way in test_backend.NO_WRITES.values()
+    ),
+    (
+        take_a_loss_for_a_refusal,
+        test_backend.test_a_connection_lost_at_commit_pins_though_no_write_was_noticed,
+        {},
+    ),
+    (take_a_loss_for_a_refusal, test_backend.test_a_commit_that_was_interrupted_pins, {}),
+    (
+        forget_when_the_position_was_told,
+        test_backend.test_what_the_primary_showed_after_the_commit_is_not_taken_back,
+        {},
+    ),
+    (
+        forget_writes_without_a_position,
+        test_backend.test_a_write_after_the_commit_is_behind_the_token,
+        {},
+    ),
+    (forget_writes_without_a_position, test_backend.test_hooks_and_atomic_requests, {}),
+    (
+        trust_raw_statements,
+        test_backend.test_a_transaction_that_the_code_ends_itself_stays_a_write,
+        {},
+    ),
+    (
+        take_any_error_for_a_refusal_to_tell,
+        test_backend.test_an_error_in_front_of_the_commit_is_an_error,
+        {},
+    ),
+    (
+        take_every_error_for_a_failed_commit,
+        test_backend.test_a_position_that_is_refused_fails_no_commit,
+        {},
+    ),
+]
+
 
 def name_of(control: tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]) -> str:
     """Return a readable id."""
@@ -345,7 +480,27 @@ def test_the_test_of_a_rule_fails_without_the_rule(
     request: pytest.FixtureRequest,
 ) -> None:
     """A test that cannot fail would prove nothing."""
-    take_out, test, arguments = control
+    fail_without(*control, request)
+
+
+@pytest.mark.parametrize("control", BACKEND_CONTROLS, ids=name_of)
+def test_the_test_of_a_rule_of_the_backend_fails_without_the_rule(
+    control: tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]],
+    request: pytest.FixtureRequest,
+    cluster: Cluster,
+) -> None:
+    """Nor would one of the database backend."""
+    with engine(OWN):
+        fail_without(*control, request)
+
+
+def fail_without(
+    take_out: Callable[[Patch], None],
+    test: Callable[..., None],
+    arguments: dict[str, Any],
+    request: pytest.FixtureRequest,
+) -> None:
+    """Run a test with a rule taken out, and fail where it passes."""
     names = [name for name in inspect.signature(test).parameters if name not in arguments]
     arguments = arguments | {name: request.getfixturevalue(name) for name in names}
     with pytest.MonkeyPatch.context() as patch:

@@ -208,7 +208,6 @@ def monitor(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Monitor:
     monitor = Monitor("default", ["replica1"], 1.0, clock=lambda: 1000.0)
     monkeypatch.setitem(registry._registry.monitors, "default", monitor)
     monkeypatch.setattr(connections["replica1"], "ensure_connection", lambda: None)
-    monkeypatch.setattr("django_replica_router.reads.locate_written", lambda *args: Position(1, 500))
     monkeypatch.setattr("django_replica_router.writes.locate", lambda *args: Position(1, 500))
     get_store("default").merge(
         {store_key("default", EVERYBODY): Record(Position(1, 1), 1 << 47)},
