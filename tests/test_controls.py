@@ -65,7 +65,7 @@ def ignore_lag(patch: Patch) -> None:
 
 
 def take_position_too_early(patch: Patch) -> None:
-    patch.setattr(writes.postgres, "read_token", lambda raw: Position(1, 1))
+    patch.setattr(postgres, "_token", lambda row: Position(1, 1))
 
 
 def store_for_no_user(patch: Patch) -> None:
