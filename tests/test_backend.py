@@ -332,6 +332,50 @@ def test_a_write_that_no_statement_tells_of_is_noticed(
     wrote(ann)
 
 
+def test_the_request_itself_reads_what_no_statement_tells_of(
+    signed_in: Client,  # noqa: F811
+    note: Note,  # noqa: F811
+    touching_view: str,
+    lagging: Cluster,
+) -> None:
+    """From then on the request has written, whatever was decided for it before."""
+
+    def action(request: HttpRequest) -> list[int]:
+        first = Note.objects.get(pk=note.pk)
+        with transaction.atomic():
+            execute(touching_view)
+        return [first.version, Note.objects.get(pk=note.pk).version]
+
+    first, second = visit(signed_in, action)
+    assert second > first
+
+
+def by_copy() -> None:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy("COPY notes_tag (name) FROM STDIN") as rows,
+    ):
+        rows.write_row(("blue",))
+
+
+def by_procedure() -> None:
+    with connection.cursor() as cursor:
+        cursor.callproc("notes_touch", [Note.objects.get().pk])
+
+
+@pytest.mark.parametrize("way", [by_copy, by_procedure])
+def test_what_goes_past_the_statements_is_noticed(
+    signed_in: Client,  # noqa: F811
+    ann: User,
+    note: Note,  # noqa: F811
+    only_writes: None,
+    way: Callable[[], None],
+) -> None:
+    """In a transaction nothing needs to be told by note_write()."""
+    visit(signed_in, lambda request: transaction.atomic(way)())
+    wrote(ann)
+
+
 @pytest.mark.parametrize("is_rolled_back", [False, True])
 def test_savepoints(
     signed_in: Client,  # noqa: F811
@@ -431,10 +475,10 @@ def test_a_commit_covers_what_was_written_before_it(ann: User, only_writes: None
     wrote(ann)
 
 
-def test_a_thread_of_the_scope_may_commit_first_and_end_last(
+def test_of_transactions_that_overlap_the_last_one_counts(
     ann: User, cluster: Cluster, only_writes: None
 ) -> None:
-    """Of two transactions that overlap, the token covers the one that is committed last."""
+    """Whichever thread of the scope commits last, the token is behind that."""
     has_written, may_commit = threading.Event(), threading.Event()
 
     def other() -> None:

@@ -20,7 +20,7 @@ from django_replica_router import (
     writes,
 )
 from django_replica_router.backends import mixin
-from django_replica_router.context import ClusterScope
+from django_replica_router.context import ClusterScope, Scope
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
@@ -270,6 +270,19 @@ def forget_what_no_transaction_wrote(patch: Patch) -> None:
     patch.setattr(mixin, "note_end", note_end)
 
 
+def keep_the_first_position(patch: Patch) -> None:
+    original = ClusterScope.settle
+
+    def settle(self: ClusterScope, raw: Any, checkpoint: Any = None, **kwargs: Any) -> bool:
+        return original(self, raw, self.checkpoint or checkpoint, **kwargs)
+
+    patch.setattr(ClusterScope, "settle", settle)
+
+
+def hand_nothing_over(patch: Patch) -> None:
+    patch.setattr(Scope, "inherit_writes", lambda self, inner: None)
+
+
 def trust_raw_statements(patch: Patch) -> None:
     patch.setattr(observers, "might_commit", lambda sql: False)
 
@@ -449,6 +462,25 @@ BACKEND_CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[
         {},
     ),
     (forget_writes_without_a_position, test_backend.test_hooks_and_atomic_requests, {}),
+    (
+        ignore_the_transactions_number,
+        test_backend.test_the_request_itself_reads_what_no_statement_tells_of,
+        {},
+    ),
+    *(
+        (
+            ignore_the_transactions_number,
+            test_backend.test_what_goes_past_the_statements_is_noticed,
+            {"way": way},
+        )
+        for way in (test_backend.by_copy, test_backend.by_procedure)
+    ),
+    (
+        keep_the_first_position,
+        test_backend.test_of_transactions_that_overlap_the_last_one_counts,
+        {},
+    ),
+    (hand_nothing_over, test_backend.test_a_scope_inside_another_hands_its_write_over, {}),
     (
         trust_raw_statements,
         test_backend.test_a_transaction_that_the_code_ends_itself_stays_a_write,
