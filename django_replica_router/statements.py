@@ -190,4 +190,5 @@ def _is_known(name: str) -> bool:
 def _might_commit(text: str) -> bool:
     plain = _plain(text)
     is_one = _ODD not in plain and ";" not in plain.rstrip("; \t\n\r\f\v")
-    return not is_one or _first_word(plain) in _COMMITS
+    word = _first_word(plain)
+    return not is_one or not word or word in _COMMITS

@@ -29,7 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 
-from django_replica_router.statements import is_write_command, might_write
+from django_replica_router.statements import is_write_command, might_commit, might_write
 from testproject.notes.models import Comment, Event, Note, Tag
 
 NAME = "notes_note"
@@ -630,6 +630,41 @@ def test_what_is_hidden_can_only_make_a_statement_a_write(noise: str) -> None:
     name = noise.replace('"', '""')
     assert might_write(f'SELECT "a{name}", f()')
     assert might_write(f'SELECT "a{name}"; DELETE FROM t')
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COMMIT",
+        "commit and chain",
+        "END",
+        " /* now */ Commit",
+        "PREPARE TRANSACTION 'a'",
+        "INSERT INTO t VALUES (1); COMMIT",
+        "DO $$ BEGIN COMMIT; END $$",
+        sql.SQL("COMMIT"),
+        "",
+    ],
+)
+def test_what_might_end_a_transaction_and_keep_its_writes(statement: Any) -> None:
+    """A COMMIT is known as such, and so is what cannot be read."""
+    assert might_commit(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 1",
+        "INSERT INTO t (name) VALUES ('COMMIT; it')",
+        'UPDATE "commit" SET a = 1',
+        "ROLLBACK",
+        "SAVEPOINT a",
+        'RELEASE SAVEPOINT "s1";',
+    ],
+)
+def test_what_ends_no_transaction(statement: str) -> None:
+    """Ordinary statements are none, whatever their strings and names say."""
+    assert not might_commit(statement)
 
 
 @pytest.mark.parametrize(
