@@ -78,7 +78,7 @@ def _on_primary(
         state.note_statement()
     if might_write(sql):
         mark_written(primary)
-    if might_commit(sql):
+    if connection.in_atomic_block and might_commit(sql):
         state.was_committed_by_hand(connection.connection)
     return result
 
