@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ class Server:
     def alias(self, database: str, **test: str) -> dict[str, Any]:
         """Return an entry of ``DATABASES``."""
         return {
-            "ENGINE": "django.db.backends.postgresql",
+            "ENGINE": os.environ.get("TESTPROJECT_ENGINE", "django.db.backends.postgresql"),
             "NAME": database,
             "USER": self.user,
             "PASSWORD": self.password,
