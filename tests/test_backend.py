@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from django.contrib.auth.models import User
 from django.db import DatabaseError, IntegrityError, connection, connections, transaction
 from django.http import HttpRequest, HttpResponseRedirect
 from django.test import Client, override_settings
+from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 
 from django_replica_router import note_write, scope, use_primary, use_replica
@@ -623,30 +625,42 @@ def test_an_answer_to_a_commit_that_is_lost_pins(ann: User, cluster: Cluster) ->
 
 
 def _cut(cluster: Cluster, proxy: ProxyProcess, pid: int) -> None:
+    _wait_for_commit(cluster, pid)
+    proxy.set_mode("primary", "reset")
+
+
+def _wait_for_commit(cluster: Cluster, pid: int) -> None:
     question = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
     wait_until(
         lambda: cluster.primary.execute(question, [pid]) == [("SyncRep",)], "the commit to wait"
     )
-    proxy.set_mode("primary", "reset")
 
 
-def test_a_commit_that_was_interrupted_pins(
-    ann: User, only_writes: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_that_was_interrupted_pins(ann: User, cluster: Cluster, only_writes: None) -> None:
     """Nobody knows what became of a COMMIT that the process did not wait for."""
-    from django_replica_router import postgres
 
-    original = postgres.commit
-
-    def interrupted(raw: Any) -> Any:
-        original(raw)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(postgres, "commit", interrupted)
-    with pytest.raises(KeyboardInterrupt), scope(user=ann), transaction.atomic():
+    @transaction.atomic
+    def tag() -> None:
         Tag.objects.create(name="blue")
+        cluster.primary.configure(synchronous_standby_names="nobody")
+        interrupter.start()
+
+    def interrupt() -> None:
+        _wait_for_commit(cluster, pid)
+        signal.raise_signal(signal.SIGINT)
+
+    connection.ensure_connection()
+    pid = connection.connection.info.backend_pid
+    interrupter = threading.Thread(target=interrupt)
+    try:
+        with scope(user=ann), pytest.raises(KeyboardInterrupt):
+            tag()
+    finally:
+        interrupter.join(30)
+        cluster.primary.configure(synchronous_standby_names=None)
     assert is_pinned(ann)
     assert connection.get_autocommit()
+    assert execute("SELECT name FROM notes_tag") == [("blue",)]
 
 
 @contextmanager
@@ -732,6 +746,26 @@ def test_a_row_factory_of_the_connection_disturbs_nothing(ann: User, only_writes
             connection.connection.row_factory = dict_row
         assert current_state().checkpoint is not None
     wrote(ann)
+
+
+class Foreign(Loader):
+    """Makes of every value something of the site's own."""
+
+    def load(self, data: Any) -> Any:
+        return ("foreign", bytes(data))
+
+
+def test_types_of_the_sites_own_are_nothing_to_go_by(ann: User, only_writes: None) -> None:
+    """What cannot be read is no position, and no sign that nothing was written."""
+    with scope(user=ann):
+        with transaction.atomic():
+            Tag.objects.create(name="blue")
+            for name in ("text", "bool"):
+                connection.connection.adapters.register_loader(name, Foreign)
+        assert current_state().checkpoint is None
+    connection.close()
+    assert is_pinned(ann)
+    assert Tag.objects.count() == 1
 
 
 def test_a_pipeline_commits_plainly(ann: User, cluster: Cluster, only_writes: None) -> None:
