@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
+import psycopg
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -28,6 +30,9 @@ from tests.site import PASSWORD
 
 TIMEOUT = 15.0
 
+POOLER = os.environ.get("REPLICA_ROUTER_TEST_POOLER", "")
+"""``session`` or ``transaction``: the whole run goes through a PgBouncer for each server."""
+
 # A time for each example says more of the machine than of the code.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
@@ -35,17 +40,31 @@ hypothesis.settings.load_profile("project")
 
 @pytest.fixture(scope="session")
 def real_cluster() -> Iterator[Cluster]:
-    """A primary with two streaming replicas and a Valkey server, for the whole run."""
-    with Cluster(replicas=2, cache=True, databases=("app",)) as cluster:
+    """A primary with two streaming replicas and a Valkey server, for the whole run.
+
+    Behind poolers where ``REPLICA_ROUTER_TEST_POOLER`` says so.
+    """
+    with Cluster(replicas=2, cache=True, databases=("app",), pooler=POOLER) as cluster:
         yield cluster
 
 
 def pytest_report_header() -> str:
     """Say which servers the run is about."""
-    return "servers: " + ", ".join(
+    servers = [
         os.environ.get(variable) or f"from the wheel ({variable} names others)"
         for variable in ("REPLICA_ROUTER_POSTGRES_BIN", "REPLICA_ROUTER_REDIS_SERVER")
-    )
+    ]
+    if POOLER:
+        servers.append(f"behind PgBouncer in {POOLER} mode")
+    return "servers: " + ", ".join(servers)
+
+
+@pytest.fixture(autouse=True)
+def _mind_the_pooler(request: pytest.FixtureRequest) -> None:
+    """Skip, with the reason, what has no meaning behind a pooler of that mode."""
+    for marker in request.node.iter_markers("not_pooled"):
+        if POOLER and POOLER in marker.kwargs.get("modes", (POOLER,)):
+            pytest.skip(f"not behind PgBouncer in {POOLER} mode: {marker.args[0]}")
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +89,32 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited {TIMEOUT} s in vain: {what}"
         time.sleep(0.002)
+
+
+def wait_until_reachable(alias: str) -> None:
+    """Return once new connections to that alias have an answer, the site's and the monitor's.
+
+    A pooler that has met a dead server tries it again only after a while.
+    """
+    database = connections[alias].settings_dict
+
+    def answers(name: str) -> bool:
+        with (
+            contextlib.suppress(psycopg.Error),
+            psycopg.connect(
+                host=database["HOST"],
+                port=database["PORT"],
+                user=database["USER"],
+                dbname=name,
+                connect_timeout=2,
+            ) as raw,
+        ):
+            raw.execute("SELECT 1")
+            return True
+        return False
+
+    for name in (database["NAME"], "postgres"):
+        wait_until(lambda name=name: answers(name), f"{alias} to answer")
 
 
 def wait_until_routed(replicas: int = 2) -> None:

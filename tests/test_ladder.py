@@ -15,7 +15,7 @@ from django_replica_router.budget import FallbackBudget
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import wait_until, wait_until_routed
+from tests.conftest import wait_until, wait_until_reachable, wait_until_routed
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -111,6 +111,7 @@ def test_with_the_primary_down_the_site_can_be_read(
         assert visit(client, use_primary(count)).status_code == 500
     finally:
         cluster.primary.start()
+        wait_until_reachable("default")
     wait_until(lambda: not monitor.primary_is_down, "the primary to be back")
     wait_until_routed()
     # As Django does at the end of a request; its test client leaves it out.
@@ -133,4 +134,5 @@ def test_with_the_primary_down_reads_that_need_it_fail_by_default(
         assert visit(client, count).status_code == 500
     finally:
         cluster.primary.start()
+        wait_until_reachable("default")
     wait_until_routed()

@@ -313,13 +313,15 @@ def test_a_connection_lost_at_commit_pins_its_user(
         try:
             with transaction.atomic():
                 note.save()
-                pid = connection.connection.info.backend_pid
+                ((pid,),) = connection.connection.execute("SELECT pg_backend_pid()").fetchall()
                 cluster.primary.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
         except Exception as error:
             return type(error).__name__
         return "committed"
 
-    assert visit(signed_in, action, "post") in {"OperationalError", "InterfaceError"}
+    # PgBouncer adds an error of its own to the server's, which the driver does not expect.
+    lost = {"OperationalError", "InterfaceError", "InternalError"}
+    assert visit(signed_in, action, "post") in lost
     record = record_of(ann)
     assert record is not None
     assert record.pinned_until_ms > 0

@@ -14,6 +14,10 @@ from testproject.cluster.workspace import Workspace
 
 POSTGRES_VARIABLE = "REPLICA_ROUTER_POSTGRES_BIN"
 REDIS_VARIABLE = "REPLICA_ROUTER_REDIS_SERVER"
+PGBOUNCER_VARIABLE = "REPLICA_ROUTER_PGBOUNCER"
+
+# Where distributions install it: there is no wheel of it.
+PGBOUNCER_PATHS = (Path("/usr/sbin/pgbouncer"), Path("/usr/local/bin/pgbouncer"))
 
 # Only the programs of the wheels are used, not their Python layers. Those start and stop servers
 # through lock files, atexit hooks and state that the whole process shares, and know no standby and
@@ -91,6 +95,38 @@ def find_valkey(workspace: Workspace) -> Path:
         found = _copy(found, workspace.path / "programs" / found.name)
         _require_runnable(found, workspace, REDIS_VARIABLE)
     return found
+
+
+def locate_pgbouncer() -> Path | None:
+    """Return where PgBouncer is, or None where it is not installed.
+
+    Raises:
+        ClusterError: the variable names something that is no file.
+    """
+    named = os.environ.get(PGBOUNCER_VARIABLE)
+    if named:
+        program = Path(named).absolute()
+        if not program.is_file():
+            raise ClusterError(
+                f"{PGBOUNCER_VARIABLE} is {named!r}, which is not a file. Set it to the path of "
+                f"PgBouncer, such as {PGBOUNCER_PATHS[0]}."
+            )
+        return program
+    on_path = shutil.which("pgbouncer")
+    candidates = [*PGBOUNCER_PATHS, *([Path(on_path)] if on_path else [])]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def find_pgbouncer(workspace: Workspace) -> Path:
+    """Return PgBouncer, where the workspace's account can run it."""
+    program = locate_pgbouncer()
+    if program is None:
+        raise ClusterError(
+            f"No PgBouncer was found. Install it with 'apt-get install pgbouncer', or set "
+            f"{PGBOUNCER_VARIABLE} to its path."
+        )
+    _require_runnable(program, workspace, PGBOUNCER_VARIABLE)
+    return program
 
 
 def _wheel_directory(package: str) -> Path | None:

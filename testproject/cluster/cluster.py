@@ -16,8 +16,14 @@ from typing import Any, Self
 import psycopg
 from psycopg import sql
 
-from testproject.cluster.binaries import PostgresBinaries, find_postgres, find_valkey
+from testproject.cluster.binaries import (
+    PostgresBinaries,
+    find_pgbouncer,
+    find_postgres,
+    find_valkey,
+)
 from testproject.cluster.errors import ClusterError
+from testproject.cluster.pgbouncer import PgBouncerServer
 from testproject.cluster.postgres import PostgresServer
 from testproject.cluster.replica import ReplicaServer
 from testproject.cluster.server import Server
@@ -37,6 +43,10 @@ class Cluster:
         cache: whether there is a Valkey server.
         databases: names of databases to create.
         settings: PostgreSQL settings for the primary and its replicas.
+        pooler: "session" or "transaction", which is the mode of a PgBouncer in front of each
+            server; no pooler where it is empty. ``django_databases()`` leads through it, and what
+            a test does to a server does not.
+        pooler_settings: PgBouncer's settings.
     """
 
     def __init__(
@@ -46,7 +56,12 @@ class Cluster:
         cache: bool = True,
         databases: Sequence[str] = ("app",),
         settings: Mapping[str, str] | None = None,
+        pooler: str = "",
+        pooler_settings: Mapping[str, str] | None = None,
     ) -> None:
+        self.pooler = pooler
+        self.poolers: dict[str, PgBouncerServer] = {}
+        self._pooler_settings = dict(pooler_settings or {})
         self.replicas: list[ReplicaServer] = []
         self.cache: ValkeyServer | None = None
         self._primary: PostgresServer | None = None
@@ -122,6 +137,41 @@ class Cluster:
             for task in tasks:
                 task.result()
         self.wait_caught_up()
+        if self.pooler:
+            servers = (self._primary, *self.replicas)
+            self.lead_poolers(self.pooler, {server.name: server.port for server in servers})
+
+    def lead_poolers(self, mode: str, targets: Mapping[str, int]) -> dict[str, int]:
+        """Put a PgBouncer in front of each port, and return the ports at which they are reached.
+
+        Args:
+            mode: "session" or "transaction"; where it is empty there are none, and the ports
+                themselves are returned.
+            targets: a port for each name.
+        """
+        self.remove_poolers()
+        self.pooler = mode
+        return {name: self._lead_pooler(name, port) for name, port in targets.items()}
+
+    def _lead_pooler(self, name: str, port: int) -> int:
+        if not self.pooler or self._workspace is None:
+            return port
+        self.poolers[name] = pooler = PgBouncerServer(
+            self._workspace,
+            find_pgbouncer(self._workspace),
+            f"pooler-{name}-{port}-{self.pooler}",
+            target_port=port,
+            pool_mode=self.pooler,
+            settings=self._pooler_settings,
+        )
+        pooler.start()
+        return pooler.port
+
+    def remove_poolers(self) -> None:
+        """Stop all poolers: applications reach the servers themselves."""
+        self.pooler = ""
+        while self.poolers:
+            self.poolers.popitem()[1].remove()
 
     def stop(self) -> None:
         """Stop all servers and remove their directory; do nothing if there is none."""
@@ -137,7 +187,12 @@ class Cluster:
                 server.ask_to_end()
 
     def _servers(self) -> list[Server]:
-        servers: list[Server | None] = [self._primary, *self.replicas, self.cache]
+        servers: list[Server | None] = [
+            self._primary,
+            *self.replicas,
+            self.cache,
+            *self.poolers.values(),
+        ]
         return [server for server in servers if server is not None]
 
     def _forget_servers(self) -> None:
@@ -146,6 +201,7 @@ class Cluster:
         self._primary = None
         self.cache = None
         self.replicas = []
+        self.poolers = {}
         self._replica_numbers = itertools.count(1)
 
     def create_database(self, name: str) -> None:
@@ -158,6 +214,7 @@ class Cluster:
         replica = self._new_replica()
         try:
             _start_replica(replica)
+            self._lead_pooler(replica.name, replica.port)
         except BaseException:
             replica.kill()
             self.replicas.remove(replica)
@@ -204,32 +261,41 @@ class Cluster:
                 server.start()
         for replica in self.replicas:
             replica.heal(self.primary)
+        for server in (self.primary, *self.replicas):
+            if server.name in self.poolers:
+                self.poolers[server.name].lead(server.port)
         self.wait_caught_up()
 
     def django_databases(self, name: str = "app") -> dict[str, dict[str, Any]]:
-        """Return the servers as Django's setting DATABASES.
+        """Return the servers as Django's setting DATABASES, through their poolers.
 
         By the database backend that the environment variable TESTPROJECT_ENGINE names, else by
         Django's own.
         """
-        databases = {"default": _django_database(self.primary, name)}
+        databases = {"default": self._django_database(self.primary, name)}
         for replica in self.replicas:
-            settings = _django_database(replica, name)
+            settings = self._django_database(replica, name)
             databases[replica.name] = {**settings, "TEST": {"MIRROR": "default"}}
         return databases
+
+    def entrance(self, server: PostgresServer) -> int:
+        """Return the port at which an application reaches a server: its pooler's, or its own."""
+        pooler = self.poolers.get(server.name)
+        return server.port if pooler is None else pooler.port
+
+    def _django_database(self, server: PostgresServer, name: str) -> dict[str, Any]:
+        return {
+            "ENGINE": os.environ.get("TESTPROJECT_ENGINE", "django.db.backends.postgresql"),
+            "NAME": name,
+            "USER": server.user,
+            "PASSWORD": "",
+            "HOST": server.host,
+            "PORT": str(self.entrance(server)),
+            # A cursor of the server's lives on one of its connections.
+            "DISABLE_SERVER_SIDE_CURSORS": self.pooler == "transaction",
+        }
 
 
 def _start_replica(replica: ReplicaServer) -> None:
     replica.copy_upstream()
     replica.start()
-
-
-def _django_database(server: PostgresServer, name: str) -> dict[str, Any]:
-    return {
-        "ENGINE": os.environ.get("TESTPROJECT_ENGINE", "django.db.backends.postgresql"),
-        "NAME": name,
-        "USER": server.user,
-        "PASSWORD": "",
-        "HOST": server.host,
-        "PORT": str(server.port),
-    }
