@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from django.db import connections
 from django.db.utils import OperationalError
 
 from django_replica_router import postgres
+from django_replica_router.inflight import in_flight, shut_down
 from django_replica_router.monitor import Monitor
+from django_replica_router.policy import ReplicaState
 
-_STANDBY = "_replica_router_standby"
+_SIGHT = "_replica_router_sight"
+_OPENED = "_replica_router_opened"
+
+# No PostgreSQL ends, starts again and answers queries in less (measured: 60 ms, empty). Within it a
+# pooled connection is not looked through again.
+_LEAST_RESTART = 0.02
+
+Life = tuple[Any, ...]
+
+
+class _Sight(NamedTuple):
+    """Which standby a connection was seen to lead to.
+
+    Args:
+        raw: the driver's connection. Django may have opened another one since.
+        life: which server, and which life of it.
+        is_pooled: a pooler may lead it elsewhere without its breaking.
+        seen_at: the moment before the server was asked.
+    """
+
+    raw: Any
+    life: Life
+    is_pooled: bool
+    seen_at: float
 
 
 def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
@@ -32,63 +58,127 @@ def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
     if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":
         return False
     raw = connection.connection
-    if raw is not None and not raw.closed and _is_watched(connection, alias, monitor):
-        return True
     try:
+        if raw is not None and not raw.closed and _is_watched(connection, alias, monitor):
+            return True
         if raw is not None:
             # It broke where nobody looked: Django would find out when it asks for a cursor. Or it
             # reaches a server that the alias does not mean any more.
             connection.close()
         _bound_connecting(connection, timeout)
-        connection.ensure_connection()
-        return _is_known_server(connection, alias, monitor)
+        _ensure_connection(connection, alias)
+        if _is_known_server(connection, alias, monitor):
+            return True
+        connection.close()
     except Exception as error:  # refused, timed out, misconfigured: never the visitor's concern
+        connection.close()
         monitor.report(alias, error)
-        return False
+    return False
+
+
+def _ensure_connection(connection: Any, alias: str) -> None:
+    """Open the connection; where the statements hang that Django prepares it by, they are ended."""
+    waiting: list[int] = []
+    connection.__dict__[_OPENED] = lambda raw: waiting.append(in_flight.enter(alias, raw))
+    try:
+        connection.ensure_connection()
+    finally:
+        del connection.__dict__[_OPENED]
+        for number in waiting:
+            in_flight.leave(number)
 
 
 def _is_watched(connection: Any, alias: str, monitor: Monitor) -> bool:
     """Tell whether an open connection reaches the server that is known.
 
-    The code may have opened it past this module, as by ``using()``.
+    The code may have opened it past this module, as by ``using()``; or a pooler may have led it
+    elsewhere meanwhile.
     """
-    raw = connection.connection
-    if connection.__dict__.get(_STANDBY) is raw:
-        return True
-    if not isinstance(raw, psycopg.Connection) or not monitor.looks_itself:
+    if not isinstance(connection.connection, psycopg.Connection) or not monitor.looks_itself:
         return True
     try:
-        is_known = monitor.knows_server(alias, postgres.identify(raw).life)
+        sight = _look_again(connection, alias)
     except Exception:  # says nothing of the server: the connection may be an old one
         return False
-    if is_known:
-        setattr(connection, _STANDBY, raw)
-    return is_known
+    return sight is not None and monitor.life(alias) == sight.life
 
 
 def _is_known_server(connection: Any, alias: str, monitor: Monitor) -> bool:
-    raw = connection.connection
-    if not isinstance(raw, psycopg.Connection) or not monitor.looks_itself:
+    if not isinstance(connection.connection, psycopg.Connection) or not monitor.looks_itself:
         return True
-    if monitor.is_same_server(alias, postgres.identify(raw).life):
-        setattr(connection, _STANDBY, raw)
-        return True
-    connection.close()
-    return False
+    sight = _look_again(connection, alias)
+    if sight is None:
+        monitor.report(alias, "A request has met it.", ReplicaState.PROMOTED)
+        return False
+    return monitor.is_same_server(alias, sight.life)
 
 
-def has_been_promoted(connection: Any) -> bool:
-    """Tell whether the server of a connection was a standby and is none any more.
+def _look_again(connection: Any, alias: str) -> _Sight | None:
+    """Return which standby the connection leads to now, or None where it is none.
 
-    The server tells libpq of itself, with the answer to the statement before: no query. (The
-    parameter ``in_hot_standby`` of PostgreSQL 14, "Parameter Status Changes" in libpq's manual.)
+    A connection without a pooler leads to one server in one life, or breaks: that is asked once.
     """
     raw = connection.connection
-    return (
-        raw is not None
-        and connection.__dict__.get(_STANDBY) is raw
-        and raw.pgconn.parameter_status(b"in_hot_standby") != b"on"
-    )
+    sight: _Sight | None = connection.__dict__.get(_SIGHT)
+    now = time.monotonic()
+    if sight is not None and sight.raw is raw:
+        if not sight.is_pooled:
+            return sight if raw.pgconn.parameter_status(b"in_hot_standby") == b"on" else None
+        if now - sight.seen_at < _LEAST_RESTART:
+            return sight
+    number = in_flight.enter(alias, raw)
+    try:
+        identity = postgres.identify(raw)
+    finally:
+        in_flight.leave(number)
+    if not identity.in_recovery:
+        return None
+    sight = _Sight(raw, identity.life, identity.is_pooled, now)
+    setattr(connection, _SIGHT, sight)
+    return sight
+
+
+def life_behind(alias: str) -> Life | None:
+    """Return which server, and which life of it, this thread's connection was last seen to reach."""
+    connection: Any = connections[alias]
+    sight: _Sight | None = connection.__dict__.get(_SIGHT)
+    return None if sight is None or sight.raw is not connection.connection else sight.life
+
+
+def is_elsewhere(connection: Any, life: Life | None) -> bool:
+    """Tell whether the last statement may have been answered by another server than was chosen.
+
+    Without a pooler this costs no query: a connection leads to one server in one life or breaks,
+    and of a promotion the server tells libpq itself, with its answer. (The parameter
+    ``in_hot_standby`` of PostgreSQL 14, "Parameter Status Changes" in libpq's manual.) Through a
+    pooler, or where Django has opened another connection since, the server is asked.
+
+    Args:
+        connection: Django's connection to a replica, with no transaction open.
+        life: which server, in which life, was chosen; None where nobody has chosen.
+    """
+    if connection.__dict__.get(_SIGHT) is None and life is None:
+        return False  # nobody has vouched for it: a mirror in a test, an alias named by the code
+    if not isinstance(connection.connection, psycopg.Connection):
+        return False
+    try:
+        sight = _look_again(connection, connection.alias)
+    except Exception:  # whatever has become of it, the statement can be run elsewhere
+        return True
+    return sight is None or life not in (None, sight.life)
+
+
+def is_standby(connection: Any) -> bool:
+    """Tell whether the connection is known, without any query, to lead to a standby.
+
+    A mirror of a test leads to none, and takes writes itself.
+    """
+    raw = connection.connection
+    if raw is None:
+        return False
+    sight: _Sight | None = connection.__dict__.get(_SIGHT)
+    is_seen = sight is not None and sight.raw is raw and sight.is_pooled
+    return is_seen or raw.info.parameter_status("in_hot_standby") == "on"
 
 
 def _bound_connecting(connection: Any, timeout: float) -> None:
@@ -102,9 +192,30 @@ def _bound_connecting(connection: Any, timeout: float) -> None:
     connect: Callable[[Any], Any] = connection.get_new_connection
 
     def connect_within_bound(params: Any) -> Any:
-        return _Attempt(connect, params).result(timeout)
+        raw, sight = _Attempt(connect, params).result(timeout)
+        setattr(connection, _SIGHT, sight)
+        connection.__dict__.get(_OPENED, _ignore)(raw)
+        return raw
 
     connection.get_new_connection = connect_within_bound
+
+
+def _ignore(raw: Any) -> None:
+    pass
+
+
+def _first_sight(raw: Any) -> _Sight | None:
+    """Return which standby a new connection leads to, or None where it is none, or unknown.
+
+    A pooler takes a connection also where no server can be reached: only an answer shows that one
+    is there.
+    """
+    if not isinstance(raw, psycopg.Connection):
+        return None
+    raw.autocommit = True  # no transaction is left open; Django sets what it wants afterwards
+    now = time.monotonic()
+    identity = postgres.identify(raw)
+    return _Sight(raw, identity.life, identity.is_pooled, now) if identity.in_recovery else None
 
 
 def _give_back(raw: Any) -> None:
@@ -116,7 +227,7 @@ def _give_back(raw: Any) -> None:
 
 
 class _Attempt:
-    """One attempt to connect, in a thread of its own."""
+    """One attempt to connect and to have an answer, in a thread of its own."""
 
     def __init__(self, connect: Callable[[Any], Any], params: Any) -> None:
         self._connect = connect
@@ -125,6 +236,8 @@ class _Attempt:
         self._done = threading.Event()
         self._is_given_up = False
         self._raw: Any = None
+        self._sight: _Sight | None = None
+        self._has_answered = False
         self._error: Exception | None = None
         # A daemon: a thread that waits for a dead host keeps no process alive.
         threading.Thread(target=self._run, name="replica-router-connect", daemon=True).start()
@@ -132,22 +245,27 @@ class _Attempt:
     def _run(self) -> None:
         try:
             raw = self._connect(self._params)
+            with self._lock:
+                self._raw = raw
+                is_wanted = not self._is_given_up
+            if is_wanted:
+                self._sight = _first_sight(raw)
         except Exception as error:  # handed to the thread that waits for it
             self._error = error
-        else:
-            with self._lock:
-                if self._is_given_up:
-                    _give_back(raw)
-                else:
-                    self._raw = raw
+        with self._lock:
+            self._has_answered = self._error is None
+            if self._raw is not None and (self._is_given_up or self._error is not None):
+                _give_back(self._raw)
         self._done.set()
 
-    def result(self, timeout: float) -> Any:
+    def result(self, timeout: float) -> tuple[Any, _Sight | None]:
         self._done.wait(timeout)
         with self._lock:
-            if self._raw is not None:
-                return self._raw
+            if self._has_answered:
+                return self._raw, self._sight
             self._is_given_up = True
+            if self._raw is not None and self._error is None:
+                shut_down(self._raw)  # so that its thread ends, too
         if self._error is not None:
             raise self._error
         message = f"The server did not accept a connection within {timeout:g} s."

@@ -51,11 +51,12 @@ class InFlight:
         with self._lock:
             hanging = [w for w in self._waiting.values() if w.alias == alias and w.since < limit]
             for waiting in hanging:
-                _shut_down(waiting.raw)
+                shut_down(waiting.raw)
         return len(hanging)
 
 
-def _shut_down(raw: Any) -> None:
+def shut_down(raw: Any) -> None:
+    """End all waiting for the server of a driver's connection."""
     # A driver's connection that is closed already has no socket any more.
     with contextlib.suppress(Exception), socket.socket(fileno=os.dup(raw.pgconn.socket)) as line:
         line.shutdown(socket.SHUT_RDWR)

@@ -104,14 +104,16 @@ class Monitor:
     @property
     def primary_is_down(self) -> bool:
         """The last attempt to sample the primary has failed, or has been waiting for too long."""
-        busy_since = self._primary_poller.busy_since
-        is_waiting = busy_since is not None and self.clock() - busy_since > PATIENCE
-        return self._primary_poller.has_failed or is_waiting
+        return self._primary_poller.has_failed or self._primary_poller.is_waiting
 
     @property
     def timeline(self) -> int | None:
         """The primary's timeline as last seen, or None before the first sample."""
         return self._samples[-1].position.timeline if self._samples else None
+
+    def life(self, alias: str) -> tuple[object, ...] | None:
+        """Return which server an alias reaches, and which life of it, as last seen."""
+        return self._pollers[alias].life
 
     def replicas(self) -> list[Replica]:
         """Return what is known of each replica now."""
@@ -127,20 +129,23 @@ class Monitor:
         return Replica(alias, state, reading.watermark, now - reading.fresh_at)
 
     def _is_silent(self, alias: str, now: float) -> bool:
-        busy_since = self._pollers[alias].busy_since
-        is_waiting = busy_since is not None and now - busy_since > PATIENCE
-        return is_waiting or now - self.readings[alias].read_at > self._silence
+        return self._pollers[alias].is_waiting or now - self.readings[alias].read_at > self._silence
 
     def watch(self) -> None:
-        """End the waiting for replicas that do not answer, again and again."""
+        """End the waiting for servers that do not answer, again and again."""
         while not self._ended.wait(PATIENCE / 4):
             now = self.clock()
-            for alias in self._pollers:
+            if self.primary_is_down:
+                # Nothing but the look at it: TCP, or a pooler, may keep that waiting for minutes.
+                in_flight.end(self.primary, PATIENCE)
+            for alias, poller in self._pollers.items():
                 state = self.readings[alias].state
                 if state is ReplicaState.STREAMING and self._is_silent(alias, now):
                     self.lose(alias, ReplicaState.SILENT, "")
                     state = ReplicaState.SILENT
-                if state is ReplicaState.SILENT:
+                # A pooler keeps those waiting who ask for a server that cannot be reached.
+                is_waiting = poller.is_waiting and state is not ReplicaState.STREAMING
+                if state is ReplicaState.SILENT or is_waiting:
                     for _ in range(in_flight.end(alias, PATIENCE)):
                         count("waits_ended")
 
@@ -294,16 +299,12 @@ class Monitor:
         if not self._samples or self.clock() - self._samples[-1].at > max_lag / 4:
             self._primary_poller.poke()
 
-    def knows_server(self, alias: str, life: tuple[object, ...]) -> bool:
-        """Tell whether that is the server, in that life of it, which the monitor looks at."""
-        return self._pollers[alias].life == life
-
     def is_same_server(self, alias: str, life: tuple[object, ...]) -> bool:
         """Tell whether a request has met the server that the monitor looks at.
 
         Where it has not, the server was started anew a moment ago, or the alias is several.
         """
-        if self.knows_server(alias, life):
+        if self.life(alias) == life:
             return True
         self._pollers[alias].suspect(life)
         return False

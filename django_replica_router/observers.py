@@ -9,7 +9,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import get_config
-from django_replica_router.connecting import has_been_promoted
+from django_replica_router.connecting import is_elsewhere, is_standby
 from django_replica_router.context import current_scope
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
@@ -95,7 +95,7 @@ def _on_replica(
     connection, cursor = context["connection"], context["cursor"]
     if is_bound(connection):
         return run_on_primary(primary, cursor, sql, params, many)
-    if is_write_command(sql) and _is_standby(connection) and _can_leave(connection, primary):
+    if is_write_command(sql) and is_standby(connection) and _can_leave(connection, primary):
         return run_on_primary(primary, cursor, sql, params, many)
     number = in_flight.enter(alias, connection.connection)
     try:
@@ -113,9 +113,9 @@ def _on_replica(
         in_flight.leave(number)
     if connection.in_atomic_block:
         return result
-    if has_been_promoted(connection):
-        _leave(alias, primary, connection, ReplicaState.PROMOTED, "")
-        count("retried_promoted")
+    if is_elsewhere(connection, _chosen_life(primary, alias)):
+        _leave(alias, primary, connection, ReplicaState.UNKNOWN, "Promoted, or started anew.")
+        count("retried_elsewhere")
         return run_on_primary(primary, cursor, sql, params, many)
     if is_server_side(cursor):
 
@@ -131,6 +131,12 @@ def _on_replica(
     return result
 
 
+def _chosen_life(primary: str, alias: str) -> tuple[object, ...] | None:
+    scope = current_scope()
+    state = None if scope is None else scope.clusters.get(primary)
+    return None if state is None else state.lives.get(alias)
+
+
 def _is_mendable(
     primary: str, alias: str, connection: BaseDatabaseWrapper, error: Exception
 ) -> bool:
@@ -141,13 +147,6 @@ def _is_mendable(
         _leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         return True
     return False
-
-
-def _is_standby(connection: BaseDatabaseWrapper) -> bool:
-    # libpq is told by the server, with the answer before: no query. A mirror of a test is no
-    # standby, and takes writes itself.
-    raw: Any = connection.connection
-    return raw is not None and raw.info.parameter_status("in_hot_standby") == "on"
 
 
 def _can_leave(connection: BaseDatabaseWrapper, primary: str) -> bool:

@@ -32,6 +32,7 @@ CONNECT_TIMEOUT = 2.0
 _FIRST_CHASE_DELAY = 0.0005
 _LAST_CHASE_DELAY = 0.02
 _MAX_BACKOFF = 15.0
+_MAX_DOUBLINGS = 30
 _MAX_CONNECTION_AGE = 60.0
 _LIVES_KEPT = 16
 
@@ -47,8 +48,15 @@ class Poller(threading.Thread):
         self.busy_since: float | None = None
         self._connection: psycopg.Connection[Any] | None = None
         self._connected_at = -math.inf
+        self._is_known = False
         self._wake = threading.Event()
         self._failures = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """The present look waits for its answer for longer than a server may take."""
+        busy_since = self.busy_since
+        return busy_since is not None and self.monitor.clock() - busy_since > PATIENCE
 
     @property
     def has_failed(self) -> bool:
@@ -76,7 +84,9 @@ class Poller(threading.Thread):
                 self._failures += 1
                 self._close()
                 self.failed(error)
-                delay = min(self.monitor.interval * 2 ** (self._failures - 1), _MAX_BACKOFF)
+                # A power of what never ends to grow is at last too large for a number.
+                doublings = min(self._failures - 1, _MAX_DOUBLINGS)
+                delay = min(self.monitor.interval * 2**doublings, _MAX_BACKOFF)
             finally:
                 self.busy_since = None
             # Jitter, so that many processes do not look at the same moment.
@@ -87,9 +97,16 @@ class Poller(threading.Thread):
         connection = self._connect()
         number = in_flight.enter(self.alias, connection)
         try:
+            if not self._is_known:
+                self.identify(connection)
+                self._is_known = True
             self.look(connection)
         finally:
             in_flight.leave(number)
+
+    def identify(self, connection: psycopg.Connection[Any]) -> None:
+        """Find out which server the connection reaches."""
+        self.identity = postgres.identify(connection)
 
     def _connect(self) -> psycopg.Connection[Any]:
         """Return the connection, opened anew where it is gone, or old.
@@ -102,7 +119,7 @@ class Poller(threading.Thread):
         if self._connection is None or self._connection.closed:
             self._connection = postgres.connect(self.alias, CONNECT_TIMEOUT)
             self._connected_at = now
-            self.identity = postgres.identify(self._connection)
+            self._is_known = False
         return self._connection
 
     def _close(self) -> None:
@@ -154,14 +171,20 @@ class ReplicaPoller(Poller):
         return self._lives[-1] if self._lives else None
 
     def suspect(self, life: tuple[Any, ...]) -> None:
-        """Take into account that a request met another server under this alias."""
-        self._suspect = life
+        """Take into account that a request met another server under this alias.
+
+        One that is known to be over was met before its end, and proves nothing.
+        """
+        if life not in self._lives:
+            self._suspect = life
         self._connected_at = -math.inf
         self._wake.set()
 
     def look(self, connection: psycopg.Connection[Any]) -> None:
         read_at = self.monitor.clock()
         answer = postgres.ask_replica(connection)
+        if self.identity is not None and self.identity.life != answer.life:
+            self.identify(connection)  # behind a pooler, it may be another server by now
         self._note_life(answer.life)
         if read_at - self._examined_at >= self.monitor.interval / 2:
             self._examination, self._examined_at = postgres.examine_replica(connection), read_at
@@ -183,9 +206,10 @@ class ReplicaPoller(Poller):
         if self.life != life:
             # Another server, or the same one started anew, perhaps from an older backup: what the
             # one before had replayed says nothing.
-            self._lives = [*self._lives[-_LIVES_KEPT:], life]
+            # Forgotten first: who sees the new life sees nothing of the one before.
             self._examined_at = -math.inf
             self.monitor.forget(self.alias)
+            self._lives = [*self._lives[-_LIVES_KEPT:], life]
 
     def _state(self, answer: postgres.ReplicaAnswer) -> ReplicaState:
         primary = self.monitor.primary_identity

@@ -71,7 +71,10 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END,
        (SELECT timeline_id FROM pg_control_checkpoint())
 """
 
-_IDENTITY_SQL = f"SELECT system_identifier::text, {_LIFE} FROM pg_control_system()"  # noqa: S608
+_IDENTITY_SQL = (
+    f"SELECT system_identifier::text, pg_is_in_recovery(), pg_backend_pid(), {_LIFE} "  # noqa: S608
+    f"FROM pg_control_system()"
+)
 
 logger = logging.getLogger("django_replica_router")
 
@@ -133,10 +136,14 @@ class ServerIdentity(NamedTuple):
     Args:
         system: the cluster's system identifier; a primary and its standbys share it.
         life: start time and address; changes with a restart, a rebuild, another server.
+        in_recovery: it is a standby.
+        is_pooled: a pooler stands in between, which may lead the next statement elsewhere.
     """
 
     system: str
     life: tuple[Any, ...]
+    in_recovery: bool = False
+    is_pooled: bool = False
 
 
 def _timeline(wal_file: object) -> int:
@@ -162,7 +169,8 @@ def _ask(
     connection: psycopg.Connection[Any], sql: str, what: str, kinds: Sequence[tuple[type, ...]]
 ) -> tuple[Any, ...]:
     """Return the row that the server answers, with a value of one of the kinds in each column."""
-    return _checked(connection.execute(sql).fetchone(), what, kinds)
+    # Never prepared: behind a pooler, the next statement may meet a server that was told nothing.
+    return _checked(connection.execute(sql, prepare=False).fetchone(), what, kinds)
 
 
 def _checked(row: object, what: str, kinds: Sequence[tuple[type, ...]]) -> tuple[Any, ...]:
@@ -336,8 +344,12 @@ def identify(connection: psycopg.Connection[Any]) -> ServerIdentity:
         psycopg.Error: the server cannot be asked.
         PositionError: the server answers something else than expected.
     """
-    system, *life = _ask(connection, _IDENTITY_SQL, "its identity", ((str,), *_LIFE_KINDS))
-    return ServerIdentity(system, tuple(life))
+    kinds = ((str,), (bool,), (int,), *_LIFE_KINDS)
+    system, in_recovery, pid, *life = _ask(connection, _IDENTITY_SQL, "its identity", kinds)
+    # A pooler makes up the process id that libpq is told when it connects: it stands for the
+    # pooler's own client, so that a cancel request can be led to whatever server that has then.
+    is_pooled = connection.info.backend_pid != pid
+    return ServerIdentity(system, tuple(life), in_recovery, is_pooled)
 
 
 def connect(alias: str, timeout: float) -> psycopg.Connection[Any]:

@@ -13,7 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_replica_router.balancers import Order, least_in_flight, order_for
 from django_replica_router.budget import budget
 from django_replica_router.conf import AGE_ERROR, Config
-from django_replica_router.connecting import connect_to_replica
+from django_replica_router.connecting import connect_to_replica, life_behind
 from django_replica_router.context import ClusterScope, Frame, Scope, Shortcut, WriteMark
 from django_replica_router.errors import ReplicaRouterError, StoreError
 from django_replica_router.floors import (
@@ -200,6 +200,9 @@ def _decide_by_token(
     if choice is None and _identifies_unknown_reader(model, scope, state):
         return Decision(primary, Reason.UNKNOWN_SESSION)
     decision = _decide_anew(primary, scope, floor, max_lag, config, choice)
+    life = None if decision.alias == primary else life_behind(decision.alias)
+    if life is not None:
+        state.lives[decision.alias] = life
     count(_EVENTS[decision.reason])
     budget.note_decision()
     if choice is None:

@@ -18,6 +18,10 @@ _BOUND = "_replica_router_bound"
 # has had no effect, and the reader is free to ask another server.
 _SERVER_GONE = frozenset(["40001", "40P01", "57P01", "57P02", "57P03", "57P04"])
 
+# Connection exceptions: also what PgBouncer answers where it has no server to give ("query_wait_timeout",
+# "server login has been failing"), or has lost it.
+_CONNECTION_EXCEPTION = "08"
+
 
 def sqlstate(error: BaseException) -> str | None:
     """Return the SQLSTATE of a driver's error that Django has wrapped."""
@@ -40,7 +44,12 @@ def is_replica_fault(error: BaseException, raw: Any) -> bool:
         error: what the statement has raised.
         raw: the driver's connection.
     """
-    return sqlstate(error) in _SERVER_GONE or bool(getattr(raw, "closed", False))
+    state = sqlstate(error) or ""
+    return (
+        state in _SERVER_GONE
+        or state.startswith(_CONNECTION_EXCEPTION)
+        or bool(getattr(raw, "closed", False))
+    )
 
 
 def run_on_primary(primary: str, cursor: CursorWrapper, sql: Any, params: Any, many: bool) -> Any:

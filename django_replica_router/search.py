@@ -74,6 +74,7 @@ class Search:
         self._began = monitor.clock()
         self._has_sampled = False
         self._refused: set[str] = set()
+        self._lives: dict[str, tuple[object, ...] | None] = {}
 
     def run(self) -> Decision:
         """Return the decision for a replica, or for the primary where none may serve.
@@ -91,20 +92,31 @@ class Search:
                 decision = choose_least_lagged(self._ranked(), target.floor, target.fallback_lag)
             if decision is None:
                 return self._fall_back()
-            if connect_to_replica(decision.alias, self._monitor, target.connect_timeout):
+            alias, life = decision.alias, self._lives.get(decision.alias)
+            if connect_to_replica(
+                alias, self._monitor, target.connect_timeout
+            ) and self._is_in_life(alias, life):
                 return decision
-            self._refused.add(decision.alias)
+            self._refused.add(alias)
+
+    def _is_in_life(self, alias: str, life: tuple[object, ...] | None) -> bool:
+        # Else it was started anew since it was chosen: what it had replayed then says nothing.
+        return self._monitor.life(alias) == life
 
     def _preferred(self) -> list[Replica]:
         first = self._order.first
         if first is None or first in self._refused or first not in self._monitor.readings:
             return self._ranked()[:1]
-        return [self._monitor.replica(first)]
+        return [self._replica(first)]
+
+    def _replica(self, alias: str) -> Replica:
+        self._lives[alias] = self._monitor.life(alias)  # before the reading, which may be newer
+        return self._monitor.replica(alias)
 
     def _ranked(self) -> list[Replica]:
         monitor, refused = self._monitor, self._refused
         return [
-            monitor.replica(alias)
+            self._replica(alias)
             for alias in self._order.all()
             if alias in monitor.readings and alias not in refused
         ]

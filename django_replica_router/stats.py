@@ -25,7 +25,8 @@ def get_stats() -> Mapping[str, int]:
 
     - ``reads_<reason>``: first decisions of a scope, by the reason in lower case.
     - ``retried_<cause>``: statements that were run again on the primary: ``refused_write``,
-      ``replica_fault``, ``promoted``, ``first_fetch``.
+      ``replica_fault``, ``elsewhere`` (a replica that was promoted, started anew, or is another
+      server behind its pooler), ``first_fetch``.
     - ``waits_ended``: statements whose waiting for a replica that hung was ended.
     - ``tokens_unstored``: writes whose token the store refused.
     - ``writes_unlocated``: writes that could not be located in the WAL, so that their user is

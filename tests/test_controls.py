@@ -295,6 +295,14 @@ def take_every_error_for_a_failed_commit(patch: Patch) -> None:
     patch.setattr(postgres, "_is_committed", lambda *args: False)
 
 
+def believe_every_connection(patch: Patch) -> None:
+    patch.setattr(observers, "is_elsewhere", lambda connection, life: False)
+
+
+def believe_every_life(patch: Patch) -> None:
+    patch.setattr(Search, "_is_in_life", lambda self, alias, life: True)
+
+
 CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]] = [
     (compare_nothing, test_reads.test_login_works_under_lag, {}),
     (compare_nothing, test_reads.test_a_session_value_is_read_back_under_lag, {}),
@@ -374,6 +382,21 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         ask_no_other_router,
         test_reads.test_a_model_that_another_router_keeps_elsewhere_stays_there,
         {"first": "package"},
+    ),
+    (
+        believe_every_connection,
+        test_faults.test_a_connection_that_was_opened_anew_is_seen_through,
+        {},
+    ),
+    (
+        believe_every_connection,
+        test_faults.test_a_promoted_replica_is_left_with_its_next_answer,
+        {},
+    ),
+    (
+        believe_every_life,
+        test_faults.test_a_replica_that_is_started_anew_while_it_is_chosen_serves_nobody,
+        {},
     ),
     (connect_blindly, test_reads.test_without_a_live_replica_the_site_works_from_the_primary, {}),
     (

@@ -931,16 +931,21 @@ class Replies:
         self.poller = cluster.monitor._pollers["r1"]
         self.poller.identity = MINE
         self.answer = ReplicaAnswer(True, 100, LIFE)
+        self.system = SYSTEM
         self.examination = HEALTHY
         self.examined = 0
         self.takes = 0.0
         cluster.monitor._primary_poller.identity = ServerIdentity(SYSTEM, PRIMARY_LIFE)
         monkeypatch.setattr("django_replica_router.postgres.ask_replica", self._ask)
         monkeypatch.setattr("django_replica_router.postgres.examine_replica", self._examine)
+        monkeypatch.setattr("django_replica_router.postgres.identify", self._identify)
 
     def _ask(self, connection: Any) -> ReplicaAnswer:
         self.cluster.now += self.takes
         return self.answer
+
+    def _identify(self, connection: Any) -> ServerIdentity:
+        return ServerIdentity(self.system, self.answer.life, self.answer.in_recovery)
 
     def _examine(self, connection: Any) -> Examination:
         self.examined += 1
@@ -1006,6 +1011,17 @@ def test_primary_itself_is_told_from_a_promoted_replica(cluster: Cluster, replie
     cluster.sample(100)
     replies.answer = ReplicaAnswer(False, 100, PRIMARY_LIFE)
     assert replies.look() is ReplicaState.PRIMARY
+
+
+def test_pooler_that_leads_to_another_cluster_is_noticed(
+    cluster: Cluster, replies: Replies
+) -> None:
+    """On one connection, the next answer may be of a server that was never asked who it is."""
+    cluster.sample(100)
+    assert replies.look() is STREAMING
+    replies.system = FOREIGN.system
+    replies.answer = replies.answer._replace(life=OTHER_LIFE)
+    assert replies.look() is ReplicaState.FOREIGN
 
 
 def test_replica_that_stayed_on_the_old_timeline_is_out(cluster: Cluster, replies: Replies) -> None:
@@ -1094,6 +1110,19 @@ def test_request_that_met_another_server_is_believed(cluster: Cluster, replies: 
     assert not cluster.monitor.is_same_server("r1", OTHER_LIFE)
     assert cluster.woken() == ["r1"]
     assert replies.look() is ReplicaState.BALANCED
+
+
+def test_request_that_met_a_server_before_its_restart_proves_nothing(
+    cluster: Cluster, replies: Replies
+) -> None:
+    """Its report may come late: the alias is one server nevertheless."""
+    cluster.sample(100)
+    assert replies.look() is STREAMING
+    replies.answer = replies.answer._replace(life=OTHER_LIFE)
+    replies.look()
+    assert not cluster.monitor.is_same_server("r1", LIFE)
+    replies.look()
+    assert cluster.replica().state is not ReplicaState.BALANCED
 
 
 def test_restart_that_a_request_noticed_first_is_a_restart(
@@ -1277,6 +1306,9 @@ class ScriptedPoller(Poller):
         self._connection = self._connection or self.open()
         return self._connection
 
+    def identify(self, connection: Any) -> None:
+        pass
+
     def open(self) -> Any:
         """Return what stands for a connection."""
         return SimpleNamespace(close=lambda: None)
@@ -1305,6 +1337,14 @@ def test_failing_server_is_looked_at_more_and_more_rarely(cluster: Cluster) -> N
     poller.run()
     assert poller.errors == [*errors, poller.errors[-1]]
     assert rounded_up(poller.delays, [1, 2, 4, 8, 15, 15, 15, 1, 1])
+
+
+def test_server_that_was_down_for_a_day_is_still_looked_at(cluster: Cluster) -> None:
+    """However often it has failed, the thread goes on, and sees it come back."""
+    poller = ScriptedPoller(cluster.monitor, [*[OSError("x")] * 3000, None])
+    poller.run()
+    assert not poller.has_failed
+    assert len(poller.delays) == 3001
 
 
 def test_looks_are_spread_in_time(cluster: Cluster) -> None:

@@ -99,7 +99,7 @@ def rebuild(arena: Arena, alias: str, random: Random) -> Iterator[None]:
     replica = arena.replicas[alias]
     old = replica.data_directory.with_name(f"{replica.data_directory.name}-old")
     replica.kill()
-    _copy(replica.data_directory, old)
+    copy_directory(replica.data_directory, old)
     replica.start()
     yield
     # Nobody asks meanwhile: whoever meets the dead server goes elsewhere, and from then on is
@@ -116,7 +116,7 @@ def rebuild(arena: Arena, alias: str, random: Random) -> Iterator[None]:
     replica.reconnect()
 
 
-def _copy(directory: Path, target: Path) -> None:
+def copy_directory(directory: Path, target: Path) -> None:
     """Copy a data directory, which stays its owner's."""
     shutil.copytree(directory, target, symlinks=True)
     owner = directory.stat()
