@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from testproject.cluster import ClusterError
+from testproject.cluster.pgbouncer import POOL_MODES
 from tests.torture.faults import FAULTS
 from tests.torture.report import document, is_passed, text
 from tests.torture.run import Plan, new_cluster, run
@@ -53,6 +54,7 @@ def _run(options: Namespace) -> int:
         users=options.users,
         faults=options.faults,
         control=options.control,
+        pooler=options.pooler,
     )
     with new_cluster(plan.replicas) as cluster:
         result = run(plan, cluster, (lambda line: None) if options.quiet else _tell)
@@ -87,6 +89,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--control", choices=SABOTAGES, default="", help="sabotage the package: must be found out"
+    )
+    parser.add_argument(
+        "--pooler", choices=POOL_MODES, default="", help="mode of a PgBouncer for each server"
     )
     parser.add_argument("--quiet", action="store_true", help="tell nothing before the end")
     return parser

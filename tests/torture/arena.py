@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any
@@ -62,6 +62,7 @@ class Arena:
         recorder: is told what is broken when.
         ended: set when the run is over.
         token_life: seconds for which tokens bind.
+        entrances: the port at which the site reaches each alias.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Arena:
     ) -> None:
         self.cluster = cluster
         self.proxy = proxy
+        self.entrances: Mapping[str, int] = proxy.ports
         self.gate = Gate()
         self.write_gate = Gate()
         self.recorder = recorder
@@ -118,14 +120,14 @@ class Arena:
         self.proxy.set_target(alias, server.port)
 
     def wait_reachable(self, alias: str) -> None:
-        """Return when the alias answers a query through its proxy."""
+        """Return when the alias answers a query on the site's way to it."""
 
         def answers() -> bool:
             with (
                 suppress(psycopg.Error),
                 psycopg.connect(
                     host=LOOPBACK,
-                    port=self.proxy.ports[alias],
+                    port=self.entrances[alias],
                     user="postgres",
                     dbname=DATABASE,
                     connect_timeout=2,

@@ -43,6 +43,7 @@ def document(result: Result) -> dict[str, Any]:
     return {
         "seed": plan.seed,
         "control": plan.control,
+        "pooler": plan.pooler,
         "seconds": round(result.seconds, 1),
         "workers": plan.workers,
         "replicas": plan.replicas,

@@ -61,6 +61,9 @@ class Plan:
         targets: the only replicas that faults take, counted from 0; all where there are none.
         hold: least and most seconds that faults last.
         stops_early: end as soon as there is a violation.
+        pooler: mode of a PgBouncer between the site and the proxy of each server; none where empty.
+            So near the site, it is met by every fault of network and servers, while the site's
+            connections to it live on.
     """
 
     seconds: float = 60.0
@@ -78,6 +81,7 @@ class Plan:
     targets: Sequence[int] = ()
     hold: tuple[float, float] = HOLD_SECONDS
     stops_early: bool = False
+    pooler: str = ""
     max_staleness: float = MAX_LAG + TOLERANCE
 
 
@@ -136,8 +140,10 @@ def run(plan: Plan, cluster: Cluster, tell: Callable[[str], None] = lambda line:
         names = [f"u{number}" for number in range(1, plan.users + 1)]
         databases = cluster.django_databases(DATABASE)
         prepare(cluster, databases, names)
-        for alias, port in proxy.ports.items():
+        arena.entrances = cluster.lead_poolers(plan.pooler, proxy.ports)
+        for alias, port in arena.entrances.items():
             databases[alias]["PORT"] = str(port)
+            databases[alias]["DISABLE_SERVER_SIDE_CURSORS"] = plan.pooler == "transaction"
         if cluster.cache is None:
             raise ArenaError("The cluster has no cache. Start it with cache=True.")
         cluster.cache.flush()
