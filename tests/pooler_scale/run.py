@@ -1,0 +1,201 @@
+"""Servers, poolers and processes of clients; what they counted, and how many connections there were."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from testproject.cluster import Cluster, PostgresServer
+from tests.torture.server import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+DATABASE = "app"
+CLIENTS_PER_PROCESS = 2500
+SAMPLE_SECONDS = 0.1
+
+
+class ScaleError(Exception):
+    """A process of clients has ended, or takes longer than it may."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it."""
+
+    clients: int
+    server_connections: int
+    counts: Counter[str] = field(default_factory=Counter)
+    stats: Counter[str] = field(default_factory=Counter)
+    connect_seconds: float = 0.0
+    work_seconds: float = 0.0
+    peak_clients: int = 0
+    peak_servers: int = 0
+
+    @property
+    def is_passed(self) -> bool:
+        """Every connection was open at once, every read was right, and servers had few of them."""
+        return (
+            self.counts["errors"] == 0
+            and self.counts["stale"] == 0
+            and self.counts["reads"] >= self.clients
+            and self.counts["open"] == 2 * self.clients
+            and self.peak_servers <= self.server_connections
+        )
+
+
+def run(
+    clients: int, server_connections: int, *, rounds: int = 1, seconds: float = 480.0
+) -> Outcome:
+    """Connect all clients at once and have each write and read back its value.
+
+    Args:
+        clients: how many; each has a connection to the primary and one to the replica.
+        server_connections: how many the poolers may have, to the two servers together.
+        rounds: how often each client writes.
+        seconds: after which to give up.
+    """
+    outcome = Outcome(clients, server_connections)
+    deadline = time.monotonic() + seconds
+    limits = {
+        "max_client_conn": str(clients + 1000),
+        "default_pool_size": str(server_connections // 2),
+        "max_db_connections": str(server_connections // 2),
+        "query_wait_timeout": "60",
+        "listen_backlog": "1024",
+    }
+    settings = {"max_connections": str(server_connections + 50)}
+    with Cluster(
+        replicas=1,
+        databases=(DATABASE,),
+        settings=settings,
+        pooler="transaction",
+        pooler_settings=limits,
+    ) as cluster:
+        assert cluster.cache is not None
+        environ = {
+            **environment(cluster.django_databases(DATABASE), cluster.cache.url, {}),
+            "DJANGO_SETTINGS_MODULE": "tests.pooler_scale.settings",
+        }
+        _prepare(cluster, environ, clients)
+        with ExitStack() as stack:
+            stack.enter_context(_watched(cluster, outcome))
+            workers = [
+                stack.enter_context(_worker(environ, first, min(CLIENTS_PER_PROCESS, left)))
+                for first, left in (
+                    (1 + done, clients - done) for done in range(0, clients, CLIENTS_PER_PROCESS)
+                )
+            ]
+            outcome.connect_seconds, _ = _step("connect", workers, deadline)
+            for _ in range(rounds):
+                taken, answers = _step("work", workers, deadline)
+                outcome.work_seconds += taken
+        for answer in answers:
+            outcome.counts.update(answer["counts"])
+            outcome.stats.update(answer["stats"])
+    return outcome
+
+
+def _prepare(cluster: Cluster, environ: dict[str, str], clients: int) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "django", "migrate", "--verbosity", "0"],
+        env=environ,
+        cwd=ROOT,
+        check=True,
+    )
+    cluster.primary.execute(
+        "INSERT INTO notes_tag (id, name) SELECT n, n::text FROM generate_series(1, %s) n",
+        [clients],
+        dbname=DATABASE,
+    )
+    cluster.wait_caught_up()
+
+
+@contextmanager
+def _worker(environ: dict[str, str], first: int, count: int) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.pooler_scale.worker", str(first), str(count)],
+        env=environ,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _step(
+    word: str, workers: Sequence[subprocess.Popen[str]], deadline: float
+) -> tuple[float, list[dict[str, Any]]]:
+    """Have all workers do something at once; return how long it took, and their answers."""
+    began = time.monotonic()
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write(f"{word}\n")
+        worker.stdin.flush()
+    # A worker that takes too long is ended, which ends the waiting for its answer.
+    timer = threading.Timer(deadline - began, lambda: [worker.kill() for worker in workers])
+    timer.start()
+    try:
+        answers = [json.loads(_answer(worker.stdout)) for worker in workers]
+    finally:
+        timer.cancel()
+    return time.monotonic() - began, answers
+
+
+def _answer(stream: TextIO | None) -> str:
+    line = "" if stream is None else stream.readline()
+    if not line:
+        raise ScaleError("A process of clients has ended, or took longer than it may.")
+    return line
+
+
+@contextmanager
+def _watched(cluster: Cluster, outcome: Outcome) -> Iterator[None]:
+    """Count connections during the block: clients of the poolers, and of the servers."""
+    ended = threading.Event()
+    servers: list[PostgresServer] = [cluster.primary, *cluster.replicas]
+
+    def watch() -> None:
+        with ExitStack() as stack:
+            raws = [stack.enter_context(server.connect()) for server in servers]
+            while not ended.wait(SAMPLE_SECONDS):
+                outcome.peak_servers = max(outcome.peak_servers, sum(map(_count_backends, raws)))
+                clients = sum(
+                    row["items"]
+                    for pooler in cluster.poolers.values()
+                    for row in pooler.ask("SHOW LISTS")
+                    if row["list"] == "used_clients"
+                )
+                # The console's own connections are clients, too.
+                outcome.peak_clients = max(outcome.peak_clients, clients - len(cluster.poolers))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(10.0)
+
+
+def _count_backends(raw: Any) -> int:
+    # Whoever has come through a pooler: this connection has not, nor has replication.
+    rows = raw.execute(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE backend_type = 'client backend' AND datname = 'app'"
+    ).fetchall()
+    return int(rows[0][0])
