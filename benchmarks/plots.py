@@ -1,0 +1,58 @@
+"""Draws plots as SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Plot
+
+
+def draw(plot: Plot, path: Path) -> None:
+    """Write a plot to an SVG file, the same bytes for the same figures."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    with mpl.rc_context({"svg.hashsalt": "benchmarks", "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(7.0, 3.6), layout="constrained")
+        try:
+            (_draw_bars if plot.kind == "bar" else _draw_lines)(plot, axes)
+            axes.set_title(plot.title, loc="left")
+            axes.set_xlabel(plot.x_label)
+            axes.set_ylabel(plot.y_label)
+            axes.grid(axis="y", alpha=0.3)
+            if len(plot.series) > 1:
+                axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            figure.savefig(path, format="svg", metadata={"Date": None})
+        finally:
+            pyplot.close(figure)
+
+
+def _draw_lines(plot: Plot, axes: Any) -> None:
+    if "x" in plot.log:
+        axes.set_xscale("log")
+    if "y" in plot.log:
+        axes.set_yscale("log")
+    for name, points in plot.series.items():
+        xs, middle, low, high = zip(*points, strict=True)
+        axes.plot(xs, middle, marker="o", markersize=3, label=name)
+        axes.fill_between(xs, low, high, alpha=0.15)
+    if "y" not in plot.log:
+        axes.set_ylim(bottom=0)
+
+
+def _draw_bars(plot: Plot, axes: Any) -> None:
+    if "y" in plot.log:
+        axes.set_yscale("log")
+    width = 0.8 / max(1, len(plot.series))
+    for number, (name, points) in enumerate(plot.series.items()):
+        xs = [x + (number - (len(plot.series) - 1) / 2) * width for x, *_ in points]
+        middle = [point[1] for point in points]
+        errors = [
+            [max(0.0, point[1] - point[2]) for point in points],
+            [max(0.0, point[3] - point[1]) for point in points],
+        ]
+        axes.bar(xs, middle, width, yerr=errors, label=name, error_kw={"linewidth": 0.8})
+    axes.set_xticks(range(len(plot.ticks)), plot.ticks)
