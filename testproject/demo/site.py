@@ -97,8 +97,15 @@ def running_site(
     cluster: Cluster, routing: str, *, workers: int, port: int = 0, inspect: bool = False
 ) -> Iterator[Site]:
     """Serve the project for the length of the block."""
+    environ = environment(cluster, routing, inspect=inspect)
+    with serving(environ, workers=workers, port=port) as site:
+        yield site
+
+
+@contextmanager
+def serving(environ: dict[str, str], *, workers: int, port: int = 0) -> Iterator[Site]:
+    """Serve the project for the length of the block, with the settings that the environment names."""
     with tempfile.TemporaryFile() as log:
-        environ = environment(cluster, routing, inspect=inspect)
         site = _start(environ, workers=workers, port=port, log=log)
         try:
             _wait_until_it_answers(site)
