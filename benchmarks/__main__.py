@@ -69,7 +69,7 @@ def _measure(benchmark: Benchmark, options: Options, command: str) -> Any:
 
 
 def _options(options: Namespace) -> Options:
-    rounds = options.rounds or (2 if options.quick else 5)
+    rounds = options.rounds or (1 if options.quick else 5)
     return Options(quick=options.quick, rounds=rounds, seed=options.seed)
 
 

@@ -214,7 +214,14 @@ ALL = (
     ),
 )
 
-BY_NAME = {contender.name: contender for contender in ALL}
+CONSTANT = Contender(
+    name="constant",
+    title="a router that returns one alias: what Django's own part costs",
+    routers=["benchmarks.naive.ConstantRouter"],
+)
+"""Not a way of routing, but the floor under the cost of a decision."""
+
+BY_NAME = {contender.name: contender for contender in (*ALL, CONSTANT)}
 
 UNFIT = {
     "django-pindb": "imports `django.utils.importlib`, which Django has not had since 1.9",

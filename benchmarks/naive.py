@@ -1,4 +1,4 @@
-"""What a team writes first on learning of LSNs: ask the replica on every read."""
+"""Routers written for the comparison: the least there can be, and asking the replica every time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,22 @@ COOKIE = "naive_lsn"
 _wanted: ContextVar[int] = ContextVar("benchmarks_naive_lsn", default=0)
 
 
+class ConstantRouter:
+    """Sends every read to one replica: what Django and a method call cost, and nothing else."""
+
+    def db_for_read(self, model: type[Model], **hints: object) -> str:
+        """Return that replica."""
+        return "replica1"
+
+    def db_for_write(self, model: type[Model], **hints: object) -> str:
+        """Return the primary."""
+        return PRIMARY
+
+
 class NaiveLsnRouter(RandomReplicaRouter):
     """Reads from a random replica if that has replayed what the browser's cookie says.
 
+    This is what a team writes first on learning of LSNs.
     It costs one more round trip for every read. It has no bound on lag, no monotonic reads, and
     nothing for other devices of the same user.
     """

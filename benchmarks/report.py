@@ -66,7 +66,8 @@ def _verdicts(results: Mapping[str, Result]) -> str:
 def _contenders() -> str:
     table = Table("", ["name", "what it does", "version"])
     for contender in ALL:
-        table.add(f"`{contender.name}`", contender.title, contender.version or None)
+        known = None if contender.missing else contender.version
+        table.add(f"`{contender.name}`", contender.title, known or None)
     unfit = [f"Not compared: {name}, which {reason}." for name, reason in UNFIT.items()]
     return "\n\n".join([markdown_table(table), *unfit])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from benchmarks import views
+from benchmarks import probe, views
 from testproject.urls import urlpatterns as site_urlpatterns
 
 urlpatterns = [
@@ -12,4 +12,5 @@ urlpatterns = [
     path("bench/<int:queries>/", views.page),
     path("bench/mine/<int:queries>/", views.my_page),
     path("bench/write/", views.write),
+    path("bench/probe/", probe.probe),
 ]
