@@ -20,7 +20,7 @@ REPLICAS = "{replicas}"
 POSTGRESQL = "django.db.backends.postgresql"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Contender:
     """One way of routing.
 

@@ -11,8 +11,8 @@ from itertools import repeat
 from statistics import median
 from typing import Any
 
+import redis
 from django.conf import settings
-from django.core.cache import caches
 from django.db import router
 from django.test import Client
 
@@ -22,7 +22,6 @@ from testproject.notes.models import Note
 
 _CHUNKS = 7
 _READY_SECONDS = 20.0
-_KEYS = 3
 
 
 def _client(session: str | None) -> Client:
@@ -38,7 +37,8 @@ class _Browsers:
     by_case: dict[str, Client] = {}  # noqa: RUF012 - one process, one set
 
 
-def _browser(case: str, session: str | None) -> Client:
+def browser(case: str, session: str | None) -> Client:
+    """Return the browser of a case, made on first use."""
     if case not in _Browsers.by_case:
         _Browsers.by_case[case] = _client(session)
     return _Browsers.by_case[case]
@@ -46,7 +46,7 @@ def _browser(case: str, session: str | None) -> Client:
 
 def prepare(case: str, session: str | None, *, writes: bool) -> str:
     """Bring the browser of a case to where it can be measured, and return where its reads go."""
-    client = _browser(case, session)
+    client = browser(case, session)
     if writes:
         client.post("/bench/write/")
     if "django_replica_router" not in settings.INSTALLED_APPS:
@@ -90,7 +90,7 @@ def repeat_ns(case: str, session: str | None, seconds: float, *, instance: bool)
         timed = {name: _time_call(call, seconds) - empty for name, call in calls.items()}
         return {**timed, **_allocations(calls["django"])}
 
-    found: dict[str, Any] = inside_request(_browser(case, session), measure)
+    found: dict[str, Any] = inside_request(browser(case, session), measure)
     return found
 
 
@@ -139,30 +139,49 @@ def _allocations(call: Callable[[], Any]) -> dict[str, float]:
     return {"bytes": median(peaks), "kept": max(0.0, round(kept, 2))}
 
 
-def first_ns(case: str, session: str | None, requests: int) -> dict[str, float]:
-    """Return the median nanoseconds of the first decision of a request, asked before any read."""
+class CacheTime:
+    """Time spent in the cache's client since the last reset, and its commands."""
 
-    def measure() -> int:
+    spent = 0
+    commands = 0
+
+
+def watch_cache() -> None:
+    """Have every command of redis-py counted and timed, whoever sends it."""
+    send = redis.Redis.execute_command
+    if hasattr(send, "is_watched"):
+        return
+
+    def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+        began = time.perf_counter_ns()
+        try:
+            return send(self, *args, **options)  # type: ignore[no-untyped-call]
+        finally:
+            CacheTime.spent += time.perf_counter_ns() - began
+            CacheTime.commands += 1
+
+    execute_command.is_watched = True  # type: ignore[attr-defined]
+    redis.Redis.execute_command = execute_command  # type: ignore[method-assign]
+
+
+def first_ns(case: str, session: str | None, requests: int) -> dict[str, float]:
+    """Return the median nanoseconds of the first decision of a request, asked before any read.
+
+    And of that, the time in the cache's client, and the rest.
+    """
+    watch_cache()
+
+    def measure() -> tuple[int, int, int]:
+        CacheTime.spent = CacheTime.commands = 0
         began = time.perf_counter_ns()
         router.db_for_read(Note)
-        return time.perf_counter_ns() - began
+        return time.perf_counter_ns() - began, CacheTime.spent, CacheTime.commands
 
-    client = _browser(case, session)
-    values = [inside_request(client, measure, early=True) for _ in range(requests)]
-    return {"django": median(values)}
-
-
-def cache_read_ns(requests: int) -> float:
-    """Return the median nanoseconds of one MGET of as many keys as a request looks up."""
-    cache: Any = caches["default"]
-    client = cache.client.get_client(write=True)
-    names = [f"benchmarks:{number}" for number in range(_KEYS)]
-
-    def measure() -> int:
-        began = time.perf_counter_ns()
-        client.mget(names)
-        return time.perf_counter_ns() - began
-
-    browser = _browser("cache", None)
-    values: list[float] = [inside_request(browser, measure, early=True) for _ in range(requests)]
-    return median(values)
+    client = browser(case, session)
+    taken = [inside_request(client, measure, early=True) for _ in range(requests)]
+    return {
+        "django": median(total for total, _, _ in taken),
+        "cache": median(spent for _, spent, _ in taken),
+        "rest": median(total - spent for total, spent, _ in taken),
+        "commands": sum(commands for *_, commands in taken) / len(taken),
+    }

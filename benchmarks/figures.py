@@ -71,3 +71,20 @@ def text_of(value: float) -> str:
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def cell_text(cell: Cell) -> str:
+    """Return what stands in a cell."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, Spread):
+        if cell.low == cell.high:
+            return text_of(cell.median)
+        return f"{text_of(cell.median)} ({text_of(cell.low)}-{text_of(cell.high)})"
+    if isinstance(cell, str):
+        return cell.replace("|", "\\|")
+    return f"{cell:,}" if isinstance(cell, int) else text_of(cell)
+
+
+Cell = str | int | float | Spread | None
+"""What stands in a table. None is printed as a dash: not measured."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from benchmarks.figures import Spread
+from benchmarks.figures import Cell, Spread
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -37,9 +37,6 @@ MODULES = (
     "failover",
 )
 """The benchmarks in the order of the report; one whose module is absent is left out."""
-
-Cell = str | int | float | Spread | None
-"""What stands in a table. None is printed as a dash: not measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import ALL, UNFIT
-from benchmarks.figures import Spread, text_of
-from benchmarks.harness import MODULES, Cell, Result, Table, from_json
+from benchmarks.figures import cell_text
+from benchmarks.harness import MODULES, Result, Table, from_json
 from benchmarks.plots import draw
 
 PAGE = "performance.md"
@@ -93,19 +93,6 @@ def markdown_table(table: Table) -> str:
         *("| " + " | ".join(map(cell_text, row)) + " |" for row in table.rows),
     ]
     return "\n".join(lines)
-
-
-def cell_text(cell: Cell) -> str:
-    """Return what stands in a cell."""
-    if cell is None:
-        return "-"
-    if isinstance(cell, Spread):
-        if cell.low == cell.high:
-            return text_of(cell.median)
-        return f"{text_of(cell.median)} ({text_of(cell.low)}-{text_of(cell.high)})"
-    if isinstance(cell, str):
-        return cell.replace("|", "\\|")
-    return f"{cell:,}" if isinstance(cell, int) else text_of(cell)
 
 
 def _runs(documents: Mapping[str, Any]) -> str:

@@ -12,5 +12,6 @@ urlpatterns = [
     path("bench/<int:queries>/", views.page),
     path("bench/mine/<int:queries>/", views.my_page),
     path("bench/write/", views.write),
+    path("bench/write/atomic/", views.write_atomic),
     path("bench/probe/", probe.probe),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from django.contrib.auth.decorators import login_not_required
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.views.decorators.csrf import csrf_exempt
 
@@ -29,6 +30,13 @@ def page(request: HttpRequest, queries: int) -> HttpResponse:
 def my_page(request: HttpRequest, queries: int) -> HttpResponse:
     """Run so many queries for the user who is signed in; two find out who that is."""
     return _answer(f"{request.user}\n{_read(queries - 2)}")
+
+
+@csrf_exempt
+@transaction.atomic
+def write_atomic(request: HttpRequest) -> HttpResponse:
+    """Do the same as ``write`` in a transaction."""
+    return write(request)
 
 
 @csrf_exempt
