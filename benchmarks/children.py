@@ -7,10 +7,13 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from benchmarks.contenders import Contender
 from benchmarks.machine import ROOT
+from testproject.cluster import Cluster
 
 PATIENCE = 120.0
 END_SECONDS = 10.0
@@ -101,3 +104,21 @@ class Child:
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._log.close()
+
+
+def alias_environment(
+    cluster: Cluster,
+    contender: Contender,
+    replicas: int,
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """Return the environment of a process that knows so many replicas; aliases share servers."""
+    real = cluster.django_databases()
+    databases = {"default": real["default"]}
+    for number in range(1, replicas + 1):
+        databases[f"replica{number}"] = dict(real[f"replica{2 - number % 2}"])
+    for database in databases.values():
+        database["ENGINE"] = contender.engine
+    url = cluster.cache.url if cluster.cache else None
+    environ = contender.environment_for(databases, url, overrides=overrides)
+    return {**environ, "BENCHMARKS_PROBE": "1"}
