@@ -44,7 +44,7 @@ def run(options: Options) -> Result:
     """Visit every page of every contender's site."""
     contenders = present(*options.pick([], ["none", BASE, "package", "package+backend"]))
     pages = options.pick(PAGES, PAGES[-1:])
-    seconds = options.pick(1.5, 0.5)
+    seconds = options.pick(1.2, 0.5)
     measured: dict[Page, Visits] = {}
     with Cluster(replicas=2, settings={"max_connections": "400"}) as cluster, ExitStack() as stack:
         [account] = prepare(cluster, ["ann"], sessions=1)
