@@ -247,7 +247,7 @@ def _bar_plot(usual: Mapping[str, list[Figures]]) -> Plot:
         "",
         "ns",
         kind="bar",
-        ticks=[case.name.replace(": ", ":\n").replace(", ", ",\n") for case in cases],
+        ticks=[case.name for case in cases],
         log="y",
     )
     for name, rounds in usual.items():

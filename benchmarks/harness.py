@@ -188,17 +188,6 @@ def take_turns(
     return values
 
 
-def compare(
-    values: Mapping[Key, Sequence[float]], base: Key
-) -> dict[Key, tuple[Spread, Spread | None]]:
-    """Return for each contender the spread of its values, and that of its ratios to the base's."""
-    bases = values.get(base)
-    return {
-        key: (Spread.of(mine), None if bases is None else Spread.of_ratios(mine, bases))
-        for key, mine in values.items()
-    }
-
-
 def to_json(benchmark: Benchmark, options: Options, result: Result, seconds: float) -> Any:
     """Return what JSON can hold of a result."""
     return {

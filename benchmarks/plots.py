@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import BY_NAME
 from benchmarks.harness import Plot
+
+_TICK_WIDTH = 14
+_NAMES = list(BY_NAME)
 
 
 def draw(plot: Plot, path: Path) -> None:
@@ -37,8 +42,8 @@ def _draw_lines(plot: Plot, axes: Any) -> None:
         axes.set_yscale("log")
     for name, points in plot.series.items():
         xs, middle, low, high = zip(*points, strict=True)
-        axes.plot(xs, middle, marker="o", markersize=3, label=name)
-        axes.fill_between(xs, low, high, alpha=0.15)
+        [line] = axes.plot(xs, middle, marker="o", markersize=3, label=name, color=_colour(name))
+        axes.fill_between(xs, low, high, alpha=0.15, color=line.get_color())
     if "y" not in plot.log:
         axes.set_ylim(bottom=0)
 
@@ -54,5 +59,14 @@ def _draw_bars(plot: Plot, axes: Any) -> None:
             [max(0.0, point[1] - point[2]) for point in points],
             [max(0.0, point[3] - point[1]) for point in points],
         ]
-        axes.bar(xs, middle, width, yerr=errors, label=name, error_kw={"linewidth": 0.8})
-    axes.set_xticks(range(len(plot.ticks)), plot.ticks)
+        style = {"color": _colour(name), "error_kw": {"linewidth": 0.8}}
+        axes.bar(xs, middle, width, yerr=errors, label=name, **style)
+    ticks = [textwrap.fill(tick, _TICK_WIDTH) for tick in plot.ticks]
+    axes.set_xticks(range(len(ticks)), ticks)
+
+
+def _colour(name: str) -> Any:
+    """Return the same colour for the same contender in every plot, else None for the next one."""
+    from matplotlib import colormaps
+
+    return colormaps["tab20"](_NAMES.index(name)) if name in _NAMES else None

@@ -206,7 +206,7 @@ def _result(measured: Mapping[str, Mapping[str, list[Figures]]]) -> Result:
         "scripts, too.",
     )
     plot = Plot("trips", "Round trips of a request, to all servers", "", "round trips", kind="bar")
-    plot.ticks = [scenario.replace(", ", ",\n") for scenario in SCENARIOS]
+    plot.ticks = list(SCENARIOS)
     for number, scenario in enumerate(SCENARIOS):
         for name, scenarios in measured.items():
             rounds = scenarios[scenario]

@@ -27,7 +27,6 @@ from benchmarks.harness import (
     Result,
     Table,
     Verdict,
-    compare,
     find_benchmarks,
     from_json,
     take_turns,
@@ -146,12 +145,6 @@ class TestTurns:
         """What a turn returns is kept under the name of who took it, round by round."""
         found = take_turns(["a", "b"], lambda name: f"{name}!", rounds=2)
         assert found == {"a": ["a!", "a!"], "b": ["b!", "b!"]}
-
-    def test_compare(self) -> None:
-        """Each has its spread, and its ratio to the base."""
-        found = compare({"a": [1.0, 2.0], "b": [2.0, 4.0]}, "a")
-        assert found["b"] == (Spread(3.0, 2.0, 4.0, 2), Spread(2.0, 2.0, 2.0, 2))
-        assert compare({"b": [1.0]}, "a")["b"][1] is None
 
 
 class TestResults:
