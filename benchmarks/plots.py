@@ -36,10 +36,7 @@ def draw(plot: Plot, path: Path) -> None:
 
 
 def _draw_lines(plot: Plot, axes: Any) -> None:
-    if "x" in plot.log:
-        axes.set_xscale("log")
-    if "y" in plot.log:
-        axes.set_yscale("log")
+    _set_scales(plot, axes)
     for name, points in plot.series.items():
         xs, middle, low, high = zip(*points, strict=True)
         [line] = axes.plot(xs, middle, marker="o", markersize=3, label=name, color=_colour(name))
@@ -48,9 +45,17 @@ def _draw_lines(plot: Plot, axes: Any) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _draw_bars(plot: Plot, axes: Any) -> None:
+def _set_scales(plot: Plot, axes: Any) -> None:
+    """Make axes logarithmic as the plot says, with a linear part where there is a 0 to show."""
+    points = [point for series in plot.series.values() for point in series]
+    if "x" in plot.log:
+        axes.set_xscale("log" if all(point[0] > 0 for point in points) else "symlog")
     if "y" in plot.log:
-        axes.set_yscale("log")
+        axes.set_yscale("log" if all(min(point[1:]) > 0 for point in points) else "symlog")
+
+
+def _draw_bars(plot: Plot, axes: Any) -> None:
+    _set_scales(plot, axes)
     width = 0.8 / max(1, len(plot.series))
     for number, (name, points) in enumerate(plot.series.items()):
         xs = [x + (number - (len(plot.series) - 1) / 2) * width for x, *_ in points]

@@ -214,6 +214,15 @@ class TestReport:
             draw(result().plots[0], tmp_path / name)
         assert (tmp_path / "1.svg").read_bytes() == (tmp_path / "2.svg").read_bytes()
 
+    @pytest.mark.parametrize("kind", ["line", "bar"])
+    def test_zero_on_a_logarithmic_axis(self, tmp_path: Path, kind: str) -> None:
+        """A figure of 0 is drawn, without a warning, where the axes are logarithmic."""
+        plot = Plot("zero", "Zero", "x", "y", kind=kind, ticks=["a", "b"], log="xy")
+        plot.add("package", 0, 0.0)
+        plot.add("package", 1, 5.0)
+        draw(plot, tmp_path / "zero.svg")
+        assert (tmp_path / "zero.svg").stat().st_size > 0
+
     def test_table(self) -> None:
         """A table is one of Markdown."""
         table = Table("", ["a", "b"], [["x", 1]])
