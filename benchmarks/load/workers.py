@@ -1,0 +1,97 @@
+"""Processes in which the crowd of one contender lives, with a Django of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.load.crowd import Crowd, Habits, Log
+
+THREADS = 6
+START_SECONDS = 60.0
+
+
+class WorkerError(Exception):
+    """A process could not do its work."""
+
+
+class Worker:
+    """A process with the settings of one contender.
+
+    Args:
+        environ: names the settings and the servers.
+        url: where the site is served; None to run it in the process itself.
+        threads: how many requests can be under way.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str], *, url: str | None = None, threads: int = THREADS
+    ) -> None:
+        context = get_context("spawn")
+        self._pipe, self._there = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(self._there, dict(environ), url, threads), daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        self._there.close()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pipe.close()
+        self._process.join(10.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def begin(self, habits: Habits, seconds: float) -> None:
+        """Let a crowd live for some seconds; return at once."""
+        self._pipe.send((habits, seconds))
+
+    def result(self) -> Log:
+        """Return what has happened, once it is over."""
+        try:
+            found = self._pipe.recv()
+        except EOFError:
+            message = f"A process of the benchmark has ended with {self._process.exitcode}."
+            raise WorkerError(message) from None
+        if isinstance(found, str):
+            raise WorkerError(found)
+        log: Log = found
+        return log
+
+
+def _serve(pipe: Any, environ: dict[str, str], url: str | None, threads: int) -> None:
+    os.environ.clear()
+    os.environ.update(environ)
+    sender = _sender(url)
+    crowds: dict[Habits, Crowd] = {}
+    while True:
+        try:
+            habits, seconds = pipe.recv()
+        except (EOFError, OSError, KeyboardInterrupt):
+            return
+        crowd = crowds.setdefault(habits, Crowd(sender, habits))
+        pipe.send(crowd.live(seconds, threads))
+
+
+def _sender(url: str | None) -> Any:
+    from benchmarks.load.browsers import Here, Http
+
+    if url is not None:
+        return Http(url)
+    import django
+
+    django.setup()
+    logging.disable(logging.CRITICAL)  # what contenders say of lag is no news here
+    return Here()

@@ -1,0 +1,148 @@
+"""The benchmarks under load: that they run, and that they find what they look for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks import failover, freshness, offload, scaling
+from benchmarks.failover import Event, timeline_of
+from benchmarks.harness import Options, Result, Table
+from benchmarks.load.crowd import Log, User, _check
+from benchmarks.load.loops import ERROR, Request
+from benchmarks.load.variants import DEFAULT
+
+QUICK = Options(quick=True, rounds=1)
+
+
+def rows(table: Table) -> list[dict[str, Any]]:
+    """Return the rows by heading."""
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+@pytest.fixture(scope="module")
+def offloaded() -> Result:
+    """The quick form, at a lag of 50 ms."""
+    return offload.run(QUICK)
+
+
+def test_the_package_shows_nobody_old_data(offloaded: Result) -> None:
+    """And most of its reads are on replicas."""
+    table = rows(offloaded.tables[1])
+    package = next(row for row in table if row["contender"] == DEFAULT.name)
+    assert package["reads"] > 0
+    assert (package["stale: own writes"], package["stale: taken back"]) == (0, 0)
+    assert package["errors"] == 0
+    assert package["on replicas, %"] > 0
+
+
+def test_who_routes_at_random_is_found_out(offloaded: Result) -> None:
+    """Negative control: stale reads are noticed where there are some."""
+    table = rows(offloaded.tables[1])
+    others = [row for row in table if row["contender"] == "random"]
+    assert sum(row["stale: own writes"] for row in others) > 0
+
+
+def test_the_oracle_does_not_serve_everything(offloaded: Result) -> None:
+    """Right after a write no replica has it, at that lag."""
+    [row] = rows(offloaded.tables[0])
+    assert 0 < row["oracle, %"] < 100
+
+
+def test_a_sample_is_measured_over_http(offloaded: Result) -> None:
+    """With the same users and the same oracle."""
+    [row] = rows(offloaded.tables[-1])
+    assert row["reads"] > 0
+    assert row["stale"] == 0
+
+
+def test_freshness_runs() -> None:
+    """Each trial ends with a read on a replica that shows the write."""
+    result = freshness.run(QUICK)
+    for row in rows(result.tables[0]):
+        assert row["never, or old"] == 0
+        assert row["commit to read"].median > 0
+
+
+def test_scaling_runs() -> None:
+    """Clients are answered, with and without a replica."""
+    result = scaling.run(QUICK)
+    by_replicas = {row["replicas"]: row for row in rows(result.tables[0])}
+    assert set(by_replicas) == {0, 1}
+    assert all(row["requests/s"].median > 0 and row["errors"] == 0 for row in by_replicas.values())
+    assert by_replicas[0]["reads on replicas, %"].median == 0
+
+
+def test_failover_runs_without_an_error() -> None:
+    """No read of the package fails."""
+    result = failover.run(QUICK)
+    table = rows(result.tables[0])
+    assert len(table) == 4
+    assert all(row["errors"] == 0 for row in table)
+    assert result.verdicts[0].reached
+
+
+# The arithmetic ----------------------------------------------------------------------------------
+
+
+def reads_every(seconds: float, until: float) -> list[Request]:
+    """Return reads of 10 ms at a steady pace, from the moment 100 on."""
+    number = round(until / seconds)
+    moments = [100.005 + index * seconds for index in range(number)]
+    return [Request(moment, moment + 0.01, "replica1", True) for moment in moments]
+
+
+FAULT = Event("fault", 1.0, 0.5, lambda cluster: None)
+
+
+def test_a_quiet_timeline_shows_no_effect() -> None:
+    """Nothing is above normal."""
+    timeline = timeline_of(reads_every(0.02, 3.0), 100.0, 3.0, [(FAULT, 101.0)])
+    assert timeline.normal == pytest.approx(0.01)
+    assert timeline.effects["fault"].errors == 0
+    assert timeline.effects["fault"].above == 0.0
+    assert timeline.bins[0][0] == 5
+    assert timeline.bins[0][3] == 1.0
+
+
+@pytest.mark.parametrize(("slow", "above"), [(0.05, 0.0), (0.5, 0.4)])
+def test_what_a_fault_slows_down_counts_from_the_fault(slow: float, above: float) -> None:
+    """To the end of the last bin that was slow; a little slower does not count."""
+    reads = [
+        read._replace(ended=read.began + slow) if 101.0 <= read.began < 101.35 else read
+        for read in reads_every(0.02, 3.0)
+    ]
+    timeline = timeline_of(reads, 100.0, 3.0, [(FAULT, 101.0)])
+    assert timeline.effects["fault"].above == pytest.approx(above)
+    assert timeline.effects["fault"].slowest == pytest.approx(slow)
+
+
+def test_failed_reads_are_counted_once() -> None:
+    """Under the fault during which they began."""
+    later = Event("later", 2.0, 0.5, lambda cluster: None)
+    reads = [*reads_every(0.02, 3.0), Request(101.5, 101.6, ERROR, True, "no")]
+    timeline = timeline_of(reads, 100.0, 3.0, [(FAULT, 101.0), (later, 102.0)])
+    assert {name: effect.errors for name, effect in timeline.effects.items()} == {
+        "fault": 1,
+        "later": 0,
+    }
+
+
+def shown(user: User, **versions: int) -> Log:
+    """Return what is noted of an answer with those versions of rows 1 and 2."""
+    log = Log()
+    _check(user, {int(row[1:]): version for row, version in versions.items()}, {}, log)
+    return log
+
+
+def test_a_user_notices_what_is_old() -> None:
+    """What they have written, and what they were shown."""
+    user = User(1)
+    user.written = 3
+    assert shown(user, r1=3, r2=7).stale_own == 0
+    assert shown(user, r1=2, r2=7).stale_own == 1
+    assert shown(user, r1=3, r2=6).stale_seen == 1
+    assert shown(user, r2=8).stale_own == 1
+    log = shown(user, r1=4, r2=8)
+    assert (log.stale_own, log.stale_seen, log.examples) == (0, 0, [])
