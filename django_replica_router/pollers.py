@@ -31,6 +31,10 @@ CONNECT_TIMEOUT = 2.0
 
 _FIRST_CHASE_DELAY = 0.0005
 _LAST_CHASE_DELAY = 0.02
+# From here to there, in parts of the time that a position took the last time, it is looked for most
+# closely: every look too late is paid by whoever waits.
+_DUE_FROM = 0.9
+_DUE_UNTIL = 1.2
 _MAX_BACKOFF = 15.0
 _MAX_DOUBLINGS = 30
 _MAX_CONNECTION_AGE = 60.0
@@ -159,6 +163,7 @@ class ReplicaPoller(Poller):
         self._chased = -1
         self._chase_timeline: int | None = None
         self._catch_up = 0.0
+        self._due_after = 0.0
         self._lives: list[tuple[Any, ...]] = []
         self._suspect: tuple[Any, ...] | None = None
         self._is_balanced = False
@@ -271,11 +276,15 @@ class ReplicaPoller(Poller):
         if self._chase_from is None:
             self._chase_from, self._chased = wanted.written_at, wanted.lsn
             self._chase_delay = _FIRST_CHASE_DELAY
+            self._due_after = self._catch_up
         # The longer it lasts, the less it matters to see the end of it at once.
         elapsed = self.monitor.clock() - self._chase_from
+        due_from = _DUE_FROM * self._due_after
+        if due_from <= elapsed < _DUE_UNTIL * self._due_after:
+            return min(max(_FIRST_CHASE_DELAY, elapsed / 200), self.monitor.interval)
         delay = min(self._chase_delay, max(_LAST_CHASE_DELAY, elapsed / 50), self.monitor.interval)
         self._chase_delay *= 2
-        return delay
+        return min(delay, due_from - elapsed) if elapsed < due_from else delay
 
     def failed(self, error: Exception) -> None:
         is_silent = isinstance(error, psycopg.errors.ConnectionTimeout)

@@ -1236,6 +1236,49 @@ def test_long_chase_gets_rarer(cluster: Cluster) -> None:
     assert poller.next_delay() == INTERVAL
 
 
+def test_replica_is_looked_at_most_closely_when_the_position_is_due(cluster: Cluster) -> None:
+    """Whoever waits is not kept for another 20 ms: it takes about as long as it did the last time.
+
+    Until then looks get rarer, and none is later than the first of the close ones.
+    """
+    poller = cluster.monitor._pollers["r1"]
+    cluster.sample(100)
+    cluster.read(90)
+    cluster.monitor.want(100, 0.0)
+    poller.next_delay()
+    cluster.now += 0.05
+    poller._follow_chase(100)  # it took 50 ms
+    cluster.read(100)
+    cluster.monitor.want(200, 0.0)
+    began, looks = cluster.now, []
+    while cluster.now - began < 0.09:
+        delay = poller.next_delay()
+        looks.append((cluster.now - began, delay))
+        cluster.now += delay
+    early = [delay for at, delay in looks if at < 0.0449]
+    due = [delay for at, delay in looks if 0.0451 < at < 0.0599]
+    late = [delay for at, delay in looks if at > 0.0601]
+    assert early[:5] == [0.0005, 0.001, 0.002, 0.004, 0.008]
+    assert len(early) < 10
+    assert due
+    assert max(due) <= 0.0005
+    assert late
+    assert min(late) > 0.005
+
+
+def test_a_long_wait_is_looked_at_less_closely_when_it_is_due(cluster: Cluster) -> None:
+    """Half a percent of the time is close enough, and the interval is never exceeded."""
+    poller = cluster.monitor._pollers["r1"]
+    cluster.sample(100)
+    cluster.read(90)
+    cluster.monitor.want(100, 4.0)
+    poller.next_delay()
+    poller._follow_chase(100)  # it took 4 s
+    cluster.read(100)
+    cluster.monitor.want(200, 4.0)
+    assert poller.next_delay() == pytest.approx(0.02)
+
+
 @pytest.mark.parametrize("state", BAD)
 def test_replica_in_bad_health_is_not_chased(cluster: Cluster, state: ReplicaState) -> None:
     """Nobody waits for a replica that serves nobody."""
