@@ -33,7 +33,7 @@ from testproject.cluster import Cluster
 
 SETTINGS = {"max_connections": "400", "autovacuum": "off"}
 ROWS_EACH = 16_000
-VISITORS = 12
+VISITORS = 4
 WARMING_USERS = 50
 JITTER_SECONDS = (0.0, 0.01, 0.05, 0.1, 0.2)
 JITTER_PAUSE = 0.5
