@@ -33,8 +33,9 @@ from testproject.cluster import Cluster
 
 SETTINGS = {"max_connections": "400", "autovacuum": "off"}
 ROWS_EACH = 16_000
-VISITORS = 4
+VISITORS = 5
 WARMING_USERS = 50
+POINT_SECONDS = 10.0
 JITTER_SECONDS = (0.0, 0.01, 0.05, 0.1, 0.2)
 JITTER_PAUSE = 0.5
 PEERS = ["random", "pin", "multidb-router", "replicated", "naive-lsn"]
@@ -85,7 +86,7 @@ def plan_of(options: Options) -> Plan:
     if options.quick:
         return Plan([0.05], [0.1], [50], [*plain("random"), DEFAULT, WRITTEN_ONLY], 1, 1.0)
     variants = [*plain(*PEERS), *WAITS, WRITTEN_ONLY]
-    seconds = 15.0 / options.rounds
+    seconds = POINT_SECONDS / options.rounds
     return Plan(
         FULL_LAGS, [0.01, 0.1, 0.3], [50, 5000], variants, options.rounds, seconds, options.seed
     )

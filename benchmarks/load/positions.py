@@ -34,7 +34,7 @@ class Watcher:
     """
 
     def __init__(
-        self, cluster: Cluster, *, pause: float = 0.001, primary_pause: float = 0.005
+        self, cluster: Cluster, *, pause: float = 0.001, primary_pause: float = 0.001
     ) -> None:
         servers = {replica.name: (replica.dsn(), REPLAYED, pause) for replica in cluster.replicas}
         servers[PRIMARY] = (cluster.primary.dsn(), INSERTED, primary_pause)
