@@ -45,6 +45,12 @@ class InFlight:
         with self._lock:
             del self._waiting[number]
 
+    def has_waited(self, alias: str, seconds: float) -> bool:
+        """Tell whether a statement has waited longer for that server."""
+        limit = time.monotonic() - seconds
+        with self._lock:
+            return any(w.alias == alias and w.since < limit for w in self._waiting.values())
+
     def end(self, alias: str, patience: float) -> int:
         """End the waiting for that server of all that have waited longer; return how many."""
         limit = time.monotonic() - patience

@@ -139,6 +139,8 @@ class Monitor:
                 # Nothing but the look at it: TCP, or a pooler, may keep that waiting for minutes.
                 in_flight.end(self.primary, PATIENCE)
             for alias, poller in self._pollers.items():
+                if in_flight.has_waited(alias, PATIENCE / 4):
+                    poller.poke()  # to learn whether the statement takes long, or the server hangs
                 state = self.readings[alias].state
                 if state is ReplicaState.STREAMING and self._is_silent(alias, now):
                     self.lose(alias, ReplicaState.SILENT, "")

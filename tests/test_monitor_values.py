@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_replica_router import registry
+from django_replica_router.inflight import InFlight
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import Replica, ReplicaState, may_serve
 from django_replica_router.pollers import Poller
@@ -385,6 +386,40 @@ def test_silent_replica_is_told_lost_and_its_waiting_ended(
     assert ended == [("r1", 1.0)] * 3
     assert cluster.replica().state is ReplicaState.SILENT
     assert cluster.replica("r2").state is STREAMING
+
+
+def test_replica_is_looked_at_where_a_statement_takes_long(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the server hangs is found out at once, and not when the interval is over."""
+    asked: list[tuple[str, float]] = []
+
+    def has_waited(alias: str, seconds: float) -> bool:
+        asked.append((alias, seconds))
+        return alias == "r1"
+
+    monkeypatch.setattr("django_replica_router.monitor.in_flight.has_waited", has_waited)
+    cluster.sample(100)
+    for alias in ("r1", "r2"):
+        cluster.read(100, alias)
+        cluster.monitor._pollers[alias]._wake.clear()
+    cluster.monitor._ended = Ticks(1)  # type: ignore[assignment]
+    cluster.monitor.watch()
+    assert asked == [("r1", 0.25), ("r2", 0.25)]
+    assert cluster.monitor._pollers["r1"]._wake.is_set()
+    assert not cluster.monitor._pollers["r2"]._wake.is_set()
+
+
+def test_it_is_known_how_long_statements_wait() -> None:
+    """For which server, and no longer than they do."""
+    known = InFlight()
+    assert not known.has_waited("r1", 0.0)
+    number = known.enter("r1", None)
+    assert known.has_waited("r1", -1.0)
+    assert not known.has_waited("r1", 60.0)
+    assert not known.has_waited("r2", -1.0)
+    known.leave(number)
+    assert not known.has_waited("r1", -1.0)
 
 
 def test_connection_that_was_ended_leaves_the_replica_silent(
