@@ -84,7 +84,7 @@ def http_plan_of(options: Options) -> Plan:
 def plan_of(options: Options) -> Plan:
     """Return what the options ask for."""
     if options.quick:
-        return Plan([0.05], [0.1], [50], [*plain("random"), DEFAULT, WRITTEN_ONLY], 1, 1.0)
+        return Plan([0.05], [0.3], [50], [*plain("random"), DEFAULT, WRITTEN_ONLY], 1, 1.0)
     variants = [*plain(*PEERS), *WAITS, WRITTEN_ONLY]
     seconds = POINT_SECONDS / options.rounds
     return Plan(
