@@ -22,6 +22,7 @@ from tests.fuzz.surface import Surface, Tally, require
 SYSTEM = "7000000000000000001"
 PRIMARY_LIFE = ("1750000000.5", "127.0.0.1/32", 5432)
 LIFE = ("1750000001.5", "127.0.0.1/32", 5433)
+PID = 4711
 TIMELINE, LSN = 3, 0x1600000100
 FAR = (1 << 64) - 1
 
@@ -30,7 +31,7 @@ GENUINE: dict[str, tuple[Any, ...]] = {
     "sample": ("16/100", "000000030000001600000000"),
     "replica": (True, "16/100", *LIFE),
     "examination": ("not paused", 0.0, True, 3, 3),
-    "identity": (SYSTEM, *LIFE),
+    "identity": (SYSTEM, True, PID, *LIFE),
 }
 ASK: dict[str, Callable[[Any], Any]] = {
     "token": postgres.read_token,
@@ -52,9 +53,9 @@ class Answering:
     def __init__(self, rows: dict[str, Any]) -> None:
         self._rows = rows
         self._row: Any = None
-        self.info = SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
+        self.info = SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE, backend_pid=PID)
 
-    def execute(self, sql: str) -> Answering:
+    def execute(self, sql: str, **options: Any) -> Answering:
         """Look up the answer."""
         self._row = next(row for part, row in self._rows.items() if part in sql)
         return self
@@ -110,7 +111,9 @@ def is_right(kind: str, row: Any) -> bool:
             and isinstance(has_receiver, bool)
             and all(value is None or is_count(value) for value in timelines)
         )
-    return isinstance(row[0], str) and is_life(row[1:])
+    system, in_recovery, pid, *life = row
+    is_known = isinstance(system, str) and isinstance(in_recovery, bool) and is_count(pid)
+    return is_known and is_life(tuple(life))
 
 
 def postgres_page() -> int:
@@ -189,7 +192,11 @@ class Answers(Surface):
         try:
             poller.identity = postgres.identify(Answering({"": identity}))  # type: ignore[arg-type]
             connection: Any = Answering(
-                {"pg_is_in_recovery(), pg_last_wal": replica, "recovery_min": examination}
+                {
+                    "system_identifier": identity,  # asked again where the life is another
+                    "pg_last_wal_replay_lsn": replica,
+                    "recovery_min_apply_delay": examination,
+                }
             )
             poller.look(connection)
         except PositionError as error:
