@@ -214,6 +214,7 @@ def connect_blindly(patch: Patch) -> None:
 
 def trust_given_connections(patch: Patch) -> None:
     patch.setattr(connecting, "_is_watched", lambda *args: True)
+    patch.setattr(connecting, "_first_sight", lambda raw: None)
 
 
 def let_unverified_keys_own(patch: Patch) -> None:

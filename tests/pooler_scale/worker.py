@@ -19,7 +19,7 @@ from django_replica_router.policy import Reason  # noqa: E402
 from testproject.notes.models import Tag  # noqa: E402
 
 ALIASES = ("default", "replica1")
-THREADS = 8
+THREADS = 16
 
 
 class Clients:
