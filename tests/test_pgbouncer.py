@@ -423,6 +423,40 @@ def test_a_pooler_that_takes_no_more_clients_is_no_concern_of_the_visitor(
     assert served.only_primary("notes_note")
 
 
+def test_a_replicas_pooler_that_is_led_to_the_primary_serves_nobody(
+    transaction_poolers: dict[str, PgBouncerServer],
+    note: Note,
+    healed: Cluster,
+    settings: Any,
+) -> None:
+    """No request reads there, though connections live on and the monitor has not looked yet."""
+    settings.REPLICA_ROUTER = BLIND
+    look_until_routed()
+    replica = usual_replica(Client(), healed)
+    transaction_poolers[replica.name].lead(healed.primary.port)
+    for _ in range(5):
+        assert visit(Client(), lambda request: str(Note.objects.get()._state.db)) != replica.name
+    settings.REPLICA_ROUTER = {}
+    with scope():
+        Note.objects.get()
+    wait_for_state(replica, ReplicaState.PRIMARY)
+
+
+def test_two_servers_behind_one_alias_are_noticed(
+    transaction_poolers: dict[str, PgBouncerServer], note: Note, healed: Cluster
+) -> None:
+    """Which answer in turn: what one has replayed says nothing of the other."""
+    one, two = healed.replicas
+    pooler = transaction_poolers[one.name]
+    monitor = find_monitor("default")
+    assert monitor is not None
+    for server in (two, one):
+        before = monitor.life(one.name)
+        pooler.lead(server.port)
+        wait_until(lambda before=before: monitor.life(one.name) != before, "the other to be met")
+    wait_for_state(one, ReplicaState.BALANCED)
+
+
 # The primary's pooler
 
 
