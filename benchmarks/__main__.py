@@ -10,10 +10,13 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.children import ChildError
 from benchmarks.harness import Benchmark, Options, find_benchmarks, to_json
 from benchmarks.machine import describe_run
 from benchmarks.report import write_report
+from benchmarks.visits import VisitError
 from testproject.cluster import ClusterError
+from testproject.demo.site import SiteError
 
 INTERRUPTED = 130
 
@@ -28,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ClusterError, ReportError) as error:
+    except (ChildError, ClusterError, ReportError, SiteError, VisitError) as error:
         print(error, file=sys.stderr)
         return 1
 
