@@ -646,8 +646,10 @@ def test_a_commit_that_was_interrupted_pins(ann: User, cluster: Cluster, only_wr
         interrupter.start()
 
     def interrupt() -> None:
-        _wait_for_commit(cluster, pid)
-        signal.raise_signal(signal.SIGINT)
+        try:
+            _wait_for_commit(cluster, pid)
+        finally:  # else who commits would wait for ever
+            signal.raise_signal(signal.SIGINT)
 
     connection.ensure_connection()
     pid = connection.connection.info.backend_pid
