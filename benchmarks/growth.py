@@ -158,8 +158,7 @@ def _grow_replicas(cluster: Cluster, options: Options, found: _Found) -> None:
     for count in options.pick([1, 4, 16, 64], [2]):
         options.log(f"growth: {count} replicas")
         with _child(cluster, count) as child:
-            child.call("benchmarks.crowding:decide", user="somebody")
-            time.sleep(_settle(options))
+            child.call("benchmarks.crowding:keep_deciding", seconds=_settle(options))
             found.by_replicas[count] = {
                 **_load(cluster, options),
                 **{
@@ -174,7 +173,7 @@ def _grow_processes(cluster: Cluster, options: Options, found: _Found) -> None:
         overrides = {"REPLICA_ROUTER": {SHARING: sharing}} if _can_share() else {}
         by_count = found.by_processes[sharing] = {}
         with _child(cluster, 2, overrides) as child:
-            for count in options.pick([1, 10, 50, 200], [2]):
+            for count in options.pick([1, 10, 30, 100], [2]):
                 options.log(f"growth: {count} processes{', sharing' if sharing else ''}")
                 child.call("benchmarks.crowding:grow", count=count)
                 time.sleep(_settle(options) + count / 50)
