@@ -581,7 +581,7 @@ def test_a_connection_lost_at_commit_pins_though_no_write_was_noticed(
     @transaction.atomic
     def touch() -> None:
         execute(touching_view)
-        pid = connection.connection.info.backend_pid
+        ((pid,),) = execute("SELECT pg_backend_pid()")
         cluster.primary.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
 
     def action(request: HttpRequest) -> None:
@@ -593,6 +593,7 @@ def test_a_connection_lost_at_commit_pins_though_no_write_was_noticed(
     assert visit(signed_in, lambda request: Note.objects.db) == "default"
 
 
+@pytest.mark.not_pooled("which server connection it has is known to the pooler")
 def test_an_answer_to_a_commit_that_is_lost_pins(ann: User, cluster: Cluster) -> None:
     """The server has committed, and the line is cut before it says so."""
 
@@ -636,6 +637,7 @@ def _wait_for_commit(cluster: Cluster, pid: int) -> None:
     )
 
 
+@pytest.mark.not_pooled("which server connection it has is known to the pooler")
 def test_a_commit_that_was_interrupted_pins(ann: User, cluster: Cluster, only_writes: None) -> None:
     """Nobody knows what became of a COMMIT that the process did not wait for."""
 
