@@ -687,6 +687,7 @@ def plain_role(cluster: Cluster, function: str) -> Iterator[None]:
         )
 
 
+@pytest.mark.not_pooled("a role is set for the session")
 def test_a_position_that_is_refused_fails_no_commit(
     ann: User, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -699,6 +700,7 @@ def test_a_position_that_is_refused_fails_no_commit(
     assert "told no position with a COMMIT" in caplog.text
 
 
+@pytest.mark.not_pooled("a role is set for the session")
 def test_an_error_in_front_of_the_commit_is_an_error(ann: User, cluster: Cluster) -> None:
     """Nothing is taken for committed that is not."""
     with plain_role(cluster, "pg_current_xact_id_if_assigned()"), scope(user=ann):
