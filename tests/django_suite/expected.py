@@ -10,6 +10,7 @@ _MODELS = "invalid_models_tests.test_models.OtherModelTests"
 
 _ROOT = "root may read and write everywhere"
 _NAME = "the package's own 'testproject' is importable, a name that the test is about to take"
+_BUSY = "measures time, of which a busy machine has not enough"
 _ALIASES = "expects no third alias in DATABASES"
 _SCRIPTS = "admin_scripts.tests"
 
@@ -22,7 +23,11 @@ BY_THEMSELVES = {
     f"{_SCRIPTS}.StartProject.test_simple_project_different_directory": _NAME,
     "file_uploads.tests.DirectoryCreationTests.test_readonly_root": _ROOT,
     "i18n.test_compilation.PoFileTests.test_no_write_access": _ROOT,
+    "mail.test_backends.FileBackendTests.test_error_if_file_path_is_not_writable": _ROOT,
+    "mail.test_backends.FileBackendPathLibTests.test_error_if_file_path_is_not_writable": _ROOT,
     "template_tests.test_loaders.FileSystemLoaderTests.test_permissions_error": _ROOT,
+    f"{_SCRIPTS}.StartApp.test_custom_app_directory_creation_error_handling": _ROOT,
+    "serializers.test_deserialization.TestDeserializer.test_crafted_xml_performance": _BUSY,
 }
 
 WITH_ANY_ROUTER = {
@@ -49,9 +54,12 @@ WITH_THE_PACKAGE = {
     ),
 }
 
+_FEATURES = "changes the features of the connection 'default' alone"
 _COUNTS = "counts the entries of the default cache, where the package keeps its tokens"
 
 WHERE_READS_ARE_ROUTED = {
+    "many_to_many.tests.ManyToManyQueryTests.test_count_join_optimization_disabled": _FEATURES,
+    "many_to_many.tests.ManyToManyQueryTests.test_exists_join_optimization_disabled": _FEATURES,
     "cache.tests.DBCacheTests.test_zero_cull": _COUNTS,
     "cache.tests.DBCacheWithTimeZoneTests.test_zero_cull": _COUNTS,
     "multiple_database.tests.QueryTestCase.test_db_selection": (
