@@ -18,6 +18,10 @@ _SCRIPTS = "admin_scripts.tests"
 BY_THEMSELVES = {
     f"{_SCRIPTS}.CommandDBOptionChoiceTests.test_invalid_choice_db_option": _ALIASES,
     "test_runner.test_discover_runner.DiscoverRunnerGetDatabasesTests.test_mixed": _ALIASES,
+    # From Django 6.1 on the command tells which databases it was given.
+    "check_framework.tests.CheckCommandTests.test_given_app": _ALIASES,
+    "check_framework.tests.CheckCommandTests.test_given_tag": _ALIASES,
+    "check_framework.tests.CheckCommandTests.test_simple_call": _ALIASES,
     f"{_SCRIPTS}.StartProject.test_honor_umask": _NAME,
     f"{_SCRIPTS}.StartProject.test_simple_project": _NAME,
     f"{_SCRIPTS}.StartProject.test_simple_project_different_directory": _NAME,
