@@ -120,6 +120,7 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "SAFE_METHODS": _TEXTS,
     "BALANCER": (_is_text, f"one of {', '.join(BALANCERS)}, or the dotted path of a callable"),
     "IDENTITY": (_is_optional_text, "None or the dotted path of a callable"),
+    "SHARE_READINGS": (_is_bool, "True or False"),
     "DEBUG": (_is_bool, "True or False"),
 }
 
@@ -147,6 +148,7 @@ class Config:
     SAFE_METHODS: Sequence[str] = ("GET", "HEAD", "OPTIONS", "TRACE")
     BALANCER: str = "rendezvous"
     IDENTITY: str | None = None
+    SHARE_READINGS: bool = False
     DEBUG: bool = False
 
     @cached_property

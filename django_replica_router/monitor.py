@@ -13,8 +13,14 @@ from typing import TypeVar
 from django_replica_router import postgres, signals
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import Replica, ReplicaState
-from django_replica_router.pollers import CONNECT_TIMEOUT, PATIENCE, PrimaryPoller, ReplicaPoller
-from django_replica_router.readings import Reading, Sample, Wanted
+from django_replica_router.pollers import (
+    CONNECT_TIMEOUT,
+    PATIENCE,
+    Poller,
+    PrimaryPoller,
+    ReplicaPoller,
+)
+from django_replica_router.readings import Reading, Sample, Told, ToldReading, Wanted
 from django_replica_router.stats import count
 
 logger = logging.getLogger("django_replica_router")
@@ -61,6 +67,10 @@ class Monitor:
         self._baseline = -1
         self._ahead: set[str] = set()
         self._born_at: dict[str, float] = {}
+        # Until when somebody else sees to a server, so that its poller may rest; and the replicas
+        # that failed here, where only a look of this process's own counts.
+        self._told: dict[str, float] = {}
+        self._doubted: set[str] = set()
         self._news: list[tuple[str, ReplicaState, ReplicaState, str]] = []
         self._primary_poller = PrimaryPoller(self, primary)
         self._ended = threading.Event()
@@ -114,6 +124,11 @@ class Monitor:
     def life(self, alias: str) -> tuple[object, ...] | None:
         """Return which server an alias reaches, and which life of it, as last seen."""
         return self._pollers[alias].life
+
+    @property
+    def sampled_at(self) -> float:
+        """Moment of the last sample of the primary, or minus infinity before the first."""
+        return self._samples[-1].at if self._samples else -math.inf
 
     def replicas(self) -> list[Replica]:
         """Return what is known of each replica now."""
@@ -187,21 +202,25 @@ class Monitor:
     def publish_reading(self, alias: str, reading: Reading) -> None:
         """Take a look at a replica into account: its state, and what it has replayed."""
         with self._changed:
-            old = self.readings[alias]
-            reading = reading._replace(told_at=self.clock())
-            if alias in self._ahead:
-                reading = reading._replace(state=ReplicaState.AHEAD)
-            elif reading.watermark < self._baseline:
-                reading = reading._replace(state=ReplicaState.UNKNOWN)
-            if reading.state is ReplicaState.STREAMING:
-                watermark = max(old.watermark, reading.watermark)
-                fresh_at = self._fresh_at(alias, watermark, old.fresh_at)
-                reading = reading._replace(watermark=watermark, fresh_at=fresh_at)
-            else:
-                reading = reading._replace(watermark=-1)
-            self._set(alias, reading)
+            self._doubted.discard(alias)
+            self._take(alias, reading)
             self._changed.notify_all()
         self._announce()
+
+    def _take(self, alias: str, reading: Reading) -> None:
+        old = self.readings[alias]
+        reading = reading._replace(told_at=self.clock())
+        if alias in self._ahead:
+            reading = reading._replace(state=ReplicaState.AHEAD)
+        elif reading.watermark < self._baseline:
+            reading = reading._replace(state=ReplicaState.UNKNOWN)
+        if reading.state is ReplicaState.STREAMING:
+            watermark = max(old.watermark, reading.watermark)
+            fresh_at = self._fresh_at(alias, watermark, max(old.fresh_at, reading.fresh_at))
+            reading = reading._replace(watermark=watermark, fresh_at=fresh_at)
+        else:
+            reading = reading._replace(watermark=-1)
+        self._set(alias, reading)
 
     def _fresh_at(self, alias: str, watermark: int, fresh_at: float) -> float:
         # A standby that was started anew may show less than it did before: nobody has seen more
@@ -218,16 +237,123 @@ class Monitor:
         """Forget what a replica had replayed: it is not the server that it was."""
         with self._changed:
             self._ahead.discard(alias)
+            # What others tell may be of the server that it was: a look of one's own comes first.
+            self._doubted.add(alias)
             self._born_at[alias] = self.clock()
             self.readings[alias] = Reading(self.readings[alias].state)
 
     def lose(self, alias: str, state: ReplicaState, error: Exception | str) -> None:
         """Take a replica out, until a look at it succeeds."""
         with self._changed:
+            self._doubted.add(alias)
             if self.readings[alias].state is ReplicaState.SILENT and state is _GONE:
                 state = ReplicaState.SILENT  # its connection was ended because of that
             self._set(alias, Reading(state, read_at=self.clock()), str(error))
         self._announce()
+
+    # What other processes tell.
+
+    def publish_told(self, told: Told, until: float) -> None:
+        """Take what another process has told into account.
+
+        It counts only for servers, and lives of them, that this process has met itself: an alias
+        may lead to another server from here, and a history may have begun that is not told yet.
+
+        Args:
+            told: what was told.
+            until: moment until which that makes looks of one's own needless.
+        """
+        with self._changed:
+            before, self._told = self._told, dict.fromkeys(self._believe(told), until)
+            doubtful = before.keys() - self._told.keys()
+            for alias in doubtful & told.replicas.keys() & self.readings.keys():
+                if self.life(alias) != told.replicas[alias].life:
+                    self.forget(alias)
+            self._changed.notify_all()
+        self._announce()
+        for alias in doubtful:
+            self._poller(alias).look_anew()
+
+    def _believe(self, told: Told) -> list[str]:
+        """Take over what may be believed; return the servers that need no look of one's own."""
+        position = told.sample.position
+        identity = self.primary_identity
+        if identity is None or (identity.system, identity.life) != told.primary:
+            return []
+        if self.timeline != position.timeline:
+            return []
+        if told.sample.at > self.sampled_at:
+            self._samples.append(told.sample)
+        aliases = [
+            alias for alias in self.readings if self._follow(alias, told.replicas.get(alias))
+        ]
+        if not told.is_down:
+            aliases.append(self.primary)
+        return aliases
+
+    def _follow(self, alias: str, told: ToldReading | None) -> bool:
+        if told is None or told.life is None or self.life(alias) != told.life:
+            return False
+        if alias in self._doubted:
+            return False
+        reading = told.reading
+        if reading.state is ReplicaState.AHEAD:
+            self._ahead.add(alias)
+            self._take(alias, reading)
+        if reading.state is not ReplicaState.STREAMING:
+            return False  # whether a server can be reached may depend on who asks
+        old = self.readings[alias]
+        self._take(
+            alias,
+            reading._replace(read_at=max(old.read_at, reading.read_at), catch_up=old.catch_up),
+        )
+        return True
+
+    def drive(self, until: float) -> None:
+        """Have all servers looked at now, and then not before that moment unless driven again."""
+        self._told = dict.fromkeys((self.primary, *self.readings), until)
+        if self.primary_is_down:
+            for poller in self._pollers.values():
+                poller.poke()
+        else:
+            self._primary_poller.poke()  # its sample pokes the others
+
+    def look_alone(self) -> None:
+        """Have servers looked at as if there were no other process."""
+        self._told = {}
+        for poller in (self._primary_poller, *self._pollers.values()):
+            poller.poke()
+
+    def is_told(self, alias: str) -> bool:
+        """Tell whether a look at a server can wait, since somebody else sees to it.
+
+        Who looks at a replica samples the primary as well: that a replica is ahead shows only
+        where both moments are known well.
+        """
+        if alias != self.primary:
+            return alias not in self._doubted and self.clock() < self._told.get(alias, -math.inf)
+        return self.clock() < self._told.get(alias, -math.inf) and all(
+            self.is_told(replica)
+            for replica, reading in self.readings.items()
+            if reading.state is ReplicaState.STREAMING
+        )
+
+    def describe(self) -> Told | None:
+        """Return what can be told to other processes, or None where the primary is not known."""
+        with self._changed:
+            identity = self.primary_identity
+            if identity is None:
+                return None
+            replicas = {
+                alias: ToldReading(self._pollers[alias].life, reading)
+                for alias, reading in self.readings.items()
+            }
+            return Told(
+                (identity.system, identity.life), self._samples[-1], self.primary_is_down, replicas
+            )
+
+    def _poller(self, alias: str) -> Poller:
+        return self._primary_poller if alias == self.primary else self._pollers[alias]
 
     def _set(self, alias: str, reading: Reading, detail: str = "") -> None:
         old = self.readings[alias]
@@ -298,7 +424,7 @@ class Monitor:
 
     def refresh(self, max_lag: float) -> None:
         """Have the primary sampled now, if the last sample is too old to prove so small a lag."""
-        if not self._samples or self.clock() - self._samples[-1].at > max_lag / 4:
+        if self.clock() - self.sampled_at > max_lag / 4:
             self._primary_poller.poke()
 
     def is_same_server(self, alias: str, life: tuple[object, ...]) -> bool:

@@ -38,6 +38,7 @@ _DUE_UNTIL = 1.2
 _MAX_BACKOFF = 15.0
 _MAX_DOUBLINGS = 30
 _MAX_CONNECTION_AGE = 60.0
+_MAX_IDLE = 5.0
 _LIVES_KEPT = 16
 
 
@@ -72,6 +73,11 @@ class Poller(threading.Thread):
         if not self._failures:
             self._wake.set()
 
+    def look_anew(self) -> None:
+        """Have the server looked at now, on a new connection."""
+        self._connected_at = -math.inf
+        self._wake.set()
+
     def end(self) -> None:
         """Have the thread look whether it should stop."""
         self._wake.set()
@@ -93,9 +99,22 @@ class Poller(threading.Thread):
                 delay = min(self.monitor.interval * 2**doublings, _MAX_BACKOFF)
             finally:
                 self.busy_since = None
-            # Jitter, so that many processes do not look at the same moment.
-            self._wake.wait(delay * _draw.uniform(0.8, 1.0))
+            self._rest(delay)
         self._close()
+
+    def _rest(self, delay: float) -> None:
+        """Wait until the next look is due, which is later where somebody else looks as well."""
+        began = self.monitor.clock()
+        # Jitter, so that many processes do not look at the same moment.
+        while not self._wake.wait(delay * _draw.uniform(0.8, 1.0)):
+            rested = self.monitor.clock() - began
+            is_chasing = delay < self.monitor.interval
+            if self._failures or is_chasing or rested > _MAX_CONNECTION_AGE:
+                return
+            if not self.monitor.is_told(self.alias):
+                return
+            if rested > _MAX_IDLE:
+                self._close()
 
     def _look_in_flight(self) -> None:
         connection = self._connect()
@@ -182,8 +201,7 @@ class ReplicaPoller(Poller):
         """
         if life not in self._lives:
             self._suspect = life
-        self._connected_at = -math.inf
-        self._wake.set()
+        self.look_anew()
 
     def look(self, connection: psycopg.Connection[Any]) -> None:
         read_at = self.monitor.clock()
@@ -262,15 +280,21 @@ class ReplicaPoller(Poller):
             return
         elapsed = self.monitor.clock() - self._chase_from
         if replayed >= self._chased:
-            self._catch_up = elapsed
-            self._chase_from = None
+            self._end_chase()
         else:
             self._catch_up = max(self._catch_up, elapsed)
+
+    def _end_chase(self) -> None:
+        if self._chase_from is not None:
+            self._catch_up = self.monitor.clock() - self._chase_from
+            self._chase_from = None
 
     def next_delay(self) -> float:
         self._forget_other_history()
         wanted = self.monitor.wanted
         reading = self.monitor.readings[self.alias]
+        if reading.watermark >= wanted.lsn:
+            self._end_chase()  # where somebody else has seen the end of it
         if reading.state is not ReplicaState.STREAMING or reading.watermark >= wanted.lsn:
             return self.monitor.interval
         if self._chase_from is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from django_replica_router.policy import ReplicaState
 from django_replica_router.tokens import Position
@@ -54,3 +55,31 @@ class Reading(NamedTuple):
     catch_up: float = 0.0
     remark: str = ""
     told_at: float = -math.inf
+
+
+class ToldReading(NamedTuple):
+    """What another process has told of a replica.
+
+    Args:
+        life: which server, and which life of it, that process has met there.
+        reading: what it has read, with moments of this process's clock that are no later.
+    """
+
+    life: tuple[Any, ...] | None
+    reading: Reading
+
+
+class Told(NamedTuple):
+    """What another process has told of a cluster.
+
+    Args:
+        primary: system identifier and life of the server that it takes for the primary.
+        sample: a position of it, with a moment of this process's clock that is no later.
+        is_down: its last look at the primary has failed.
+        replicas: what it has read of each replica.
+    """
+
+    primary: tuple[str, tuple[Any, ...]]
+    sample: Sample
+    is_down: bool
+    replicas: Mapping[str, ToldReading]

@@ -7,7 +7,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 
+from django_replica_router.conf import get_config
 from django_replica_router.monitor import Monitor
+from django_replica_router.sharing import Sharer
 
 
 class _Registry:
@@ -16,7 +18,46 @@ class _Registry:
     def __init__(self, factory: Callable[[str, Sequence[str], float], Monitor] = Monitor) -> None:
         self.lock = threading.Lock()
         self.monitors: dict[str, Monitor] = {}
+        self.sharers: dict[str, Sharer] = {}
         self.factory = factory
+
+    def find(self, primary: str, replicas: Sequence[str], interval: float) -> Monitor | None:
+        """Return the monitor of just that cluster, if there is one that shares as it should."""
+        monitor = self.monitors.get(primary)
+        if monitor is None or not monitor.serves(replicas, interval):
+            return None
+        sharer = self.sharers.get(primary)
+        shares_through = None if sharer is None else sharer.cache
+        return monitor if shares_through == self.cache_for(monitor) else None
+
+    @staticmethod
+    def cache_for(monitor: Monitor) -> str | None:
+        """Return the alias of the cache through which the monitor's readings are to be shared."""
+        config = get_config()
+        return config.CACHE if config.SHARE_READINGS and monitor.looks_itself else None
+
+    def start(self, primary: str, replicas: Sequence[str], interval: float) -> Monitor:
+        """Start a monitor."""
+        monitor = self.factory(primary, replicas, interval)
+        cache = self.cache_for(monitor)
+        monitor.start()
+        if cache is not None:
+            self.sharers[primary] = sharer = Sharer(monitor, cache)
+            sharer.start()
+        self.monitors[primary] = monitor
+        return monitor
+
+    def remove(self, primary: str) -> Callable[[], None]:
+        """Forget a monitor, and return what stops it."""
+        monitor, sharer = self.monitors.pop(primary, None), self.sharers.pop(primary, None)
+
+        def stop() -> None:
+            if sharer is not None:
+                sharer.end()
+            if monitor is not None:
+                monitor.stop()
+
+        return stop
 
 
 _registry = _Registry()
@@ -24,18 +65,14 @@ _registry = _Registry()
 
 def get_monitor(primary: str, replicas: Sequence[str], interval: float) -> Monitor:
     """Return the monitor of a cluster, started on first use and again after a fork."""
-    monitor = _registry.monitors.get(primary)
-    if monitor is not None and monitor.serves(replicas, interval):
+    monitor = _registry.find(primary, replicas, interval)
+    if monitor is not None:
         return monitor
     with _registry.lock:
-        monitor = _registry.monitors.get(primary)
-        if monitor is not None and not monitor.serves(replicas, interval):
-            monitor.stop()
-            monitor = None
+        monitor = _registry.find(primary, replicas, interval)
         if monitor is None:
-            monitor = _registry.factory(primary, replicas, interval)
-            monitor.start()
-            _registry.monitors[primary] = monitor
+            _registry.remove(primary)()
+            monitor = _registry.start(primary, replicas, interval)
         return monitor
 
 
@@ -56,10 +93,9 @@ def replace_factory(
 def stop_monitors() -> None:
     """Stop every monitor of this process. The next read that needs one starts it again."""
     with _registry.lock:
-        monitors = list(_registry.monitors.values())
-        _registry.monitors.clear()
-    for monitor in monitors:
-        monitor.stop()
+        stops = [_registry.remove(primary) for primary in list(_registry.monitors)]
+    for stop in stops:
+        stop()
 
 
 def _after_fork() -> None:
