@@ -1,0 +1,320 @@
+"""Readings shared by real processes, through a real cache, about real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connections
+
+from django_replica_router.registry import stop_monitors
+from testproject.cluster import Cluster
+from testproject.cluster.postgres import PostgresServer
+from testproject.notes.models import Note
+from tests.conftest import wait_until
+from tests.test_processes import ROOT, environment
+
+WORKER = """
+import json, sys
+import django
+from django.conf import settings
+settings.REPLICA_ROUTER = {"SHARE_READINGS": True, "INTERVAL": 0.2}
+django.setup()
+from django.contrib.auth.models import User
+from django_replica_router import registry, scope
+from testproject.notes.models import Note
+
+def status():
+    monitor = registry.find_monitor("default")
+    sharer = registry._registry.sharers["default"]
+    replicas = monitor.replicas()
+    return {
+        "leads": sharer.is_leading,
+        "beat": sharer._beat.number,
+        "rests": [alias for alias in ("default", *monitor.readings) if monitor.is_told(alias)],
+        "states": {replica.alias: replica.state.name for replica in replicas},
+        "ages": {replica.alias: min(1e9, replica.age) for replica in replicas},
+        "lives": {alias: poller.life for alias, poller in monitor._pollers.items()},
+    }
+
+def read(user, note):
+    with scope(user=User(pk=user)):
+        found = Note.objects.get(pk=note)
+        return [found.title, found._state.db]
+
+def write(user, note, title):
+    with scope(user=User(pk=user)):
+        Note.objects.filter(pk=note).update(title=title)
+
+for line in sys.stdin:
+    name, *arguments = json.loads(line)
+    print(json.dumps(globals()[name](*arguments)), flush=True)
+"""
+
+
+class Worker:
+    """A process of the site, which does what it is told."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            env=environment(cluster),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, *command: Any) -> Any:
+        """Have it do something, and return what it answers."""
+        process = self.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(command) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    @property
+    def leads(self) -> bool:
+        """It looks at the servers for all."""
+        return bool(self.ask("status")["leads"])
+
+    @property
+    def rests(self) -> set[str]:
+        """The servers that it leaves to the look of another process."""
+        return set(self.ask("status")["rests"])
+
+    def state(self, alias: str) -> str:
+        """Return what it knows of a replica's health."""
+        return str(self.ask("status")["states"][alias])
+
+    def age(self, alias: str) -> float:
+        """Return how old it takes a replica's data to be at most."""
+        return float(self.ask("status")["ages"][alias])
+
+    def end(self) -> None:
+        """Let it end in good order, and fail if it does not."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(15)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill it, as a crash would."""
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+ALL = {"default", "replica1", "replica2"}
+
+
+def settled(workers: list[Worker]) -> bool:
+    """Tell whether one process looks, and the others rest."""
+    leading = [worker for worker in workers if worker.leads]
+    return len(leading) == 1 and all(worker.rests == ALL for worker in workers)
+
+
+@pytest.fixture
+def note(ann: User, cluster: Cluster) -> Note:
+    """A note of Ann's, on every server."""
+    note = Note.objects.create(owner=ann, title="first")
+    cluster.wait_caught_up()
+    return note
+
+
+@pytest.fixture
+def workers(cluster: Cluster, note: Note) -> Iterator[list[Worker]]:
+    """Three processes, of which one looks at the servers; all that is made whole again afterwards."""
+    stop_monitors()
+    workers = [Worker(cluster) for _ in range(3)]
+    try:
+        for worker in workers:
+            worker.ask("read", note.owner_id, note.pk)
+        wait_until(lambda: settled(workers), "one process to lead and two to follow")
+        yield workers
+        for worker in workers:
+            if worker.process.poll() is None:
+                worker.end()
+    finally:
+        for worker in workers:
+            worker.kill()
+        cluster.heal()
+        connections.close_all()
+        stop_monitors()
+
+
+def leader_of(workers: list[Worker]) -> Worker:
+    """Return the one that leads."""
+    (leader,) = [worker for worker in workers if worker.leads]
+    return leader
+
+
+def followers_of(workers: list[Worker]) -> list[Worker]:
+    """Return the others."""
+    return [worker for worker in workers if not worker.leads]
+
+
+def last_asked(server: PostgresServer) -> dict[int, Any]:
+    """Return the connections of monitors to a server, and when each was last used."""
+    return dict(
+        server.execute(
+            "SELECT pid, state_change FROM pg_stat_activity "
+            "WHERE application_name = 'django-replica-router'"
+        )
+    )
+
+
+def test_one_process_asks_the_servers_and_all_use_the_replicas(
+    workers: list[Worker], cluster: Cluster, note: Note
+) -> None:
+    """The others close their connections, and know the same."""
+    servers = [cluster.primary, *cluster.replicas]
+    wait_until(
+        lambda: all(len(last_asked(server)) == 1 for server in servers),
+        "the followers to close their connections",
+    )
+    leader = leader_of(workers)
+    before = [last_asked(server) for server in servers]
+    beat = leader.ask("status")["beat"]
+    wait_until(lambda: leader.ask("status")["beat"] > beat + 10, "ten looks of the leader")
+    after = [last_asked(server) for server in servers]
+    for earlier, later in zip(before, after, strict=True):
+        assert earlier.keys() == later.keys()
+        assert earlier != later
+    for worker in workers:
+        wait_until(
+            lambda worker=worker: worker.ask("read", note.owner_id, note.pk)[1] != "default",  # type: ignore[misc]
+            "a replica to serve",
+        )
+
+
+def test_followers_notice_lag(workers: list[Worker], cluster: Cluster, note: Note) -> None:
+    """A replica that does not replay any more grows old for all."""
+    cluster.replicas[0].pause()
+    cluster.primary.execute("UPDATE notes_note SET body = 'more'", dbname="app")
+    for worker in workers:
+        wait_until(
+            lambda worker=worker: worker.age("replica1") > 2.0 > worker.age("replica2"),  # type: ignore[misc]
+            "one replica to lag",
+        )
+    assert settled(workers)
+    cluster.replicas[0].resume()
+    for worker in workers:
+        wait_until(lambda worker=worker: worker.age("replica1") < 2.0, "no replica to lag")  # type: ignore[misc]
+
+
+def test_followers_notice_that_a_replica_is_gone_and_back(
+    workers: list[Worker], cluster: Cluster, note: Note
+) -> None:
+    """Nobody believes in it while it is away, and each has looked itself when it is back."""
+    lives = [worker.ask("status")["lives"]["replica1"] for worker in workers]
+    cluster.replicas[0].kill()
+    for worker in workers:
+        wait_until(lambda worker=worker: worker.state("replica1") == "UNREACHABLE", "its loss")  # type: ignore[misc]
+        assert worker.ask("read", note.owner_id, note.pk)[0] == "first"
+    cluster.replicas[0].start()
+    for worker, life in zip(workers, lives, strict=True):
+        wait_until(lambda worker=worker: worker.state("replica1") == "STREAMING", "its return")  # type: ignore[misc]
+        assert worker.ask("status")["lives"]["replica1"] != life
+    wait_until(lambda: settled(workers), "the others to rest again")
+
+
+def test_another_takes_over_from_one_that_was_killed(
+    workers: list[Worker], cluster: Cluster, note: Note
+) -> None:
+    """Its beat runs out; until there is another one, the others look themselves."""
+    leader = leader_of(workers)
+    leader.kill()
+    rest = [worker for worker in workers if worker is not leader]
+    wait_until(lambda: settled(rest), "another leader")
+    cluster.replicas[0].pause()
+    cluster.primary.execute("UPDATE notes_note SET body = 'more'", dbname="app")
+    for worker in rest:
+        wait_until(
+            lambda worker=worker: worker.age("replica1") > 2.0 > worker.age("replica2"),  # type: ignore[misc]
+            "one replica to lag",
+        )
+
+
+def test_another_takes_over_from_one_that_is_held_up(workers: list[Worker]) -> None:
+    """When it goes on it follows."""
+    leader = leader_of(workers)
+    rest = [worker for worker in workers if worker is not leader]
+    os.kill(leader.process.pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: settled(rest), "another leader")
+    finally:
+        os.kill(leader.process.pid, signal.SIGCONT)
+    wait_until(lambda: settled(workers), "two to follow")
+
+
+def test_without_the_cache_each_looks_itself(workers: list[Worker], cluster: Cluster) -> None:
+    """Nobody goes blind with the cache, and one leads again when it is back."""
+    assert cluster.cache is not None
+    cluster.cache.kill()
+    for worker in workers:
+        wait_until(lambda worker=worker: worker.rests == set(), "nobody to rest")  # type: ignore[misc]
+    began = [last_asked(server) for server in cluster.replicas]
+    wait_until(
+        lambda: all(
+            sum(earlier.get(pid) != at for pid, at in last_asked(server).items()) == 3
+            for server, earlier in zip(cluster.replicas, began, strict=True)
+        ),
+        "all three to look",
+    )
+    for worker in workers:
+        wait_until(
+            lambda worker=worker: (
+                worker.state("replica1") == "STREAMING" and worker.age("replica1") < 2.0
+            ),  # type: ignore[misc]
+            "a fresh reading",
+        )
+    cluster.cache.start()
+    wait_until(lambda: settled(workers), "one to lead again")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_own_writes_are_seen_in_every_process(
+    workers: list[Worker], cluster: Cluster, note: Note, delay: float
+) -> None:
+    """Written in one process, read at once in the two others, from wherever it may be read."""
+    for replica in cluster.replicas:
+        replica.set_delay(delay)
+    served = set()
+    for number in range(60):
+        workers[number % 3].ask("write", note.owner_id, note.pk, f"title {number}")
+        for other in (1, 2):
+            reader = workers[(number + other) % 3]
+            title, alias = reader.ask("read", note.owner_id, note.pk)
+            assert title == f"title {number}"
+            served.add(alias)
+    for worker in workers:
+        wait_until(
+            lambda worker=worker: worker.ask("read", note.owner_id, note.pk)[1] != "default",  # type: ignore[misc]
+            "a replica to serve",
+        )
+    assert delay or served != {"default"}
+
+
+def test_who_ends_makes_room(workers: list[Worker]) -> None:
+    """A leader that is stopped in good order takes its beat away."""
+    leader = leader_of(workers)
+    leader.end()
+    rest = [worker for worker in workers if worker is not leader]
+    wait_until(lambda: settled(rest), "another leader")
