@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from django.core.cache.backends.base import BaseCache
+from django.db import connections
 
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import ReplicaState
@@ -388,6 +389,7 @@ class Sharer(threading.Thread):
             self._ended.wait(self._monitor.interval / _ROUNDS * _draw.uniform(0.8, 1.0))
         if self.is_leading:
             self._try(self._leave)
+        connections.close_all()  # those of this thread, where the cache is in a database
 
     def try_round(self) -> None:
         """Lead or follow once. Where the cache fails, what was told runs out, and no harm is done."""
@@ -402,6 +404,7 @@ class Sharer(threading.Thread):
         except Exception as error:  # whatever a cache backend raises, the site goes on
             self._board = None
             self.is_leading = False
+            connections.close_all()
             if not self._has_failed:
                 logger.warning("Readings cannot be shared through %r: %s", self.cache, error)
             self._has_failed = True
@@ -419,7 +422,8 @@ class Sharer(threading.Thread):
                 self._beats.note(beat, asked_at)
                 self._follow(Report.decode(report))
         elif asked_at >= self._abstains_until and board.take_lead(self._next_beat()):
-            logger.info("This process looks at the servers of %r for all.", self._monitor.primary)
+            if not self.is_leading:
+                logger.info("This process looks at %r for all.", self._monitor.primary)
             self._lead(board)
 
     def _next_beat(self) -> str:

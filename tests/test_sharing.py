@@ -455,7 +455,9 @@ def test_few_beats_are_kept() -> None:
 # Other servers
 
 
-def test_control_and_rule_of_lives(world: World, pair: tuple[Process, Process]) -> None:
+def test_replica_that_was_started_anew_is_forgotten(
+    world: World, pair: tuple[Process, Process]
+) -> None:
     """A replica that was started anew is forgotten until this process has looked at it itself."""
     leader, follower = pair
     world.restart(replayed=40)
@@ -493,11 +495,15 @@ def test_report_of_a_life_that_is_over_counts_for_nothing(
     leader, follower = pair
     world.restart(replayed=40)
     follower.look()
-    leader.sharer._monitor.wait_for = lambda look, timeout: None  # type: ignore[method-assign]
-    world.rounds(3, leader, follower)
+    leader.monitor.wait_for = lambda look, timeout: None  # type: ignore[method-assign]
+    world.rounds(1, leader, follower)
     assert leader.replica.watermark == 100
-    assert follower.replica.watermark == 40 or follower.replica.watermark == -1
-    assert follower.rests() == {"default"} - {"default"}
+    assert follower.replica.watermark == -1
+    assert "r1" in follower.woken()
+    follower.read()
+    world.rounds(3, leader, follower)
+    assert follower.replica.watermark == 40
+    assert follower.rests() == set()
 
 
 @pytest.mark.parametrize("what", ["identity", "timeline"])
@@ -661,7 +667,6 @@ def test_leader_that_is_overwritten_in_the_midst_of_its_round(
 
     world.interrupt = lose
     leader.round()
-    assert leader.sharer.is_leading is not third.sharer.is_leading or world.entries
     world.rounds(4, leader, third, follower)
     leading = [p for p in (leader, third, follower) if p.sharer.is_leading]
     assert len(leading) == 1
@@ -701,6 +706,103 @@ def test_cache_that_was_emptied(world: World, pair: tuple[Process, Process]) -> 
     world.entries.clear()
     world.rounds(1, follower, leader)
     assert (leader.sharer.is_leading, follower.sharer.is_leading) == (False, True)
+
+
+# Rest
+
+
+class Wake:
+    """What a poller sleeps on: the time passes at once, and nobody wakes it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.sleeps = 0
+
+    def wait(self, timeout: float) -> bool:
+        self.world.now += timeout
+        self.sleeps += 1
+        return False
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+
+class Connection:
+    """A connection that can be closed."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def rest(process: Process, delay: float = INTERVAL) -> tuple[int, bool]:
+    """Let the replica's poller rest; return how often it slept, and whether it has disconnected."""
+    poller = process.monitor._pollers["r1"]
+    connection = Connection()
+    wake = Wake(process.world)
+    poller._wake, poller._connection = wake, connection  # type: ignore[assignment]
+    poller._rest(delay)
+    return wake.sleeps, connection.closed
+
+
+def test_poller_rests_while_another_process_looks(world: World) -> None:
+    """Without a connection after a while; but once a minute it looks, as the name may have moved."""
+    process = world.process()
+    process.monitor._told = {"r1": math.inf}
+    began = world.now
+    sleeps, is_closed = rest(process)
+    assert 60.0 < world.now - began <= 61.0
+    assert sleeps > 50
+    assert is_closed
+
+
+def test_poller_that_is_told_nothing_looks_every_interval(world: World) -> None:
+    """As without the setting."""
+    process = world.process()
+    assert rest(process) == (1, False)
+    process.monitor._told = {"default": math.inf}
+    assert rest(process) == (1, False)
+
+
+def test_poller_rests_no_longer_than_it_is_told(world: World) -> None:
+    """What was told runs out."""
+    process = world.process()
+    process.monitor._told = {"r1": process.monitor.clock() + 3.0}
+    sleeps, is_closed = rest(process)
+    assert 3 <= sleeps <= 4
+    assert not is_closed
+
+
+def test_poller_that_has_failed_or_is_waited_for_does_not_rest(world: World) -> None:
+    """Its next look is due when it says."""
+    process = world.process()
+    process.monitor._told = {"r1": math.inf}
+    assert rest(process, 0.02) == (1, False)
+    process.monitor._pollers["r1"]._failures = 1
+    assert rest(process) == (1, False)
+    process.monitor._pollers["r1"]._failures = 0
+    process.monitor.report("r1", "refused")
+    assert rest(process) == (1, False)
+
+
+def test_chase_ends_when_another_process_has_seen_its_end(
+    world: World, pair: tuple[Process, Process]
+) -> None:
+    """And the time that it took is remembered as it was, not as it is when one looks next."""
+    leader, follower = pair
+    poller = follower.monitor._pollers["r1"]
+    world.write()
+    follower.monitor.want(world.written, 0.0)
+    assert poller.next_delay() < INTERVAL
+    world.replay()
+    world.rounds(1, leader, follower)
+    assert poller.next_delay() == INTERVAL
+    assert poller._catch_up == INTERVAL / 2
+    world.now += 30.0
+    follower.read()
+    assert poller.next_delay() == INTERVAL
+    assert poller._catch_up == INTERVAL / 2
 
 
 # Garbage
