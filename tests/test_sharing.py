@@ -506,6 +506,21 @@ def test_report_of_a_life_that_is_over_counts_for_nothing(
     assert follower.rests() == set()
 
 
+def test_replica_of_which_a_new_life_is_being_noted_is_not_told(
+    world: World, pair: tuple[Process, Process]
+) -> None:
+    """Between the moment it is forgotten and the look that comes next, what is told may be old."""
+    leader, follower = pair
+    follower.monitor.forget("r1")
+    world.rounds(2, leader, follower)
+    assert follower.replica.watermark == -1
+    assert follower.rests() == set()
+    follower.read()
+    world.rounds(1, leader, follower)
+    assert follower.replica.watermark == 100
+    assert follower.rests() == {"default", "r1"}
+
+
 @pytest.mark.parametrize("what", ["identity", "timeline"])
 def test_report_of_another_primary_counts_for_nothing(
     world: World, pair: tuple[Process, Process], what: str
