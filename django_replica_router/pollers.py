@@ -6,17 +6,15 @@ import logging
 import math
 import random
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import psycopg
 
 from django_replica_router import postgres
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
-from django_replica_router.readings import Reading, Sample
-
-if TYPE_CHECKING:
-    from django_replica_router.monitor import Monitor
+from django_replica_router.readings import Reading, Sample, Wanted
 
 logger = logging.getLogger("django_replica_router")
 
@@ -42,10 +40,43 @@ _MAX_IDLE = 5.0
 _LIVES_KEPT = 16
 
 
+class Knowledge(Protocol):
+    """What is known of a cluster, as far as pollers ask for it and add to it."""
+
+    clock: Callable[[], float]
+    interval: float
+    stopped: bool
+    readings: dict[str, Reading]
+    wanted: Wanted
+
+    @property
+    def primary_identity(self) -> postgres.ServerIdentity | None:
+        """Which server the primary's alias reaches."""
+
+    @property
+    def timeline(self) -> int | None:
+        """The primary's timeline."""
+
+    def is_told(self, alias: str) -> bool:
+        """Tell whether a look at a server can wait."""
+
+    def publish_sample(self, sample: Sample) -> None:
+        """Take a new position of the primary into account."""
+
+    def publish_reading(self, alias: str, reading: Reading) -> None:
+        """Take a look at a replica into account."""
+
+    def forget(self, alias: str) -> None:
+        """Forget what a replica had replayed."""
+
+    def lose(self, alias: str, state: ReplicaState, error: Exception | str) -> None:
+        """Take a replica out."""
+
+
 class Poller(threading.Thread):
     """A thread that looks at one server again and again, on a connection of its own."""
 
-    def __init__(self, monitor: Monitor, alias: str) -> None:
+    def __init__(self, monitor: Knowledge, alias: str) -> None:
         super().__init__(name=f"replica-router-monitor-{alias}", daemon=True)
         self.monitor = monitor
         self.alias = alias
@@ -175,7 +206,7 @@ class PrimaryPoller(Poller):
 class ReplicaPoller(Poller):
     """Looks at a replica; more often while somebody waits for a position it has not replayed."""
 
-    def __init__(self, monitor: Monitor, alias: str) -> None:
+    def __init__(self, monitor: Knowledge, alias: str) -> None:
         super().__init__(monitor, alias)
         self._chase_delay = _FIRST_CHASE_DELAY
         self._chase_from: float | None = None
