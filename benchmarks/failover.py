@@ -53,7 +53,7 @@ class Event(NamedTuple):
 
 def _events(step: float) -> list[Event]:
     # The bounds are those of docs/reliability.md: CONNECT_TIMEOUT of 0.5 s where connections are
-    # refused, 1 s of patience and up to 0.3 s to end the waiting where a server says nothing.
+    # refused; 1 s of patience and up to 0.3 s to end the waiting where a server says nothing.
     return [
         Event("killed (SIGKILL)", step, 0.5, lambda cluster: cluster.replicas[0].kill()),
         Event("comes back", 2 * step, 0.5, lambda cluster: cluster.replicas[0].start()),

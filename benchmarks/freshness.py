@@ -6,7 +6,8 @@ which that replica has replayed it, as looks about every half millisecond tell.
 
 No read can be served before it is asked for. So there are two figures: the whole time, and by how
 much it is later than was possible, which is the later one of the two moments at which the replica
-had the row and at which the author's first read arrived.
+had the row and at which the author's first read arrived. The delay may be negative: a replica may
+have a commit before the site is told that the primary has it.
 """
 
 from __future__ import annotations

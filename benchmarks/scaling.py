@@ -32,7 +32,10 @@ SETTINGS = {"max_connections": "300"}
 SERVICE_SECONDS = 0.025
 WRITE_SHARE = 0.05
 USERS = 2000
-WARM_UP_SECONDS = 1.5
+WARM_UP_SECONDS = 3.0
+# Enough that hardly a server is ever idle: with m clients and n servers to choose from by lot, each
+# is busy m / (m + n - 1) of the time.
+CLIENTS_PER_SERVER = 24
 TARGET = 0.95
 
 NONE = Variant("none", "none")
@@ -81,7 +84,7 @@ def run(options: Options) -> Result:
 def _measure(cluster: Cluster, options: Options, case: Case) -> Speed:
     options.log(f"scaling: {case.variant.name}, {case.replicas} replicas")
     environ = environment(cluster, case.variant, case.replicas, replicas=case.replicas)
-    clients = options.pick(96, 8)
+    clients = options.pick(CLIENTS_PER_SERVER, 4) * (case.replicas + 1)
     with serving(environ, workers=2, threads=clients // 2) as url:
         loop = Loop(
             url,
