@@ -119,13 +119,14 @@ def run(options: Options) -> Result:
         create_rows(cluster, trials * len(variants))
         watcher = stack.enter_context(Watcher(cluster, pause=0.0003, primary_pause=0.1))
         served = stack.enter_context(sites(cluster, variants, trials))
+        # Once for all lags: the authors know what they have written.
+        turns = Turns(watcher, served, trials, options.seed)
         for lag in lags:
             options.log(f"freshness: lag {lag:g} s")
             for replica in cluster.replicas:
                 replica.set_delay(lag)
             # A long lag takes its time.
-            few = min(trials, max(2, round(2 / (lag + 0.1))))
-            turns = Turns(watcher, served, few, options.seed)
+            turns.few = min(trials, max(2, round(2 / (lag + 0.1))))
             for name in served:
                 turns.take(name)  # to connect, and to know the lag
             values = take_turns(list(served), turns.take, rounds=options.rounds, seed=options.seed)
@@ -134,13 +135,20 @@ def run(options: Options) -> Result:
 
 
 class Turns:
-    """Takes a contender's turn: so many trials, each by another author."""
+    """Takes a contender's turn: so many trials, each by another author.
+
+    Args:
+        watcher: looks at where replicas stand.
+        served: the contenders' sites.
+        trials: how many authors there are at each.
+        seed: what pauses are drawn from.
+    """
 
     def __init__(
         self, watcher: Watcher, served: Mapping[str, Site], trials: int, seed: int
     ) -> None:
         self._watcher = watcher
-        self._trials = trials
+        self.few = trials
         self._authors = {
             name: [Author(site.http, site.first_user + number) for number in range(trials)]
             for name, site in served.items()
@@ -150,7 +158,7 @@ class Turns:
     def take(self, name: str) -> list[Trial | None]:
         """Return what became of a contender's writes."""
         found = []
-        for author in self._authors[name]:
+        for author in self._authors[name][: self.few]:
             # Not in step with whatever looks at regular intervals.
             time.sleep(self._random.uniform(0.0, 0.03))
             found.append(author.trial(self._watcher))

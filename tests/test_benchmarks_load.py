@@ -11,7 +11,7 @@ from benchmarks.failover import Event, timeline_of
 from benchmarks.harness import Options, Result, Table
 from benchmarks.load.crowd import Log, User, _check
 from benchmarks.load.loops import ERROR, Request
-from benchmarks.load.variants import DEFAULT
+from benchmarks.load.variants import DEFAULT, plain
 
 QUICK = Options(quick=True, rounds=1)
 
@@ -63,6 +63,15 @@ def test_freshness_runs() -> None:
     for row in rows(result.tables[0]):
         assert row["never, or old"] == 0
         assert row["commit to read"].median > 0
+
+
+def test_freshness_takes_no_old_row_for_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: who routes at random shows a row that is old, at every lag but none."""
+    random = plain("random")
+    monkeypatch.setattr(freshness, "DEFAULT", random[0])
+    result = freshness.run(QUICK)
+    lagging = [row for row in rows(result.tables[0]) if row["lag"] != "0 ms"]
+    assert sum(row["never, or old"] for row in lagging) > 0
 
 
 def test_scaling_runs() -> None:
