@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import psycopg
 from django.db import connections
 from django.db.utils import OperationalError
+from psycopg import pq
 
 from django_replica_router import postgres
 from django_replica_router.inflight import in_flight, shut_down
@@ -74,6 +75,34 @@ def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
         connection.close()
         monitor.report(alias, error)
     return False
+
+
+def ask_over_connection(alias: str, monitor: Monitor) -> None:
+    """Let the monitor know where a replica stands now, where this thread is connected to it.
+
+    One round trip on a connection at rest, and no thread to be woken: what has arrived since the
+    last look is known at once.
+
+    Args:
+        alias: alias of the replica.
+        monitor: is told the answer, if it comes from the server that it knows.
+    """
+    connection: Any = connections[alias]
+    raw = connection.connection
+    if not monitor.looks_itself or not isinstance(raw, psycopg.Connection) or raw.closed:
+        return
+    if raw.info.transaction_status != pq.TransactionStatus.IDLE:
+        return
+    number = in_flight.enter(alias, raw)
+    try:
+        answer = postgres.ask_replica(raw)
+    except Exception:  # says nothing of the server: the connection may be an old one
+        connection.close()
+        return
+    finally:
+        in_flight.leave(number)
+    if answer.in_recovery and answer.replayed is not None:
+        monitor.note_replayed(alias, answer.life, answer.replayed)
 
 
 def _ensure_connection(connection: Any, alias: str) -> None:

@@ -222,6 +222,18 @@ class Monitor:
             reading = reading._replace(watermark=-1)
         self._set(alias, reading)
 
+    def note_replayed(self, alias: str, life: tuple[object, ...], lsn: int) -> None:
+        """Take into account what a replica has told a request.
+
+        It counts where the server is the one that was looked at last, and was in good health then.
+        """
+        if self._pollers[alias].life != life:
+            return
+        with self._changed:
+            reading = self.readings[alias]
+            if reading.state is ReplicaState.STREAMING and lsn > reading.watermark:
+                self.publish_reading(alias, reading._replace(watermark=lsn))
+
     def _fresh_at(self, alias: str, watermark: int, fresh_at: float) -> float:
         # A standby that was started anew may show less than it did before: nobody has seen more
         # there, or anywhere, than the primary had when the start was noticed.

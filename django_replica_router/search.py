@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from django_replica_router.balancers import Order
 from django_replica_router.budget import budget
-from django_replica_router.connecting import connect_to_replica
+from django_replica_router.connecting import ask_over_connection, connect_to_replica
 from django_replica_router.errors import ReplicasLagError
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import (
@@ -151,6 +151,9 @@ class Search:
         monitor, target = self._monitor, self._target
         if fallback_reason(self._ranked()) is Reason.NO_REPLICA:
             return None
+        decision = self._ask_usual()
+        if decision is not None:
+            return decision
         monitor.want(target.floor.lsn, target.age)
         monitor.refresh(target.max_lag)
         if self.wait_left <= 0:
@@ -180,6 +183,13 @@ class Search:
         found = monitor.wait_for(look, self.wait_left)
         self.wait_left = max(0.0, self.wait_left - (monitor.clock() - began))
         return found if isinstance(found, Decision) else self._look()
+
+    def _ask_usual(self) -> Decision | None:
+        """Ask the preferred replica where it stands now: the last look at it may be long past."""
+        for replica in self._preferred():
+            if replica.watermark < self._target.floor.lsn:
+                ask_over_connection(replica.alias, self._monitor)
+        return self._choose(self._preferred(), elapsed=0.0)
 
     def _sample_primary(self) -> None:
         """Have the primary sampled, once: another replica than the usual must be past that."""

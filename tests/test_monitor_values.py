@@ -422,6 +422,27 @@ def test_it_is_known_how_long_statements_wait() -> None:
     assert not known.has_waited("r1", -1.0)
 
 
+@pytest.mark.parametrize(
+    ("state", "life", "lsn", "watermark"),
+    [
+        (STREAMING, ("one",), 150, 150),
+        (STREAMING, ("one",), 50, 100),  # an answer that was long on its way
+        (STREAMING, ("other",), 150, 100),  # not the server that was looked at
+        (ReplicaState.UNREACHABLE, ("one",), 150, -1),  # out for a reason
+    ],
+)
+def test_what_a_replica_tells_a_request_counts_where_it_is_known_and_well(
+    cluster: Cluster, state: ReplicaState, life: tuple[str], lsn: int, watermark: int
+) -> None:
+    """A position only rises, and of a server of which nothing is known it says nothing."""
+    cluster.sample(200)
+    cluster.monitor._pollers["r1"]._lives = [("one",)]
+    cluster.read(100, state=state)
+    cluster.monitor.note_replayed("r1", life, lsn)
+    assert cluster.replica().watermark == watermark
+    assert cluster.replica().state is state
+
+
 def test_connection_that_was_ended_leaves_the_replica_silent(
     cluster: Cluster, news: list[Any]
 ) -> None:

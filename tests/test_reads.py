@@ -15,6 +15,7 @@ from django.views import View
 
 from django_replica_router import current_scope, scope, use_primary, use_replica
 from django_replica_router.errors import StoreError
+from django_replica_router.pollers import ReplicaPoller
 from django_replica_router.registry import find_monitor, stop_monitors
 from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
@@ -1086,3 +1087,46 @@ def test_a_select_that_writes_reaches_the_primary(browser: Client, note: Note) -
 
     assert visit(browser, touch) == [2, "default"]
     assert Note.objects.using("default").get(pk=note.pk).version == 2
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_replica_is_asked_itself_where_the_last_look_at_it_is_too_old(
+    asks: bool,
+    ann: User,
+    note: Note,
+    cluster: Cluster,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has arrived since then is known without waiting for anybody to look.
+
+    Negative control: where the request does not ask, it knows of nothing, and reads elsewhere.
+    """
+    settings.REPLICA_ROUTER = {"WAIT": 0}
+
+    def read() -> str:
+        with scope(user=ann):
+            return str(Note.objects.get(pk=note.pk)._state.db)
+
+    assert read().startswith("replica")  # so this thread is connected to it
+    monkeypatch.setattr(ReplicaPoller, "look", lambda self, connection: None)
+    if not asks:
+        monkeypatch.setattr("django_replica_router.search.ask_over_connection", lambda *args: None)
+    with scope(user=ann):
+        note.save()
+    cluster.wait_caught_up()
+    assert read().startswith("replica" if asks else "default")
+
+
+def test_a_replica_that_is_asked_itself_and_lacks_the_write_does_not_serve(
+    ann: User, note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """Negative: its answer is compared like any other."""
+    settings.REPLICA_ROUTER = {"WAIT": 0}
+    with scope(user=ann):
+        assert str(Note.objects.get(pk=note.pk)._state.db).startswith("replica")
+    pause(cluster)
+    with scope(user=ann):
+        note.save()
+    with scope(user=ann):
+        assert Note.objects.get(pk=note.pk)._state.db == "default"
