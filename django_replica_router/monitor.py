@@ -232,7 +232,9 @@ class Monitor:
         with self._changed:
             reading = self.readings[alias]
             if reading.state is ReplicaState.STREAMING and lsn > reading.watermark:
-                self.publish_reading(alias, reading._replace(watermark=lsn))
+                self._take(alias, reading._replace(watermark=lsn))
+                self._changed.notify_all()
+        self._announce()
 
     def _fresh_at(self, alias: str, watermark: int, fresh_at: float) -> float:
         # A standby that was started anew may show less than it did before: nobody has seen more

@@ -72,6 +72,12 @@ class Cluster:
         return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_real_monitor() -> None:
+    """Stop the monitor of real servers that another test has started: it would take the replies."""
+    registry.stop_monitors()
+
+
 @pytest.fixture
 def cluster() -> Cluster:
     """Return a cluster of which nothing is known yet."""
