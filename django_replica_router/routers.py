@@ -45,6 +45,9 @@ class ReplicaRouter:
                     identity = shortcut.identity
                     if identity.settled or not identity.has_news():
                         return shortcut.alias
+                    identity.users()  # drops the shortcuts where it finds another user
+                    if shortcuts:
+                        return shortcut.alias
         if instance is not None:
             hints["instance"] = instance
         return self._route(model, hints, frame)

@@ -14,6 +14,7 @@ from tests.torture.report import document, is_passed, text
 from tests.torture.run import Plan, new_cluster, run
 from tests.torture.sabotage import SABOTAGES
 from tests.torture.server import SiteError
+from tests.torture.visitors import Habits
 
 INTERRUPTED = 130
 
@@ -54,6 +55,7 @@ def _run(options: Namespace) -> int:
         users=options.users,
         faults=options.faults,
         control=options.control,
+        habits=Habits(times=options.times),
         pooler=options.pooler,
     )
     with new_cluster(plan.replicas) as cluster:
@@ -80,6 +82,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--workers", type=int, default=3, help="of the site")
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--users", type=int, default=12)
+    parser.add_argument(
+        "--times", type=int, default=Habits().times, help="how often one request reads, at most"
+    )
     parser.add_argument(
         "--faults",
         type=_faults,
