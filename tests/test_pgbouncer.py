@@ -80,8 +80,9 @@ def lead(cluster: Cluster) -> None:
     connections.close_all()
     stop_monitors()
     for alias, database in cluster.django_databases("app").items():
+        known = {"DISABLE_SERVER_SIDE_CURSORS": False} | database
         for name in ("PORT", "DISABLE_SERVER_SIDE_CURSORS"):
-            connections[alias].settings_dict[name] = database[name]
+            connections[alias].settings_dict[name] = known[name]
 
 
 @pytest.fixture(params=POOL_MODES)
@@ -165,11 +166,15 @@ def look_until_routed() -> None:
 def usual_replica(client: Client, cluster: Cluster) -> ReplicaServer:
     """Return the replica that the client's requests meet."""
 
-    def alias(request: HttpRequest) -> str:
-        return str(Note.objects.get()._state.db)
+    replicas = {replica.name: replica for replica in cluster.replicas}
+    found: list[str] = []
 
-    wait_until(lambda: visit(client, alias) != "default", "a replica to serve")
-    return next(r for r in cluster.replicas if r.name == visit(client, alias))
+    def is_on_replica() -> bool:
+        found.append(visit(client, lambda request: Note.objects.get()._state.db))
+        return found[-1] in replicas
+
+    wait_until(is_on_replica, "a replica to serve")
+    return replicas[found[-1]]
 
 
 def title(request: HttpRequest) -> str:

@@ -284,16 +284,18 @@ class Cluster:
         return server.port if pooler is None else pooler.port
 
     def _django_database(self, server: PostgresServer, name: str) -> dict[str, Any]:
-        return {
+        settings: dict[str, Any] = {
             "ENGINE": os.environ.get("TESTPROJECT_ENGINE", "django.db.backends.postgresql"),
             "NAME": name,
             "USER": server.user,
             "PASSWORD": "",
             "HOST": server.host,
             "PORT": str(self.entrance(server)),
-            # A cursor of the server's lives on one of its connections.
-            "DISABLE_SERVER_SIDE_CURSORS": self.pooler == "transaction",
         }
+        if self.pooler == "transaction":
+            # A cursor of the server's lives on one of its connections.
+            settings["DISABLE_SERVER_SIDE_CURSORS"] = True
+        return settings
 
 
 def _start_replica(replica: ReplicaServer) -> None:
