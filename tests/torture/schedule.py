@@ -81,7 +81,9 @@ def schedule(
 def _partner(first: str, others: Sequence[str]) -> str | None:
     if FAULTS[first].scope == "cluster":
         return None
-    return next((name for name in others if FAULTS[name].scope != "cluster"), None)
+    # Of the replicas there are several; what has been killed cannot be emptied, nor hang.
+    taken = {"cluster", FAULTS[first].scope} - {"replica"}
+    return next((name for name in others if FAULTS[name].scope not in taken), None)
 
 
 class Director:
