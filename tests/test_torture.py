@@ -400,6 +400,14 @@ def test_a_seed_gives_the_same_schedule_each_time() -> None:
     assert rounds(1) == rounds(1) != rounds(2)
 
 
+def test_a_schedule_breaks_no_cache_twice_at_once() -> None:
+    """What has been killed can neither be emptied nor hang."""
+    for steps in islice(schedule(7, list(FAULTS), range(3)), 50):
+        for step in steps:
+            scopes = [FAULTS[name].scope for name, _ in step.faults]
+            assert scopes.count("cache") <= 1
+
+
 def test_each_round_of_a_schedule_has_every_fault_once() -> None:
     """Faults come in pairs only on different replicas, and those of the whole cluster alone."""
     for steps in islice(schedule(7, list(FAULTS), range(3)), 20):
