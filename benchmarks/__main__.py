@@ -49,7 +49,8 @@ def _run(arguments: list[str]) -> int:
         parser.error(f"There is no benchmark {unknown[0]!r}. Choose from: {', '.join(benchmarks)}.")
     chosen = [benchmarks[name] for name in options.names or benchmarks]
     documents = read_results([options.json]) if options.json and options.json.exists() else {}
-    command = " ".join(["python -m benchmarks", *arguments])
+    # A path says something of one machine, and nothing of the run.
+    command = " ".join(["python -m benchmarks", *(Path(part).name for part in arguments)])
     for benchmark in chosen:
         documents[benchmark.name] = _measure(benchmark, _options(options), command)
         if options.json:

@@ -34,7 +34,7 @@ def describe_run(command: str) -> dict[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "memory_gb": _memory_gb(),
-            "system": f"{platform.system()} {platform.release()}",
+            "system": platform.system(),
             "load_before": round(os.getloadavg()[0], 2),
         },
         "versions": {"Python": platform.python_version(), **_versions()},

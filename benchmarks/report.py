@@ -14,6 +14,9 @@ from benchmarks.plots import draw
 PAGE = "performance.md"
 PLOTS = "performance"
 
+# Written by hand: what a figure is, a machine can tell; why it is so, it cannot.
+_SHORTFALLS = Path(__file__).with_name("shortfalls.md")
+
 
 def write_report(documents: Mapping[str, Any], directory: Path) -> Path:
     """Write the page and its plots into a directory, and return the path of the page."""
@@ -38,6 +41,7 @@ def render(documents: Mapping[str, Any], results: Mapping[str, Result]) -> str:
         *_quick_warning(documents),
         "## Targets",
         _verdicts(results),
+        _SHORTFALLS.read_text(encoding="utf-8").rstrip(),
         "## Contenders",
         _contenders(),
         *(part for name, result in results.items() for part in _section(documents[name], result)),
