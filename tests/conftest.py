@@ -176,6 +176,15 @@ def cluster(real_cluster: Cluster, _django_on_cluster: None) -> Iterator[Cluster
 
 
 @pytest.fixture
+def healed(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, made whole again afterwards."""
+    yield cluster
+    cluster.heal()
+    connections.close_all()
+    stop_monitors()
+
+
+@pytest.fixture
 def served(cluster: Cluster) -> Iterator[Served]:
     """Records which alias has run which statement."""
     with Served() as served:

@@ -30,7 +30,6 @@ from django_replica_router.tokens import Floor, Position, Record
 from testproject.cluster import Cluster
 from tests import test_backend, test_faults, test_monotonic, test_reads, test_writes
 from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
-from tests.test_faults import healed  # noqa: F401 - fixture
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
 from tests.test_writes import signed_in  # noqa: F401 - fixture
 

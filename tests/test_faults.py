@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -33,15 +33,6 @@ def note(ann: User, cluster: Cluster) -> Note:
     Tag.objects.bulk_create(Tag(name=f"tag {n:03}") for n in range(200))
     cluster.wait_caught_up()
     return note
-
-
-@pytest.fixture
-def healed(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, made whole again afterwards."""
-    yield cluster
-    cluster.heal()
-    connections.close_all()
-    stop_monitors()
 
 
 def state_of(replica: ReplicaServer) -> ReplicaState:

@@ -117,15 +117,6 @@ def note(ann: User, cluster: Cluster) -> Note:
     return note
 
 
-@pytest.fixture
-def healed(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, made whole again afterwards."""
-    yield cluster
-    cluster.heal()
-    connections.close_all()
-    stop_monitors()
-
-
 # What only a pooler can do: outlive its server
 
 
