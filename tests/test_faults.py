@@ -148,11 +148,13 @@ def test_inside_a_transaction_on_a_replica_the_error_is_raised(
 def test_after_the_first_row_the_error_is_raised(note: Note, cluster: Cluster) -> None:
     """Rows that the caller has seen cannot be taken back."""
     with scope():
-        alias = str(Note.objects.get()._state.db)
-        replica = next(r for r in cluster.replicas if r.name == alias)
         rows = Tag.objects.iterator(chunk_size=10)
-        next(rows)
-        replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)])
+        alias = str(next(rows)._state.db)
+        assert alias.startswith("replica")
+        replica = next(r for r in cluster.replicas if r.name == alias)
+        assert replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)]) == [
+            (True,)
+        ]
         # PgBouncer adds an error of its own to the server's.
         with pytest.raises(Exception, match=r"terminating connection|received 2 results"):
             list(rows)
