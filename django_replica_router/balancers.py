@@ -10,6 +10,7 @@ import threading
 import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from django.utils.module_loading import import_string
 
@@ -89,6 +90,28 @@ def random_order(reader: str, weights: Mapping[str, float]) -> list[str]:
     return _ranked(weights, lambda alias: 1.0 - _draw.random())
 
 
+class RandomTable:
+    """Draws who comes first without ranking the rest.
+
+    Args:
+        weights: the weight of each replica.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = weights
+        self._aliases = list(weights)
+        self._sums = list(itertools.accumulate(weights.values()))
+
+    def draw(self) -> str:
+        """Return a replica at random, by weight."""
+        return _draw.choices(self._aliases, cum_weights=self._sums)[0]
+
+    def rank_behind(self, first: str) -> list[str]:
+        """Rank the others at random, by weight, behind one that was drawn."""
+        others = {alias: weight for alias, weight in self.weights.items() if alias != first}
+        return [first, *random_order("", others)]
+
+
 def round_robin(reader: str, weights: Mapping[str, float]) -> list[str]:
     """Begin one replica further each time. Weights do not count."""
     aliases = list(weights)
@@ -136,18 +159,22 @@ class Order:
         rank: returns all of them.
     """
 
-    __slots__ = ("_rank", "first")
+    __slots__ = ("_all", "_rank", "first")
 
     def __init__(self, first: str | None, rank: Callable[[], Sequence[str]]) -> None:
         self.first = first
         self._rank = rank
+        self._all: Sequence[str] | None = None
 
     def all(self) -> Sequence[str]:
         """Return all replicas, the one to prefer first."""
-        return self._rank()
+        if self._all is None:
+            self._all = self._rank()
+        return self._all
 
 
-_tables: dict[str, RendezvousTable] = {}
+_rendezvous: dict[str, RendezvousTable] = {}
+_random: dict[str, RandomTable] = {}
 
 
 def order_for(name: str, primary: str, reader: str, weights: Mapping[str, float]) -> Order:
@@ -160,10 +187,16 @@ def order_for(name: str, primary: str, reader: str, weights: Mapping[str, float]
         weights: the weight of each replica.
     """
     if name == "rendezvous" and reader and weights:
-        table = _tables.get(primary)
+        table = _rendezvous.get(primary)
         if table is None or table.weights is not weights:
-            table = _tables[primary] = RendezvousTable(weights)
+            table = _rendezvous[primary] = RendezvousTable(weights)
         return Order(table.first(reader), lambda: rendezvous(reader, weights))
+    if name in ("rendezvous", "random") and weights:
+        draws = _random.get(primary)
+        if draws is None or draws.weights is not weights:
+            draws = _random[primary] = RandomTable(weights)
+        first = draws.draw()
+        return Order(first, partial(draws.rank_behind, first))
     ranked = [alias for alias in get_balancer(name)(reader, weights) if alias in weights]
     return Order(ranked[0] if ranked else None, lambda: ranked)
 

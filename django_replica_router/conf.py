@@ -295,8 +295,9 @@ def get_config() -> Config:
     Raises:
         ConfigurationError: names the key whose value cannot be used, and what is expected.
     """
-    # Of the object behind the lazy one: that is quick also where there is no such setting.
-    wrapped = settings.__dict__["_wrapped"]
+    # Of the object behind the lazy one, past that one's own way to look up attributes: that is quick
+    # also where there is no such setting.
+    wrapped = object.__getattribute__(settings, "_wrapped")
     raw = getattr(settings if wrapped is empty else wrapped, SETTING, None)
     config = _Cache.config
     if config is not None and _Cache.raw is raw:

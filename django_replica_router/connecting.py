@@ -43,8 +43,8 @@ class _Sight(NamedTuple):
     seen_at: float
 
 
-def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
-    """Tell whether a connection to the replica stands, opening it where there is none yet.
+def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> Any | None:
+    """Return Django's connection to the replica, opened where it is not yet; None where it cannot be.
 
     Django would open it a moment later for the query, where a failure cannot be mended any more.
 
@@ -57,11 +57,11 @@ def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
     # In a test whose class does not list the alias in ``databases``, Django's test case puts an
     # object of this class in the place of the method, and any use of it fails the test.
     if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":
-        return False
+        return None
     raw = connection.connection
     try:
         if raw is not None and not raw.closed and _is_watched(connection, alias, monitor):
-            return True
+            return connection
         if raw is not None:
             # It broke where nobody looked: Django would find out when it asks for a cursor. Or it
             # reaches a server that the alias does not mean any more.
@@ -69,12 +69,12 @@ def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> bool:
         _bound_connecting(connection, timeout)
         _ensure_connection(connection, alias)
         if _is_known_server(connection, alias, monitor):
-            return True
+            return connection
         connection.close()
     except Exception as error:  # refused, timed out, misconfigured: never the visitor's concern
         connection.close()
         monitor.report(alias, error)
-    return False
+    return None
 
 
 def ask_over_connection(alias: str, monitor: Monitor) -> None:
@@ -149,12 +149,11 @@ def _look_again(connection: Any, alias: str) -> _Sight | None:
     """
     raw = connection.connection
     sight: _Sight | None = connection.__dict__.get(_SIGHT)
+    if sight is not None and sight.raw is raw and not sight.is_pooled:
+        return sight if raw.pgconn.parameter_status(b"in_hot_standby") == b"on" else None
     now = time.monotonic()
-    if sight is not None and sight.raw is raw:
-        if not sight.is_pooled:
-            return sight if raw.pgconn.parameter_status(b"in_hot_standby") == b"on" else None
-        if now - sight.seen_at < _LEAST_RESTART:
-            return sight
+    if sight is not None and sight.raw is raw and now - sight.seen_at < _LEAST_RESTART:
+        return sight
     number = in_flight.enter(alias, raw)
     try:
         identity = postgres.identify(raw)
@@ -167,9 +166,8 @@ def _look_again(connection: Any, alias: str) -> _Sight | None:
     return sight
 
 
-def life_behind(alias: str) -> Life | None:
-    """Return which server, and which life of it, this thread's connection was last seen to reach."""
-    connection: Any = connections[alias]
+def life_behind(connection: Any) -> Life | None:
+    """Return which server, and which life of it, Django's connection was last seen to reach."""
     sight: _Sight | None = connection.__dict__.get(_SIGHT)
     return None if sight is None or sight.raw is not connection.connection else sight.life
 
@@ -186,7 +184,7 @@ def is_elsewhere(connection: Any, life: Life | None) -> bool:
         connection: Django's connection to a replica, with no transaction open.
         life: which server, in which life, was chosen; None where nobody has chosen.
     """
-    if connection.__dict__.get(_SIGHT) is None and life is None:
+    if life is None and connection.__dict__.get(_SIGHT) is None:
         return False  # nobody has vouched for it: a mirror in a test, an alias named by the code
     if not isinstance(connection.connection, psycopg.Connection):
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +24,10 @@ class Identity(Protocol):
     """No later look can find more."""
 
     shortcuts: Shortcuts | None
-    """Those of the scope: dropped where another user is found."""
+    """Those of the scope: dropped where a user is found whose token is not in the floor."""
+
+    clusters: Mapping[str, ClusterScope] | None
+    """What the scope knows of each cluster."""
 
     def session(self) -> str | None:
         """Return the key of the session cookie."""
@@ -285,7 +288,7 @@ class Scope:
         self.unsafe = unsafe
         self.clusters: dict[str, ClusterScope] = {}
         self.shortcuts: Shortcuts = {}
-        identity.shortcuts = self.shortcuts
+        identity.shortcuts, identity.clusters = self.shortcuts, self.clusters
         self.decisions: list[tuple[str, str]] | None = [] if debug else None
 
     def cluster(self, primary: str) -> ClusterScope:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from django.utils.functional import LazyObject, empty
 from django.utils.module_loading import import_string
 
 from django_replica_router.conf import get_config
-from django_replica_router.context import Shortcuts
+from django_replica_router.context import ClusterScope, Shortcuts
 from django_replica_router.cookies import read_cookie
 from django_replica_router.tokens import Record
 
@@ -69,6 +69,7 @@ class RequestIdentity:
         "_size",
         "_unloaded",
         "_user",
+        "clusters",
         "request",
         "settled",
         "shortcuts",
@@ -78,6 +79,7 @@ class RequestIdentity:
         self.request = request
         self.settled = False
         self.shortcuts: Shortcuts | None = None
+        self.clusters: Mapping[str, ClusterScope] | None = None
         # What the last look has found on the request, and the dictionaries of a session and of a
         # lazy user that have not been loaded yet.
         self._known: dict[str, Any] = request.__dict__
@@ -131,9 +133,13 @@ class RequestIdentity:
             key = self._look()
             if key is not None and key not in self._found:
                 self._found = (*self._found, key)
-                if self.shortcuts is not None:
+                if self.shortcuts and not self._is_covered(key):
                     self.shortcuts.clear()
         return self._found + self._custom()
+
+    def _is_covered(self, key: str) -> bool:
+        """Tell whether every floor holds the token of that user, since a session's record named him."""
+        return all(key in state.records for state in (self.clusters or {}).values())
 
     def owner(self) -> str:
         """Return the key of the user who was found last, or nothing.
@@ -219,11 +225,12 @@ class RequestIdentity:
 class NamedIdentity:
     """Somebody named by the code: ``scope(user=...)`` in a task or a command."""
 
-    __slots__ = ("_found", "settled", "shortcuts")
+    __slots__ = ("_found", "clusters", "settled", "shortcuts")
 
     def __init__(self, users: Iterable[Any] = ()) -> None:
         self.settled = True
         self.shortcuts: Shortcuts | None = None
+        self.clusters: Mapping[str, ClusterScope] | None = None
         keys = (
             user_key(user) if hasattr(user, "pk") else digest("user", str(user)) for user in users
         )

@@ -35,9 +35,8 @@ class InFlight:
     def enter(self, alias: str, raw: Any) -> int:
         """Note that a statement is about to be sent; return its number."""
         number = next(self._numbers)
-        waiting = _Waiting(alias, raw, time.monotonic())
-        with self._lock:
-            self._waiting[number] = waiting
+        # No lock: to put something into a dict is one step, and who looks takes a copy in one.
+        self._waiting[number] = _Waiting(alias, raw, time.monotonic())
         return number
 
     def leave(self, number: int) -> None:
@@ -48,16 +47,17 @@ class InFlight:
     def has_waited(self, alias: str, seconds: float) -> bool:
         """Tell whether a statement has waited longer for that server."""
         limit = time.monotonic() - seconds
-        with self._lock:
-            return any(w.alias == alias and w.since < limit for w in self._waiting.values())
+        waiting = list(self._waiting.values())
+        return any(w.alias == alias and w.since < limit for w in waiting)
 
     def end(self, alias: str, patience: float) -> int:
         """End the waiting for that server of all that have waited longer; return how many."""
         limit = time.monotonic() - patience
         with self._lock:
-            hanging = [w for w in self._waiting.values() if w.alias == alias and w.since < limit]
-            for waiting in hanging:
-                shut_down(waiting.raw)
+            waiting = list(self._waiting.values())
+            hanging = [w for w in waiting if w.alias == alias and w.since < limit]
+            for w in hanging:
+                shut_down(w.raw)
         return len(hanging)
 
 

@@ -45,18 +45,19 @@ class ReplicaRouterMiddleware:
             return self.__acall__(request)
         scope, identity = _open(request)
         streams = False
-        with _inside(scope):
-            try:
-                response: HttpResponseBase = self.get_response(request)
-                finish_scope(scope, identity.sent_session(response))
-                _send_cookie(request, response, scope)
-                streams = _wrap_stream(response, scope)
-            except BaseException:
-                finish_scope(scope)
-                raise
-            finally:
-                if not streams:
-                    release_scope(scope)
+        token = current_frame.set(Frame(scope))
+        try:
+            response: HttpResponseBase = self.get_response(request)
+            finish_scope(scope, identity.sent_session(response))
+            _send_cookie(request, response, scope)
+            streams = _wrap_stream(response, scope)
+        except BaseException:
+            finish_scope(scope)
+            raise
+        finally:
+            if not streams:
+                release_scope(scope)
+            current_frame.reset(token)
         return response
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:

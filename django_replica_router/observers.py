@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import get_config
 from django_replica_router.connecting import is_elsewhere, is_standby
-from django_replica_router.context import current_scope
+from django_replica_router.context import current_frame, current_scope
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
@@ -113,7 +113,10 @@ def _on_replica(
         in_flight.leave(number)
     if connection.in_atomic_block:
         return result
-    if is_elsewhere(connection, _chosen_life(primary, alias)):
+    scope = current_frame.get().scope
+    state = None if scope is None else scope.clusters.get(primary)
+    chosen_life = None if state is None else state.lives.get(alias)
+    if is_elsewhere(connection, chosen_life):
         _leave(alias, primary, connection, ReplicaState.UNKNOWN, "Promoted, or started anew.")
         count("retried_elsewhere")
         return run_on_primary(primary, cursor, sql, params, many)
@@ -129,12 +132,6 @@ def _on_replica(
             run_elsewhere,
         )
     return result
-
-
-def _chosen_life(primary: str, alias: str) -> tuple[object, ...] | None:
-    scope = current_scope()
-    state = None if scope is None else scope.clusters.get(primary)
-    return None if state is None else state.lives.get(alias)
 
 
 def _is_mendable(

@@ -13,7 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_replica_router.balancers import Order, least_in_flight, order_for
 from django_replica_router.budget import budget
 from django_replica_router.conf import AGE_ERROR, Config
-from django_replica_router.connecting import connect_to_replica, life_behind
+from django_replica_router.connecting import connect_to_replica
 from django_replica_router.context import ClusterScope, Frame, Scope, Shortcut, WriteMark
 from django_replica_router.errors import ReplicaRouterError, StoreError
 from django_replica_router.floors import (
@@ -32,7 +32,7 @@ from django_replica_router.policy import (
     floor_reason,
 )
 from django_replica_router.registry import get_monitor
-from django_replica_router.search import Search, Target
+from django_replica_router.search import Found, Search, Target, find_at_once
 from django_replica_router.stats import count
 from django_replica_router.tokens import Floor
 from django_replica_router.transactions import find_replica_in_atomic
@@ -127,7 +127,7 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
     stand_in = choose_stand_in(monitor.replicas()) if monitor.primary_is_down else None
     if stand_in is None:
         return decision
-    if not connect_to_replica(stand_in.alias, monitor, config.CONNECT_TIMEOUT):
+    if connect_to_replica(stand_in.alias, monitor, config.CONNECT_TIMEOUT) is None:
         return decision
     count(_EVENTS[stand_in.reason])
     state.stand_in = stand_in
@@ -199,12 +199,12 @@ def _decide_by_token(
         return state.choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
     if choice is None and _identifies_unknown_reader(model, scope, state):
         return Decision(primary, Reason.UNKNOWN_SESSION)
-    decision = _decide_anew(primary, scope, floor, max_lag, config, choice)
-    life = None if decision.alias == primary else life_behind(decision.alias)
+    decision, life = _decide_anew(primary, scope, floor, max_lag, config, choice)
     if life is not None:
         state.lives[decision.alias] = life
     count(_EVENTS[decision.reason])
-    budget.note_decision()
+    if config.PRIMARY_SHARE < 1:
+        budget.note_decision()
     if choice is None:
         decision = state.choices.setdefault(max_lag, decision)  # another thread may have been first
     else:
@@ -246,60 +246,64 @@ def _decide_anew(
     max_lag: float,
     config: Config,
     choice: Decision | None,
-) -> Decision:
+) -> Found:
     state = scope.cluster(primary)
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
     everybody = record_of_everybody(state.records.get(EVERYBODY), monitor.timeline)
     if everybody is None or primary in _blind:
         _begin_to_remember(primary, config)
-        return Decision(primary, Reason.EMPTY_STORE)
+        return Found(Decision(primary, Reason.EMPTY_STORE))
     if state.wrote:
         # use_replica after a write of this very scope: the replica must have that, too.
         pending = state.pending or WriteMark()
         written = locate_written(primary, state, pending, state.seen_on, config)
         if written is None or (state.recorded and state.recorded.pinned_until_ms):
-            return Decision(primary, Reason.UNRECORDED_WRITE)
+            return Found(Decision(primary, Reason.UNRECORDED_WRITE))
         floor = Floor(max(floor.position, written), floor.pinned, expiry_ms(config))
     reason = floor_reason(floor, monitor.timeline)
     if reason is not None:
-        return Decision(primary, reason)
-    if state.wait_left is None:
-        state.wait_left = config.WAIT
+        return Found(Decision(primary, reason))
     order = _order(primary, scope, state, config)
     preferred = order.first
     if choice is not None:
         # The user became known. Two reads of one request never go to two replicas: the one that
         # has served so far must pass again, or the primary takes over.
         order = Order(choice.alias, lambda: [choice.alias])
-    # Wall clocks of two machines may differ: good enough to guess how long to wait.
-    age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
     is_somebody = _is_somebody(scope)
     # An older replica may lack a write whose token has expired.
     bound = config.TOKEN_TTL - config.WAIT - AGE_ERROR if is_somebody else math.inf
-    target = Target(
-        floor.position,
-        age,
-        min(max_lag, bound),
-        config.CONNECT_TIMEOUT,
-        config.FALLBACK_LAG and min(config.FALLBACK_LAG, bound),
-        config.PRIMARY_SHARE,
-    )
-    search = Search(
-        primary,
-        monitor,
-        order,
-        target,
-        state.wait_left,
-        # Who is nobody in particular cannot be shown less than before.
-        keeps_replica=config.MONOTONIC_READS and is_somebody,
-    )
-    try:
-        decision = search.run()
-    finally:
-        state.wait_left = search.wait_left
-    if config.MONOTONIC_READS and decision.alias not in (primary, preferred):
-        state.seen_on = decision.alias
-    return decision
+    max_lag = min(max_lag, bound)
+    found = None
+    if order.first is not None:
+        found = find_at_once(order.first, monitor, floor.position, max_lag, config.CONNECT_TIMEOUT)
+    if found is None:
+        # Wall clocks of two machines may differ: good enough to guess how long to wait.
+        age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
+        target = Target(
+            floor.position,
+            age,
+            max_lag,
+            config.CONNECT_TIMEOUT,
+            config.FALLBACK_LAG and min(config.FALLBACK_LAG, bound),
+            config.PRIMARY_SHARE,
+        )
+        search = Search(
+            primary,
+            monitor,
+            order,
+            target,
+            config.WAIT if state.wait_left is None else state.wait_left,
+            # Who is nobody in particular cannot be shown less than before.
+            keeps_replica=config.MONOTONIC_READS and is_somebody,
+        )
+        try:
+            found = search.run()
+        finally:
+            state.wait_left = search.wait_left
+    alias = found.decision.alias
+    if config.MONOTONIC_READS and alias not in (primary, preferred):
+        state.seen_on = alias
+    return found
 
 
 def _is_somebody(scope: Scope) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from django_replica_router.balancers import Order
 from django_replica_router.budget import budget
-from django_replica_router.connecting import ask_over_connection, connect_to_replica
+from django_replica_router.connecting import ask_over_connection, connect_to_replica, life_behind
 from django_replica_router.errors import ReplicasLagError
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import (
@@ -39,6 +39,50 @@ class Target(NamedTuple):
     connect_timeout: float
     fallback_lag: float | None
     primary_share: float
+
+
+class Found(NamedTuple):
+    """What was found.
+
+    Args:
+        decision: for a replica, or for the primary.
+        life: which server, and which life of it, the connection to the replica reaches; None for
+            the primary, and where nobody knows.
+    """
+
+    decision: Decision
+    life: tuple[Any, ...] | None = None
+
+
+def find_at_once(
+    alias: str, monitor: Monitor, floor: Position, max_lag: float, connect_timeout: float
+) -> Found | None:
+    """Return the decision for a replica that may serve as it stands, or None where it may not.
+
+    Nearly every first decision of a scope is made here, and needs no search.
+
+    Args:
+        alias: alias of the reader's usual replica.
+        monitor: what is known of the replicas.
+        floor: the position that it must have replayed.
+        max_lag: seconds that its data may be old.
+        connect_timeout: seconds within which it must accept a connection.
+    """
+    if alias not in monitor.readings:
+        return None
+    life = monitor.life(alias)  # before the reading, which may be newer
+    decision = choose_replica([monitor.replica(alias)], floor, max_lag)
+    if decision is None:
+        return None
+    connection = connect_to_replica(alias, monitor, connect_timeout)
+    if connection is None or not _is_in_life(alias, life, monitor):
+        return None
+    return Found(decision, life_behind(connection))
+
+
+def _is_in_life(alias: str, life: tuple[object, ...] | None, monitor: Monitor) -> bool:
+    # Else it was started anew since it was chosen: what it had replayed then says nothing.
+    return monitor.life(alias) == life
 
 
 class Search:
@@ -76,7 +120,7 @@ class Search:
         self._refused: set[str] = set()
         self._lives: dict[str, tuple[object, ...] | None] = {}
 
-    def run(self) -> Decision:
+    def run(self) -> Found:
         """Return the decision for a replica, or for the primary where none may serve.
 
         Raises:
@@ -91,17 +135,12 @@ class Search:
             if decision is None and target.fallback_lag is not None:
                 decision = choose_least_lagged(self._ranked(), target.floor, target.fallback_lag)
             if decision is None:
-                return self._fall_back()
+                return Found(self._fall_back())
             alias, life = decision.alias, self._lives.get(decision.alias)
-            if connect_to_replica(
-                alias, self._monitor, target.connect_timeout
-            ) and self._is_in_life(alias, life):
-                return decision
+            connection = connect_to_replica(alias, self._monitor, target.connect_timeout)
+            if connection is not None and _is_in_life(alias, life, self._monitor):
+                return Found(decision, life_behind(connection))
             self._refused.add(alias)
-
-    def _is_in_life(self, alias: str, life: tuple[object, ...] | None) -> bool:
-        # Else it was started anew since it was chosen: what it had replayed then says nothing.
-        return self._monitor.life(alias) == life
 
     def _preferred(self) -> list[Replica]:
         first = self._order.first

@@ -134,7 +134,7 @@ def _text(sql: object) -> str:
 
 def is_write_command(sql: object) -> bool:
     """Tell whether the statement begins with a command that changes data or schema."""
-    return _is_write_command(_text(sql))
+    return _is_write_command(sql if isinstance(sql, str) else _text(sql))
 
 
 @lru_cache(maxsize=2048)

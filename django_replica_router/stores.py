@@ -16,6 +16,7 @@ from django.core.cache.backends.locmem import LocMemCache
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
+from django_replica_router.redis_client import RedisServer, find_server
 from django_replica_router.tokens import Record
 
 # KEYS: the keys. ARGV: for each key the encoded record and its time to live in milliseconds.
@@ -232,16 +233,16 @@ class LocMemStore(GenericStore):
 
 
 class RedisStore(TokenStore):
-    """Redis or Valkey, through the driver's client that the cache backend holds.
+    """Redis or Valkey.
 
     Serializers, compressors and ``IGNORE_EXCEPTIONS`` of the backend are passed by: an ignored
-    error would read as "no token". Reads go to the server that is written to, since a Redis
-    replica may lag itself.
+    error would read as "no token".
     """
 
-    def __init__(self, cache: BaseCache, client: Any, timeout: float) -> None:
+    def __init__(self, cache: BaseCache, server: RedisServer) -> None:
         super().__init__(cache)
-        self._client = client = _bounded(client, timeout)
+        self._server = server
+        self._client = client = server.client
         self._script = client.register_script(_MERGE_SCRIPT)
         self._load_script = client.register_script(_LOAD_SCRIPT)
 
@@ -259,7 +260,7 @@ class RedisStore(TokenStore):
         return found
 
     def _load(self, keys: Sequence[str]) -> list[Record | None]:
-        values = self._client.mget([self._cache.make_key(key) for key in keys])
+        values = self._server.mget([self._cache.make_key(key) for key in keys])
         return [Record.decode(value) for value in values]
 
     def _merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None:
@@ -282,45 +283,6 @@ class RedisStore(TokenStore):
             return None
 
 
-def _bounded(client: Any, timeout: float) -> Any:
-    """Return a client of the same server that gives up after a time-out.
-
-    Without one, redis-py waits for ever for a server that hangs; and since its version 6 it tries
-    again, with pauses, where it is refused.
-    """
-    from redis import ConnectionPool
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    pool = client.connection_pool
-    if type(pool) is not ConnectionPool:
-        return client  # such as a Sentinel's, which finds its server by means of its own
-    given = pool.connection_kwargs
-    settings = {
-        **given,
-        "socket_timeout": min(timeout, given.get("socket_timeout") or timeout),
-        "socket_connect_timeout": min(timeout, given.get("socket_connect_timeout") or timeout),
-        # Once more and at once: the connection may be one of before the server's restart.
-        "retry": Retry(NoBackoff(), 1),
-    }
-    bounded = ConnectionPool(connection_class=pool.connection_class, **settings)
-    return type(client)(connection_pool=bounded)
-
-
-def _redis_client(cache: BaseCache) -> Any | None:
-    """Return the redis-py client for writing, or None where the backend is not Redis' own."""
-    for backend in type(cache).__mro__:
-        path = f"{backend.__module__}.{backend.__qualname__}"
-        if path == "django.core.cache.backends.redis.RedisCache":
-            return cache._cache.get_client(write=True)  # type: ignore[attr-defined]
-        if path == "django_redis.cache.RedisCache":
-            client = cache.client  # type: ignore[attr-defined]
-            # Keys of a sharded cache live on different servers: no one client can merge them.
-            is_sharded = hasattr(client, "get_server_name")
-            return None if is_sharded else client.get_client(write=True)
-    return None
-
-
 def open_store(cache: BaseCache, timeout: float) -> TokenStore:
     """Return the best store that the cache allows.
 
@@ -332,9 +294,9 @@ def open_store(cache: BaseCache, timeout: float) -> TokenStore:
         StoreError: the cache's client cannot be made.
     """
     try:
-        client = _redis_client(cache)
-        if client is not None:
-            return RedisStore(cache, client, timeout)
+        server = find_server(cache, timeout)
+        if server is not None:
+            return RedisStore(cache, server)
     except Exception as error:  # whatever a cache backend raises, the site goes on
         message = f"The token store could not be opened: {error}"
         raise StoreError(message) from error

@@ -238,9 +238,11 @@ def _finish_cluster(
             state.recorded = _record(position or locate(primary, pending), config)
             _store_write(primary, scope, state, config, keys, users)
         return
+    links = _links(scope, state, sent_session)
+    if seen_on is None and not links:
+        return
     if connections[primary].in_atomic_block:
         return  # the scope lies inside a transaction: what was seen may yet be undone
-    links = _links(scope, state, sent_session)
     users = {*scope.identity.users(), *known_owners(state)}
     if not users and not scope.identity.has_session_data():
         seen_on = None  # there is nobody to remember it for

@@ -65,7 +65,7 @@ def is_replica(alias: str) -> bool:
     return alias.startswith("replica")
 
 
-def in_request(action: Callable[[HttpRequest], Any]) -> Any:
+def in_request(action: Callable[[HttpRequest], Any], **cookies: str) -> Any:
     """Run the action inside a request that passes the middleware alone."""
     found = []
 
@@ -73,7 +73,9 @@ def in_request(action: Callable[[HttpRequest], Any]) -> Any:
         found.append(action(request))
         return HttpResponse()
 
-    ReplicaRouterMiddleware(view)(RequestFactory().get("/"))
+    request = RequestFactory().get("/")
+    request.COOKIES.update(cookies)
+    ReplicaRouterMiddleware(view)(request)
     return found[0]
 
 
@@ -300,6 +302,26 @@ def test_a_user_found_by_somebody_else_ends_it(cluster: Cluster, ann: User) -> N
         assert in_request(action) == "default"
 
 
+def test_the_user_whom_the_session_has_named_does_not_end_it(cluster: Cluster, ann: User) -> None:
+    """His token came with the session's record, and is in the floor already."""
+
+    def action(request: Any) -> str:
+        first = route_by_shortcut()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ReplicaRouter, "_route", refuse)
+            request.user = ann
+            assert route() == first
+        present = current_scope()
+        assert present is not None
+        assert present.identity.users()
+        return first
+
+    session = sign_in(ann).cookies["sessionid"].value
+    cluster.wait_caught_up()
+    wait_until_routed()
+    assert is_replica(in_request(action, sessionid=session))
+
+
 # One question to the token store
 
 
@@ -387,6 +409,14 @@ def keep_shortcuts_of_users(patch: Patch) -> None:
     patch.setattr(RequestIdentity, "users", users)
 
 
+def take_everybody_for_known(patch: Patch) -> None:
+    patch.setattr(RequestIdentity, "_is_covered", lambda self, key: True)
+
+
+def take_nobody_for_known(patch: Patch) -> None:
+    patch.setattr(RequestIdentity, "_is_covered", lambda self, key: False)
+
+
 def keep_models(patch: Patch) -> None:
     class Everything(set[Any]):
         def __contains__(self, model: object) -> bool:
@@ -432,6 +462,8 @@ CONTROLS = [
     (without_news, test_a_user_who_becomes_known_ends_it, {"way": "session"}),
     (without_news, test_a_user_who_becomes_known_ends_it, {"way": "cached"}),
     (keep_shortcuts_of_users, test_a_user_found_by_somebody_else_ends_it, {}),
+    (take_everybody_for_known, test_a_user_found_by_somebody_else_ends_it, {}),
+    (take_nobody_for_known, test_the_user_whom_the_session_has_named_does_not_end_it, {}),
     (keep_models, test_a_changed_setting_ends_it, {}),
     (keep_models, test_another_router_ends_it, {}),
     (share_among_threads, test_it_is_no_other_threads, {}),

@@ -1,0 +1,199 @@
+"""Quick questions to a real Valkey server: the answer is always that to one's own question."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from django.core.cache import caches
+
+from django_replica_router import redis_client
+from django_replica_router.redis_client import RedisServer, find_server
+from testproject.cluster import Cluster
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def server(cluster: Cluster) -> Iterator[RedisServer]:
+    """A server that holds under each key its name."""
+    assert cluster.cache is not None
+    with redis.Redis.from_url(cluster.cache.url) as client:
+        client.mset({name: name for name in "abcd"})
+        server = RedisServer(client, 1.0)
+        with server.client:
+            yield server
+            for line in server._resting:
+                line.disconnect()
+
+
+def test_a_connection_that_broke_at_rest_is_replaced(server: RedisServer, cluster: Cluster) -> None:
+    """The server was started anew, or has closed what was idle: the caller does not notice."""
+    assert server.mget(["a", "nothing"]) == [b"a", None]
+    assert cluster.cache is not None
+    cluster.cache.command("CLIENT", "KILL", "TYPE", "normal")
+    assert server.mget(["b"]) == [b"b"]
+
+
+def test_one_connection_serves_a_thread(server: RedisServer) -> None:
+    """It rests in between, and is neither opened anew nor looked through."""
+    server.mget(["a"])
+    (line,) = server._resting
+    assert server.mget(["b"]) == [b"b"]
+    assert list(server._resting) == [line]
+
+
+def test_an_interrupted_question_leaves_no_answer_behind(server: RedisServer) -> None:
+    """It would be taken for the answer to the next one: somebody else's token."""
+    server.mget(["a"])
+    (line,) = server._resting
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(line, "read_response", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            server.mget(["b"])
+    assert server.mget(["c"]) == [b"c"]
+
+
+def interrupt() -> None:
+    """Be the signal that arrives before the answer."""
+    raise KeyboardInterrupt
+
+
+def test_each_thread_has_its_own_answer(server: RedisServer) -> None:
+    """Two never share a connection at one time."""
+    wrong: list[Any] = []
+    barrier = threading.Barrier(4)
+
+    def ask(name: str) -> None:
+        barrier.wait(10)
+        for _ in range(200):
+            (value,) = server.mget([name])
+            if value != name.encode():
+                wrong.append((name, value))
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(server._resting) <= 4
+
+
+def test_threads_reach_a_cache_by_one_server(cluster: Cluster) -> None:
+    """Each has a backend object of its own, and so has each task of an event loop; but they have
+    one pool, and so share the connections that rest."""
+    servers = [find_server(caches["default"], 1.0)]
+    thread = threading.Thread(target=lambda: servers.append(find_server(caches["default"], 1.0)))
+    thread.start()
+    thread.join()
+    assert servers[0] is not None
+    assert servers[0] is servers[1]
+    assert find_server(caches["default"], 2.0) is not servers[0]
+
+
+def test_a_pool_that_finds_its_server_itself_is_left_alone(cluster: Cluster) -> None:
+    """A Sentinel's, for one: who is asked is its own affair."""
+    assert cluster.cache is not None
+    pool = redis.BlockingConnectionPool.from_url(cluster.cache.url)
+    with redis.Redis(connection_pool=pool) as client:
+        client.set("a", "a")
+        server = RedisServer(client, 1.0)
+        assert server.client is client
+        assert server.mget(["a", "nothing"]) == [b"a", None]
+        assert not server._resting
+    pool.disconnect()
+
+
+FORKED = """
+import os, sys
+from django.conf import settings
+settings.configure(CACHES={"default": {
+    "BACKEND": "django_redis.cache.RedisCache", "LOCATION": sys.argv[1],
+}})
+from django.core.cache import caches
+from django_replica_router import redis_client
+server = redis_client.find_server(caches["default"], 1.0)
+if sys.argv[2:]:
+    redis_client.RedisServer.forget_connections = lambda self: None
+assert server.mget(["a"]) == [b"a"]
+pid = os.fork()
+name = "a" if pid else "b"
+wrong = 0
+for _ in range(500):
+    try:
+        wrong += server.mget([name]) != [name.encode()]
+    except Exception:
+        wrong += 1
+if not pid:
+    os._exit(bool(wrong))
+_, status = os.waitpid(pid, 0)
+print(bool(wrong or status))
+"""
+
+
+def goes_wrong(cluster: Cluster, *arguments: str) -> str:
+    """Tell whether a process and its child get each other's answers, by their own words."""
+    assert cluster.cache is not None
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, cluster.cache.url, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_a_forked_process_has_connections_of_its_own(server: RedisServer, cluster: Cluster) -> None:
+    """The parent goes on with those that it had."""
+    assert goes_wrong(cluster) == "False"
+
+
+# Without the rules
+
+
+def test_without_its_own_connections_a_forked_process_goes_wrong(
+    server: RedisServer, cluster: Cluster
+) -> None:
+    """A test that cannot fail would prove nothing."""
+    assert goes_wrong(cluster, "share") == "True"
+
+
+def test_without_a_second_attempt_a_broken_connection_shows(
+    server: RedisServer, cluster: Cluster, monkeypatch: Patch
+) -> None:
+    """Nor would this one."""
+
+    def ask(line: Any, *command: str) -> Any:
+        line.send_command(*command, check_health=False)
+        return line.read_response()
+
+    monkeypatch.setattr(redis_client, "_ask", ask)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        test_a_connection_that_broke_at_rest_is_replaced(server, cluster)
+
+
+def test_without_a_farewell_an_answer_is_left_behind(
+    server: RedisServer, monkeypatch: Patch
+) -> None:
+    """Nor this."""
+
+    def mget(self: RedisServer, keys: list[str]) -> Any:
+        line = self._resting[0] if self._resting else original_line(self)
+        line.send_command("MGET", *keys, check_health=False)
+        return line.read_response()
+
+    def original_line(self: RedisServer) -> Any:
+        assert self._pool is not None
+        self._resting.append(self._pool.connection_class(**self._pool.connection_kwargs))
+        return self._resting[0]
+
+    monkeypatch.setattr(RedisServer, "mget", mget)
+    with pytest.raises(AssertionError):
+        test_an_interrupted_question_leaves_no_answer_behind(server)
