@@ -29,7 +29,7 @@ _BATCH = 10_000
 _COPY_SCRIPT = """
 for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
   for index, key in ipairs(KEYS) do
-    local copy = string.sub(key, 1, -33) .. string.format('%d%031x', index, number)
+    local copy = string.sub(key, 1, -17) .. string.format('%d%015x', index, number)
     redis.call('COPY', key, copy)
     redis.call('PEXPIRE', copy, 3600000)
   end

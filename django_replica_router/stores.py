@@ -19,42 +19,66 @@ from django_replica_router.errors import StoreError
 from django_replica_router.redis_client import RedisServer, find_server
 from django_replica_router.tokens import Record
 
+# Reads a record as ``Record.decode`` does. Of a pin of 8 digits and an owner of 16, either may be
+# missing; a missing pin is the empty text, which is lower than any other.
+_READ_FUNCTION = """
+local function digits(count) return string.rep('[-0-9A-Z_a-z]', count) end
+local shape = '^2(' .. digits(16) .. ')(' .. digits(8) .. ')([-0-9A-Z_a-z]*)$'
+local function read(text)
+  local position, expires, rest = string.match(text, shape)
+  if not position or #rest % 8 ~= 0 or #rest > 24 then return nil end
+  local pinned = string.sub(rest, 1, #rest % 16)
+  if pinned == '--------' then return nil end
+  return position, expires, pinned, string.sub(rest, #pinned + 1)
+end
+"""
+
 # KEYS: the keys. ARGV: for each key the encoded record and its time to live in milliseconds.
-# The fields of a record have fixed widths and one kind of digits, so that text compares as the
-# numbers do. What has another shape is overwritten: merged, it would be a record for nobody.
-_MERGE_SCRIPT = """
-local function digits(count) return string.rep('[0-9a-f]', count) end
-local shape = '^1:(' .. digits(8) .. ':' .. digits(16) .. '):(' .. digits(12) .. '):('
-  .. digits(12) .. '):([0-9a-f]*)$'
+# What is no record is overwritten: merged, it would be a record for nobody.
+# Texts are compared byte by byte, since ``>`` goes by the locale of the server: in a Danish one
+# "aa" comes after "z", and elsewhere "B" after "a".
+_MERGE_SCRIPT = (
+    _READ_FUNCTION
+    + """
+local function is_above(one, other)
+  for i = 1, #one do
+    local mine, others = string.byte(one, i), string.byte(other, i) or 0
+    if mine ~= others then return mine > others end
+  end
+  return false
+end
 for i, key in ipairs(KEYS) do
-  local position, expires, pinned, owner = string.match(ARGV[2 * i - 1], shape)
+  local position, expires, pinned, owner = read(ARGV[2 * i - 1])
   local life = tonumber(ARGV[2 * i])
   local old = redis.pcall('GET', key)
   if type(old) == 'string' then
-    local p, e, n, o = string.match(old, shape)
-    if p and #o <= 32 then
-      if p > position then position = p end
-      if e > expires then expires = e end
-      if n > pinned then pinned = n end
+    local p, e, n, o = read(old)
+    if p then
+      if is_above(p, position) then position = p end
+      if is_above(e, expires) then expires = e end
+      if is_above(n, pinned) then pinned = n end
       if owner == '' then owner = o end
       local left = redis.call('PTTL', key)
       if left > life then life = left end
     end
   end
-  redis.call('SET', key, table.concat({'1', position, expires, pinned, owner}, ':'), 'PX', life)
+  redis.call('SET', key, '2' .. position .. expires .. pinned .. owner, 'PX', life)
 end
 return #KEYS
 """
+)
 
 # KEYS: the keys. ARGV: what comes before the name of an owner in its key. Returns the values, then
 # the owners that they name, each with its value: what a session's record leads to costs no second
 # round trip.
-_LOAD_SCRIPT = """
+_LOAD_SCRIPT = (
+    _READ_FUNCTION
+    + """
 local found = redis.call('MGET', unpack(KEYS))
 local seen = {}
 for i = 1, #KEYS do
-  local owner = found[i] and string.match(found[i], '^1:%x+:%x+:%x+:%x+:(%x+)$')
-  if owner and not seen[owner] then
+  local _, _, _, owner = read(found[i] or '')
+  if owner and owner ~= '' and not seen[owner] then
     seen[owner] = true
     found[#found + 1] = owner
     found[#found + 1] = redis.pcall('GET', ARGV[1] .. owner)
@@ -62,6 +86,7 @@ for i = 1, #KEYS do
 end
 return found
 """
+)
 
 # Seconds for which a store that failed is not read: one time-out, and not one for each request.
 _PAUSE = 0.5

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
+import string
+import struct
+from binascii import a2b_base64, b2a_base64
 from typing import NamedTuple
 
+# The first digit is the version of the form: a record of another version is none.
 _FORMAT = re.compile(
-    r"1:(?P<timeline>[0-9a-f]{8}):(?P<lsn>[0-9a-f]{16})"
-    r":(?P<expires>[0-9a-f]{12}):(?P<pinned>[0-9a-f]{12}):(?P<owner>[0-9a-f]{0,32})",
-    re.ASCII,
+    rb"2(?P<numbers>[-0-9A-Z_a-z]{24}(?:(?!-{8})[-0-9A-Z_a-z]{8})?)(?P<owner>[-0-9A-Z_a-z]{16})?"
 )
 _MAXIMUM_MS = (1 << 48) - 1
+
+# Base64 with the digits that it has in URLs, as the package's keys have, but in the order of their
+# bytes: of two texts of one length the higher is that of the higher number.
+_DIGITS = ("-" + string.digits + string.ascii_uppercase + "_" + string.ascii_lowercase).encode()
+_BASE64 = (string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/").encode()
+_TO_DIGITS = bytes.maketrans(_BASE64, _DIGITS)
+_FROM_DIGITS = bytes.maketrans(_DIGITS, _BASE64)
+_POSITION = struct.Struct(">IQ")
 
 
 class Position(NamedTuple):
@@ -34,7 +44,7 @@ class Record(NamedTuple):
         expires_ms: from when the position binds nobody any more.
         pinned_until_ms: until when reads must go to the primary, because a write could not be
             located in the WAL.
-        owner: the key of the user whom a session belongs to, or "".
+        owner: the key of the user whom a session belongs to, of 16 digits, or "".
     """
 
     position: Position = NOWHERE
@@ -52,36 +62,42 @@ class Record(NamedTuple):
         )
 
     def encode(self) -> str:
-        """Return the record as text whose fields have fixed widths.
+        """Return the record as text: version, position, expiry, and a pin and an owner if any.
 
-        Numbers are zero-padded hexadecimal, so that a Lua script inside the cache server, which
-        has no 64-bit integers, can compare them as text.
+        Widths are fixed, so that the length tells what is there. A number has a multiple of three
+        bytes, and so no padding. It can be compared byte by byte, which a Lua script inside the
+        cache server must do: that has no integers of 64 bits.
         """
-        return (
-            f"1:{self.position.timeline:08x}:{self.position.lsn:016x}"
-            f":{min(self.expires_ms, _MAXIMUM_MS):012x}"
-            f":{min(self.pinned_until_ms, _MAXIMUM_MS):012x}:{self.owner}"
-        )
+        numbers = _POSITION.pack(*self.position) + _time_bytes(self.expires_ms)
+        if self.pinned_until_ms:
+            numbers += _time_bytes(self.pinned_until_ms)
+        digits = b2a_base64(numbers, newline=False).translate(_TO_DIGITS)
+        return f"2{digits.decode()}{self.owner}"
 
     @classmethod
     def decode(cls, value: object) -> Record | None:
         """Return the record that the text or bytes stand for, or None when they are none."""
-        if isinstance(value, bytes):
+        if isinstance(value, str):
             try:
-                value = value.decode("ascii")
-            except UnicodeDecodeError:
+                value = value.encode("ascii")
+            except UnicodeEncodeError:
                 return None
-        if not isinstance(value, str):
+        if not isinstance(value, bytes):
             return None
         match = _FORMAT.fullmatch(value)
         if match is None:
             return None
+        numbers = a2b_base64(match["numbers"].translate(_FROM_DIGITS))
         return cls(
-            Position(int(match["timeline"], 16), int(match["lsn"], 16)),
-            int(match["expires"], 16),
-            int(match["pinned"], 16),
-            match["owner"],
+            Position(*_POSITION.unpack_from(numbers)),
+            int.from_bytes(numbers[12:18]),
+            int.from_bytes(numbers[18:]),
+            (match["owner"] or b"").decode(),
         )
+
+
+def _time_bytes(time_ms: int) -> bytes:
+    return min(time_ms, _MAXIMUM_MS).to_bytes(6)
 
 
 class Floor(NamedTuple):

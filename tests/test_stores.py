@@ -21,6 +21,8 @@ from django_replica_router.stores import (
 from django_replica_router.tokens import Position, Record
 from testproject.cluster import Cluster
 
+OWNER = "-09AZ_az" * 2
+
 BACKENDS = {
     "django_redis": "django_redis.cache.RedisCache",
     "django": "django.core.cache.backends.redis.RedisCache",
@@ -55,19 +57,19 @@ def test_each_backend_has_its_store(store: TokenStore, request: pytest.FixtureRe
 
 def test_what_was_merged_is_loaded(store: TokenStore) -> None:
     """In the order of the keys; None where there is nothing."""
-    record = Record(Position(3, 1 << 63), 1 << 41, 7, "ab" * 16)
+    record = Record(Position(3, 1 << 63), 1 << 41, 7, OWNER)
     store.merge({"a": record}, {"a": 60.0})
     assert store.load(["b", "a"]) == [None, record]
 
 
 def test_each_field_only_rises(store: TokenStore) -> None:
     """The higher position, expiry and pin survive, whichever comes last; an owner stays."""
-    high = Record(Position(2, 5), 10, 0, "ab")
+    high = Record(Position(2, 5), 10, 0, OWNER)
     low = Record(Position(1, 900), 3, 20, "")
     for records in ([high, low], [low, high]):
         for record in records:
             store.merge({"k": record}, {"k": 60.0})
-        assert store.load(["k"]) == [Record(Position(2, 5), 10, 20, "ab")]
+        assert store.load(["k"]) == [Record(Position(2, 5), 10, 20, OWNER)]
         caches["tokens"].clear()
 
 
@@ -79,13 +81,26 @@ def test_a_position_is_compared_as_a_number_of_64_bits(store: TokenStore) -> Non
     assert store.load(["k"]) == [Record(Position(1, lsn))]
 
 
-def test_garbage_is_no_record_and_is_overwritten(store: TokenStore) -> None:
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x80garbage",
+        "1:00000003:00000016b374d848:018bcfe56800:000000000000:",  # a record of version 1
+        "3" + "z" * 24,
+        "2" + "z" * 16,
+        "2" + "z" * 24 + "-" * 8,
+        "2" + "z" * 24 + "-" * 8 + OWNER,
+        "2" + "z" * 24 + "!" * 8,
+        "2" + "z" * 56,
+    ],
+)
+def test_garbage_is_no_record_and_is_overwritten(store: TokenStore, garbage: Any) -> None:
     """A value of somebody else's, or of another version, does not stand in the way."""
     key = caches["tokens"].make_key("k")
     if isinstance(store, RedisStore):
-        store._client.set(key, b"\x80garbage")
+        store._client.set(key, garbage)
     else:
-        caches["tokens"].set("k", {"gar": "bage"})
+        caches["tokens"].set("k", garbage)
     assert store.load(["k"]) == [None]
     store.merge({"k": Record(Position(1, 1))}, {"k": 60.0})
     assert store.load(["k"]) == [Record(Position(1, 1))]

@@ -399,6 +399,19 @@ def test_nothing_of_a_session_or_credential_is_readable_in_the_cache(
     assert b"c2VjcmV0" not in keys
 
 
+def test_a_session_and_its_user_take_at_most_200_bytes_of_the_cache(
+    signed_in: Client, note: Note, cluster: Cluster, forget_tokens: Callable[[], None]
+) -> None:
+    """Of a server that keeps key and value together, as Valkey does from 9 on; others need more."""
+    visit(signed_in, lambda request: note.save(), "post")
+    assert cluster.cache is not None
+    keys = [key for key in cluster.cache.command("KEYS", "*") if not key.endswith(b":everybody")]
+    assert len(keys) == 2
+    version = str(cluster.cache.command("INFO", "server").get("valkey_version", "0"))
+    sizes = [cluster.cache.command("MEMORY", "USAGE", key) for key in keys]
+    assert sum(sizes) <= (200 if int(version.partition(".")[0]) >= 9 else 240), sizes
+
+
 def test_note_write_refuses_a_replica(cluster: Cluster) -> None:
     """Telling of a write to a replica is a mistake, and said so."""
     with pytest.raises(ValueError, match="'replica1' is a replica: pass the alias of the primary"):

@@ -40,7 +40,7 @@ def _lenient(decode: Any) -> Any:
     def decode_kindly(cls: type[Record], value: object) -> Record | None:
         if isinstance(value, bytes):
             value = value.decode("utf-8", "ignore")
-        found: Record | None = decode(value.strip().lower() if isinstance(value, str) else value)
+        found: Record | None = decode(value.strip() if isinstance(value, str) else value)
         return found
 
     return classmethod(decode_kindly)
@@ -131,7 +131,7 @@ CONTROLS: dict[str, Control] = {
         cookies,
         "signing",
         lambda old: SimpleNamespace(
-            loads=lambda value, **kw: {"default": value} if value[:2] == "1:" else _unsigned(value),
+            loads=lambda value, **kw: {"default": value} if value[:1] == "2" else _unsigned(value),
             dumps=signing.dumps,
         ),
     ),

@@ -8,8 +8,9 @@ from django_replica_router.tokens import Floor, Position, Record
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.surface import Surface, require
 
-_DIGITS = frozenset("0123456789abcdef")
-_WIDTHS = (8, 16, 12, 12)
+_DIGITS = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
+_WIDTHS = {24: (0, 0), 32: (8, 0), 40: (0, 16), 48: (8, 16)}
+"""Of pin and owner, by the number of digits."""
 
 
 def draw_record(draw: Mutator) -> Record:
@@ -20,7 +21,7 @@ def draw_record(draw: Mutator) -> Record:
         edges = (0, 1, (1 << bits) - 1, 1 << (bits - 1), 9, 10, 15, 16)
         return random.choice(edges) if draw.chance(0.4) else random.getrandbits(bits)
 
-    owner = random.choice(("", random.randbytes(16).hex()))
+    owner = random.choice(("", "".join(random.choices(_DIGITS, k=16))))
     return Record(Position(below(32), below(64)), below(48), below(48), owner)
 
 
@@ -30,13 +31,23 @@ def expected_record(value: Any) -> Record | None:
         value = value.decode("latin-1")
     if not isinstance(value, str):
         return None
-    parts = value.split(":")
-    if len(parts) != 6 or parts[0] != "1" or not all(set(part) <= _DIGITS for part in parts):
+    version, digits = value[:1], value[1:]
+    if version != "2" or len(digits) not in _WIDTHS or not set(digits) <= set(_DIGITS):
         return None
-    if tuple(map(len, parts[1:5])) != _WIDTHS or len(parts[5]) > 32:
+    pin_width, owner_width = _WIDTHS[len(digits)]
+    pinned = _number(digits[24 : 24 + pin_width])
+    if pin_width and not pinned:
         return None
-    timeline, lsn, expires, pinned = (int(part, 16) for part in parts[1:5])
-    return Record(Position(timeline, lsn), expires, pinned, parts[5])
+    timeline, lsn = divmod(_number(digits[:16]), 1 << 64)
+    owner = digits[len(digits) - owner_width :]
+    return Record(Position(timeline, lsn), _number(digits[16:24]), pinned, owner)
+
+
+def _number(digits: str) -> int:
+    number = 0
+    for digit in digits:
+        number = number * 64 + _DIGITS.index(digit)
+    return number
 
 
 def check(value: Any) -> None:
