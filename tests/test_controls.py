@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +30,10 @@ from django_replica_router.routers import ReplicaRouter
 from django_replica_router.search import Search
 from django_replica_router.tokens import Floor, Position, Record
 from testproject.cluster import Cluster
-from tests import test_backend, test_faults, test_monotonic, test_reads, test_writes
+from tests import test_backend, test_faults, test_monotonic, test_reads, test_stores, test_writes
 from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
+from tests.test_stores import danish_server  # noqa: F401 - fixture
 from tests.test_writes import signed_in  # noqa: F401 - fixture
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -162,6 +164,11 @@ def merge_by_plain_set(patch: Patch) -> None:
             self._client.set(self._cache.make_key(key), record.encode())
 
     patch.setattr(stores.RedisStore, "_merge", merge)
+
+
+def compare_by_the_locale(patch: Patch) -> None:
+    script = re.sub(r"is_above\((\w+), (\w+)\) then", r"\1 > \2 then", stores._MERGE_SCRIPT)
+    patch.setattr(stores, "_MERGE_SCRIPT", script)
 
 
 def observe_no_statement(patch: Patch) -> None:
@@ -423,6 +430,11 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         {"way": test_writes.WAYS["writing function"], "method": "get"},
     ),
     (merge_by_plain_set, test_writes.test_a_token_never_falls, {}),
+    (
+        compare_by_the_locale,
+        test_stores.test_no_token_falls_whatever_the_locale_of_the_server,
+        {},
+    ),
     (pin_nobody, test_writes.test_a_write_whose_position_cannot_be_read_pins_its_user, {}),
     (pin_nobody, test_writes.test_a_connection_lost_at_commit_pins_its_user, {}),
     (pin_nobody, test_writes.test_an_answer_lost_in_autocommit_pins_its_user, {}),

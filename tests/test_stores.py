@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.core.cache import caches
+from django.core.cache.backends.redis import RedisCache
 
 from django_replica_router.errors import StoreError
 from django_replica_router.stores import (
@@ -17,9 +21,12 @@ from django_replica_router.stores import (
     RedisStore,
     TokenStore,
     get_store,
+    open_store,
 )
 from django_replica_router.tokens import Position, Record
-from testproject.cluster import Cluster
+from testproject.cluster import Cluster, ValkeyServer
+from testproject.cluster.binaries import find_valkey
+from testproject.cluster.workspace import Workspace
 
 OWNER = "-09AZ_az" * 2
 
@@ -79,6 +86,48 @@ def test_a_position_is_compared_as_a_number_of_64_bits(store: TokenStore) -> Non
     store.merge({"k": Record(Position(1, lsn))}, {"k": 60.0})
     store.merge({"k": Record(Position(1, lsn - 1))}, {"k": 60.0})
     assert store.load(["k"]) == [Record(Position(1, lsn))]
+
+
+class DanishServer(ValkeyServer):
+    """A server to whose locale "aa" is a letter behind "z"."""
+
+    def _command(self) -> list[str]:
+        locales = self._workspace.path
+        return ["env", f"LOCPATH={locales}", "LC_ALL=da_DK.UTF-8", *super()._command()]
+
+
+@pytest.fixture
+def danish_server() -> Iterator[DanishServer]:
+    """A server that was started in a Danish locale, which is compiled for it."""
+    localedef = shutil.which("localedef")
+    if localedef is None:
+        pytest.skip("there is no localedef to make a Danish locale with")
+    workspace = Workspace()
+    server = DanishServer(workspace, find_valkey(workspace))
+    try:
+        locale = workspace.path / "da_DK.UTF-8"
+        subprocess.run([localedef, "-i", "da_DK", "-f", "UTF-8", locale], check=False)
+        server.start()
+        if server.command("EVAL", "return tostring('aa' > 'z')", 0) != b"true":
+            pytest.skip("the server or the system knows no Danish locale")
+        yield server
+    finally:
+        server.stop()
+        workspace.remove()
+
+
+def test_no_token_falls_whatever_the_locale_of_the_server(danish_server: DanishServer) -> None:
+    """Lua's own comparison goes by the locale, in which "aa" may come after "z"."""
+    store = open_store(RedisCache(danish_server.url, {}), 10.0)
+    draw = random.Random(7)
+    texts = ["2" + "".join(draw.choices("aAzZ", k=32)) for _ in range(12)]
+    records = [record for record in map(Record.decode, texts) if record is not None]
+    assert len(records) == len(texts)
+    for place, (one, other) in enumerate(itertools.permutations(records, 2)):
+        key = str(place)
+        store.merge({key: one}, {key: 60.0})
+        store.merge({key: other}, {key: 60.0})
+        assert store.load([key]) == [one.merge(other)]
 
 
 @pytest.mark.parametrize(
