@@ -7,16 +7,9 @@ import time
 
 from django_replica_router.conf import Config
 from django_replica_router.context import ClusterScope, Scope
+from django_replica_router.keys import EVERYBODY, store_key, stored_name
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import Floor, Record
-
-EVERYBODY = "everybody"
-"""Key of the record that is a floor for every reader.
-
-It holds the position at which the store began to remember, so that a reader whom the store does
-not know has written nothing since; and the position of the last migration. Where it is missing,
-the store has been emptied, and nobody's silence means anything.
-"""
 
 EVERYBODY_SECONDS = 1.0
 """How old the knowledge of that record may be for who is nobody in particular.
@@ -85,10 +78,14 @@ def _load(
         now = time.monotonic()
         store = get_store(config.CACHE)
         if any(carried):
-            state.records.update(store.load_with_owners(store_key(primary, ""), new))
+            names = [stored_name(key) for key in new]
+            found = store.load_with_owners(store_key(primary, ""), names)
+            if asks_for_everybody:
+                found[EVERYBODY] = found.pop(stored_name(EVERYBODY))
+            state.records.update(found)
         else:
-            found = store.load([store_key(primary, key) for key in new])
-            state.records.update(zip(new, found, strict=True))
+            records = store.load([store_key(primary, key) for key in new])
+            state.records.update(zip(new, records, strict=True))
         if asks_for_everybody and state.records[EVERYBODY] is not None:
             _last_everybody[place] = (now, state.records[EVERYBODY])
 
@@ -101,11 +98,6 @@ def forget_everybody() -> None:
 def known_owners(state: ClusterScope) -> tuple[str, ...]:
     """Return the users whom the records of session and credential name."""
     return tuple({record.owner for record in state.records.values() if record and record.owner})
-
-
-def store_key(primary: str, key: str) -> str:
-    """Return the key under which the store keeps a record of one cluster."""
-    return f"rr:{primary}:{key}"
 
 
 def wall_clock_ms() -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from typing import Any
 
 from django.conf import settings
@@ -16,36 +13,16 @@ from django.utils.module_loading import import_string
 from django_replica_router.conf import get_config
 from django_replica_router.context import ClusterScope, Shortcuts
 from django_replica_router.cookies import read_cookie
+from django_replica_router.keys import digest, remembered_digest
 from django_replica_router.tokens import Record
 
 _SESSION_USER = "_auth_user_id"  # django.contrib.auth.SESSION_KEY, without loading its models
 
 
-@cache
-def _hash_key(secret: str | bytes) -> bytes:
-    raw = secret if isinstance(secret, bytes) else secret.encode()
-    return hashlib.sha256(b"django_replica_router" + raw).digest()
-
-
-def digest(kind: str, value: str) -> str:
-    """Return the key that stands for a session, credential or user in the token store.
-
-    It is a keyed hash, so that a reader of the cache learns neither a session key nor a password
-    from it, and nobody without ``SECRET_KEY`` can name a key.
-
-    It has 96 bits, in 16 characters that fit into a URL. Among a billion keys two are equal with a
-    chance of less than 1 in 10**11, and nobody can search for such a pair who cannot compute keys.
-    Two users of one key would share the higher of their tokens, which is never too low.
-    """
-    data = f"{kind}:{value}".encode("utf-8", "surrogatepass")
-    hashed = hashlib.blake2b(data, digest_size=12, key=_hash_key(settings.SECRET_KEY))
-    return urlsafe_b64encode(hashed.digest()).decode()
-
-
 def user_key(user: Any) -> str | None:
     """Return the key of a user object, or None for an anonymous one."""
     pk = getattr(user, "pk", None)
-    return None if pk is None else digest("user", str(pk))
+    return None if pk is None else remembered_digest("user", str(pk))
 
 
 def _loaded(value: Any) -> Any:
@@ -184,7 +161,7 @@ class RequestIdentity:
         session = self.request.__dict__.get("session")
         data = getattr(session, "__dict__", {}).get("_session_cache")
         value = data.get(_SESSION_USER) if isinstance(data, dict) else None
-        return None if value is None else digest("user", str(value))
+        return None if value is None else remembered_digest("user", str(value))
 
     def _note(self) -> None:
         known = self._known
@@ -212,7 +189,7 @@ class RequestIdentity:
             return
         value = type(session)(cookie).get(_SESSION_USER)
         if value is not None:
-            self._found = (*self._found, digest("user", str(value)))
+            self._found = (*self._found, remembered_digest("user", str(value)))
 
     def has_session_data(self) -> bool:
         """Tell whether the request has loaded a session that is not empty."""
@@ -238,7 +215,8 @@ class NamedIdentity:
         self.shortcuts: Shortcuts | None = None
         self.clusters: Mapping[str, ClusterScope] | None = None
         keys = (
-            user_key(user) if hasattr(user, "pk") else digest("user", str(user)) for user in users
+            user_key(user) if hasattr(user, "pk") else remembered_digest("user", str(user))
+            for user in users
         )
         self._found = tuple(key for key in keys if key is not None)
 

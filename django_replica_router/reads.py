@@ -17,12 +17,12 @@ from django_replica_router.connecting import connect_to_replica
 from django_replica_router.context import ClusterScope, Frame, Scope, Shortcut, WriteMark
 from django_replica_router.errors import ReplicaRouterError, StoreError
 from django_replica_router.floors import (
-    EVERYBODY,
     expiry_ms,
     known_owners,
     load_floor,
     record_of_everybody,
 )
+from django_replica_router.keys import EVERYBODY
 from django_replica_router.policy import (
     Decision,
     Reason,

@@ -14,14 +14,8 @@ from django_replica_router.balancers import least_in_flight
 from django_replica_router.conf import Config, get_config
 from django_replica_router.context import Checkpoint, ClusterScope, Scope, WriteMark, current_scope
 from django_replica_router.errors import ConfigurationError, PositionError, StoreError
-from django_replica_router.floors import (
-    EVERYBODY,
-    expiry_ms,
-    forget_everybody,
-    known_owners,
-    load_floor,
-    store_key,
-)
+from django_replica_router.floors import expiry_ms, forget_everybody, known_owners, load_floor
+from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.registry import find_monitor
 from django_replica_router.stats import count
 from django_replica_router.stores import get_store

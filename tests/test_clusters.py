@@ -25,7 +25,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connections, router
 from django_replica_router import scope
-from django_replica_router.identity import digest
+from django_replica_router.keys import digest
 from django_replica_router.stores import get_store
 from testproject.notes.models import Note, Tag
 

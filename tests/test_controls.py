@@ -12,6 +12,7 @@ from django.db import connections
 
 from django_replica_router import (
     connecting,
+    keys,
     middleware,
     observers,
     policy,
@@ -22,6 +23,7 @@ from django_replica_router import (
     writes,
 )
 from django_replica_router.backends import mixin
+from django_replica_router.conf import get_config
 from django_replica_router.context import ClusterScope, Scope
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
@@ -29,6 +31,7 @@ from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.search import Search
 from django_replica_router.tokens import Floor, Position, Record
+from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
 from tests import test_backend, test_faults, test_monotonic, test_reads, test_stores, test_writes
 from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
@@ -97,6 +100,11 @@ def trust_unknown_sessions(patch: Patch) -> None:
 
 def trust_an_empty_store(patch: Patch) -> None:
     patch.setattr(reads, "record_of_everybody", lambda *args: Record())
+
+
+def find_everybody_by_any_key(patch: Patch) -> None:
+    patch.setattr(keys, "remembered_digest", lambda *args: "")
+    store_for_everybody("default", get_config(), None)
 
 
 def trust_any_replica(patch: Patch) -> None:
@@ -334,6 +342,11 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         {},
     ),
     (trust_an_empty_store, test_reads.test_an_emptied_store_begins_to_remember_anew, {}),
+    (
+        find_everybody_by_any_key,
+        test_reads.test_a_new_secret_key_begins_to_remember_anew,
+        {},
+    ),
     (
         trust_any_replica,
         test_monotonic.test_leaving_the_usual_replica_does_not_go_back_in_time,

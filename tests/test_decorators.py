@@ -32,8 +32,7 @@ from django_replica_router.balancers import least_in_flight
 from django_replica_router.conf import get_config
 from django_replica_router.context import Override, WriteMark, current_frame
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.floors import EVERYBODY, store_key
-from django_replica_router.identity import digest
+from django_replica_router.keys import EVERYBODY, digest, store_key
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import ReplicaState
 from django_replica_router.readings import Reading, Sample

@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import use_primary
+from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
@@ -147,4 +148,4 @@ def test_nothing_is_remembered_for_nobody(note: Note, cluster: Cluster) -> None:
 
     visit(Client(), anonymous, "post")
     assert cluster.cache is not None
-    assert cluster.cache.command("KEYS", "*") == [b":1:rr:default:everybody"]
+    assert cluster.cache.command("KEYS", "*") == [f":1:{store_key('default', EVERYBODY)}".encode()]

@@ -13,11 +13,12 @@ from django.core.cache.backends.locmem import LocMemCache
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
 
-from django_replica_router import conf, floors, identity, writes
+from django_replica_router import conf, floors, writes
 from django_replica_router.conf import get_config
 from django_replica_router.context import current_scope
 from django_replica_router.cookies import NAME
-from django_replica_router.floors import expiry_ms, load_floor, store_key, wall_clock_ms
+from django_replica_router.floors import expiry_ms, load_floor, wall_clock_ms
+from django_replica_router.keys import digest, store_key
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.stores import LocMemStore
 from django_replica_router.tokens import Floor, Position, Record
@@ -93,7 +94,7 @@ class Identities(Surface):
         config = get_config()
         kinds = {"session": "session", "credential": "credential", "key": "custom"}
         records = {
-            store_key("default", identity.digest(kinds[kind], secret)): Record(
+            store_key("default", digest(kinds[kind], secret)): Record(
                 self._positions[kind], expiry_ms(config)
             )
             for kind, secret in self.secrets.items()

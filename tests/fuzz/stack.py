@@ -20,8 +20,8 @@ from django.urls import clear_url_caches, set_urlconf
 from django_replica_router import conf
 from django_replica_router.conf import get_config
 from django_replica_router.cookies import NAME
-from django_replica_router.floors import EVERYBODY, expiry_ms, store_key
-from django_replica_router.identity import digest
+from django_replica_router.floors import expiry_ms
+from django_replica_router.keys import EVERYBODY, digest, store_key
 from django_replica_router.registry import get_monitor
 from django_replica_router.stores import RedisStore, open_store
 from django_replica_router.tokens import Position, Record
@@ -222,7 +222,9 @@ class Stack(Surface):
             record = Record.decode(value)
             if record is None:
                 continue  # what was put there as garbage, and nobody has had a reason to replace
-            is_bounded = record.expires_ms <= latest or key.endswith(EVERYBODY.encode())
+            is_bounded = record.expires_ms <= latest or key.endswith(
+                store_key("default", EVERYBODY).encode()
+            )
             require(is_bounded, f"{value!r} is stored under {key!r}")
             if any(secret in value for secret in seen):
                 raise BrokenError(f"a secret is in the value {value!r}")
