@@ -15,6 +15,7 @@ class _Waiting(NamedTuple):
     alias: str
     raw: Any
     since: float
+    is_ended: bool = False
 
 
 class InFlight:
@@ -30,6 +31,7 @@ class InFlight:
         # given to another one, between the choice to shut it down and doing so.
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
+        self._answered_at: dict[str, float] = {}
         self._numbers = itertools.count()
 
     def enter(self, alias: str, raw: Any) -> int:
@@ -41,23 +43,39 @@ class InFlight:
 
     def leave(self, number: int) -> None:
         """Note that the statement is answered, or has failed."""
+        now = time.monotonic()
         with self._lock:
-            del self._waiting[number]
+            waiting = self._waiting.pop(number)
+            if not waiting.is_ended:  # else what it came back with is no answer
+                self._answered_at[waiting.alias] = now
 
-    def has_waited(self, alias: str, seconds: float) -> bool:
-        """Tell whether a statement has waited longer for that server."""
-        limit = time.monotonic() - seconds
-        waiting = list(self._waiting.values())
-        return any(w.alias == alias and w.since < limit for w in waiting)
+    def shortest_wait(self, alias: str, least: float) -> float | None:
+        """Return how long one has waited for that server that has waited longer than ``least``.
+
+        The shortest such time, in seconds: of the statement that was sent last. None where there
+        is none.
+        """
+        now = time.monotonic()
+        waits = [now - w.since for w in list(self._waiting.values()) if w.alias == alias]
+        return min((seconds for seconds in waits if seconds > least), default=None)
+
+    def is_mute(self, alias: str, seconds: float) -> bool:
+        """Tell whether a server that used to answer has answered nothing for so long."""
+        now = time.monotonic()
+        return now - self._answered_at.get(alias, now) > seconds
 
     def end(self, alias: str, patience: float) -> int:
-        """End the waiting for that server of all that have waited longer; return how many."""
+        """End the waiting for that server of all that have waited so long; return how many."""
         limit = time.monotonic() - patience
         with self._lock:
-            waiting = list(self._waiting.values())
-            hanging = [w for w in waiting if w.alias == alias and w.since < limit]
-            for w in hanging:
-                shut_down(w.raw)
+            hanging = [
+                (number, waiting)
+                for number, waiting in list(self._waiting.items())
+                if waiting.alias == alias and waiting.since <= limit
+            ]
+            for number, waiting in hanging:
+                self._waiting[number] = waiting._replace(is_ended=True)
+                shut_down(waiting.raw)
         return len(hanging)
 
 

@@ -30,6 +30,14 @@ T = TypeVar("T")
 _SAMPLES = 1024
 _GONE = ReplicaState.UNREACHABLE
 
+# Seconds between two watches over what waits for an answer: usually, and while a look has gone
+# unanswered for half of its time.
+_WATCHED = PATIENCE / 10
+_WATCHED_CLOSELY = PATIENCE / 50
+
+_SUSPICIOUS = PATIENCE / 20
+"""Seconds that a statement may wait before the server is looked at."""
+
 
 class Monitor:
     """Looks at one cluster: a thread for each server, so that one that hangs delays no other.
@@ -148,23 +156,39 @@ class Monitor:
 
     def watch(self) -> None:
         """End the waiting for servers that do not answer, again and again."""
-        while not self._ended.wait(PATIENCE / 4):
-            now = self.clock()
+        while not self._ended.wait(self._watch_pause()):
             if self.primary_is_down:
                 # Nothing but the look at it: TCP, or a pooler, may keep that waiting for minutes.
                 in_flight.end(self.primary, PATIENCE)
             for alias, poller in self._pollers.items():
-                if in_flight.has_waited(alias, PATIENCE / 4):
-                    poller.poke()  # to learn whether the statement takes long, or the server hangs
-                state = self.readings[alias].state
-                if state is ReplicaState.STREAMING and self._is_silent(alias, now):
-                    self.lose(alias, ReplicaState.SILENT, "")
-                    state = ReplicaState.SILENT
-                # A pooler keeps those waiting who ask for a server that cannot be reached.
-                is_waiting = poller.is_waiting and state is not ReplicaState.STREAMING
-                if state is ReplicaState.SILENT or is_waiting:
-                    for _ in range(in_flight.end(alias, PATIENCE)):
-                        count("waits_ended")
+                self._watch_replica(alias, poller)
+
+    def _watch_pause(self) -> float:
+        """Return the seconds until servers are watched again: few where one is about to be lost."""
+        longest = max((poller.busy_for for poller in self._pollers.values()), default=0.0)
+        return _WATCHED_CLOSELY if longest > PATIENCE / 2 else _WATCHED
+
+    def _watch_replica(self, alias: str, poller: ReplicaPoller) -> None:
+        now = self.clock()
+        if self._is_questionable(alias, now):
+            poller.poke()
+        state = self.readings[alias].state
+        if state is ReplicaState.STREAMING and self._is_silent(alias, now):
+            self.lose(alias, ReplicaState.SILENT, "")
+            state = ReplicaState.SILENT
+        # A pooler keeps those waiting, too, who ask for a server that cannot be reached.
+        if state is ReplicaState.SILENT or poller.is_waiting:
+            # Where nothing else was answered either, who asked last waits in vain as well.
+            is_mute = poller.is_waiting and in_flight.is_mute(alias, PATIENCE)
+            for _ in range(in_flight.end(alias, 0.0 if is_mute else PATIENCE)):
+                count("waits_ended")
+
+    def _is_questionable(self, alias: str, now: float) -> bool:
+        """Tell whether a look must show if a statement takes long, or the server hangs."""
+        wait = in_flight.shortest_wait(alias, _SUSPICIOUS)
+        # A look since it was sent has shown that. Where statements always take long, one is taken
+        # every quarter of a second for those that go on, and at each watch for those that are new.
+        return wait is not None and now - self.readings[alias].read_at > min(wait, PATIENCE / 4)
 
     # What the threads report.
 

@@ -89,10 +89,15 @@ class Poller(threading.Thread):
         self._failures = 0
 
     @property
+    def busy_for(self) -> float:
+        """Seconds since the present look began; 0 between two looks."""
+        busy_since = self.busy_since
+        return 0.0 if busy_since is None else self.monitor.clock() - busy_since
+
+    @property
     def is_waiting(self) -> bool:
         """The present look waits for its answer for longer than a server may take."""
-        busy_since = self.busy_since
-        return busy_since is not None and self.monitor.clock() - busy_since > PATIENCE
+        return self.busy_for > PATIENCE
 
     @property
     def has_failed(self) -> bool:

@@ -13,6 +13,7 @@ from django_replica_router.policy import (
     Decision,
     Reason,
     Replica,
+    ReplicaState,
     choose_least_lagged,
     choose_replica,
     fallback_reason,
@@ -226,7 +227,9 @@ class Search:
     def _ask_usual(self) -> Decision | None:
         """Ask the preferred replica where it stands now: the last look at it may be long past."""
         for replica in self._preferred():
-            if replica.watermark < self._target.floor.lsn:
+            # One that may not serve whatever it answers is not asked: it may be one that hangs.
+            is_well = replica.state is ReplicaState.STREAMING
+            if is_well and replica.watermark < self._target.floor.lsn:
                 ask_over_connection(replica.alias, self._monitor)
         return self._choose(self._preferred(), elapsed=0.0)
 

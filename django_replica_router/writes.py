@@ -15,6 +15,7 @@ from django_replica_router.conf import Config, get_config
 from django_replica_router.context import Checkpoint, ClusterScope, Scope, WriteMark, current_scope
 from django_replica_router.errors import ConfigurationError, PositionError, StoreError
 from django_replica_router.floors import expiry_ms, forget_everybody, known_owners, load_floor
+from django_replica_router.inflight import in_flight
 from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.registry import find_monitor
 from django_replica_router.stats import count
@@ -301,7 +302,11 @@ def locate_seen(primary: str, alias: str) -> Position | None:
     try:
         raw = connections[alias].connection
         if timeline is not None and isinstance(raw, psycopg.Connection):
-            answer = postgres.ask_replica(raw)
+            number = in_flight.enter(alias, raw)
+            try:
+                answer = postgres.ask_replica(raw)
+            finally:
+                in_flight.leave(number)
             if answer.in_recovery and answer.replayed is not None:
                 return Position(timeline, answer.replayed)
     except Exception as error:  # whatever has become of the replica, the primary knows an answer

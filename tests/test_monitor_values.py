@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,13 @@ class Cluster:
     def replica(self, alias: str = "r1") -> Replica:
         """Return what is known of a replica now."""
         return next(replica for replica in self.monitor.replicas() if replica.alias == alias)
+
+    def watch(self, times: int) -> list[float]:
+        """Let the watcher act so many times; return how long it has waited each time, and at last."""
+        ticks = Ticks(times)
+        self.monitor._ended = ticks  # type: ignore[assignment]
+        self.monitor.watch()
+        return ticks.waited
 
     def woken(self) -> list[str]:
         """Return the aliases of servers that are to be looked at now, and let them sleep again."""
@@ -360,8 +368,10 @@ class Ticks:
 
     def __init__(self, count: int) -> None:
         self.left = count
+        self.waited: list[float] = []
 
     def wait(self, timeout: float) -> bool:
+        self.waited.append(timeout)
         self.left -= 1
         return self.left < 0
 
@@ -373,59 +383,178 @@ def test_silent_replica_is_told_lost_and_its_waiting_ended(
     cluster: Cluster, news: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watcher takes a silent replica out once, and goes on ending who waits for it."""
-    ended: list[tuple[str, float]] = []
-
-    def end(alias: str, patience: float) -> int:
-        ended.append((alias, patience))
-        return 1
-
-    monkeypatch.setattr("django_replica_router.monitor.in_flight.end", end)
+    flight = Flight(monkeypatch)
     cluster.sample(100)
     for alias in ("r1", "r2"):
         cluster.read(100, alias)
     news.clear()
     cluster.monitor._pollers["r1"].busy_since = cluster.now
     cluster.now += 1.5
-    cluster.monitor._ended = Ticks(3)  # type: ignore[assignment]
-    cluster.monitor.watch()
+    cluster.watch(3)
     assert news == [("lost", "r1", ReplicaState.SILENT)]
-    assert ended == [("r1", 1.0)] * 3
+    assert flight.ended == [("r1", 1.0)] * 3
     assert cluster.replica().state is ReplicaState.SILENT
     assert cluster.replica("r2").state is STREAMING
 
 
-def test_replica_is_looked_at_where_a_statement_takes_long(
+class Flight:
+    """Statements in flight, as the watcher is told of them.
+
+    Args:
+        waits: seconds that each statement to ``r1`` has waited.
+        mute: the servers that have answered nothing for a while.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, waits: Sequence[float] = (), mute: Sequence[str] = ()
+    ) -> None:
+        self.ended: list[tuple[str, float]] = []
+        self.asked: list[tuple[str, float]] = []
+        self.waits = waits
+        self.mute = mute
+        for name in ("end", "is_mute", "shortest_wait"):
+            monkeypatch.setattr(
+                f"django_replica_router.monitor.in_flight.{name}", getattr(self, name)
+            )
+
+    def end(self, alias: str, patience: float) -> int:
+        self.ended.append((alias, patience))
+        return 1
+
+    def is_mute(self, alias: str, seconds: float) -> bool:
+        self.asked.append((alias, seconds))
+        return alias in self.mute
+
+    def shortest_wait(self, alias: str, least: float) -> float | None:
+        waits = self.waits if alias == "r1" else ()
+        return min((wait for wait in waits if wait > least), default=None)
+
+
+def test_who_waits_for_a_server_that_answers_nobody_is_not_kept(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the server hangs is found out at once, and not when the interval is over."""
-    asked: list[tuple[str, float]] = []
-
-    def has_waited(alias: str, seconds: float) -> bool:
-        asked.append((alias, seconds))
-        return alias == "r1"
-
-    monkeypatch.setattr("django_replica_router.monitor.in_flight.has_waited", has_waited)
+    """Once a look and all else has gone unanswered for a second, who asked last need not wait one."""
+    flight = Flight(monkeypatch, mute=["r1", "r2"])
     cluster.sample(100)
     for alias in ("r1", "r2"):
         cluster.read(100, alias)
-        cluster.monitor._pollers[alias]._wake.clear()
-    cluster.monitor._ended = Ticks(1)  # type: ignore[assignment]
-    cluster.monitor.watch()
-    assert asked == [("r1", 0.25), ("r2", 0.25)]
-    assert cluster.monitor._pollers["r1"]._wake.is_set()
-    assert not cluster.monitor._pollers["r2"]._wake.is_set()
+    cluster.monitor._pollers["r1"].busy_since = cluster.now
+    cluster.now += 1.0
+    cluster.watch(1)
+    assert flight.ended == []  # it may answer yet, and r2 was not even asked
+    cluster.now += 0.001
+    cluster.watch(1)
+    assert flight.ended == [("r1", 0.0)]
+    assert set(flight.asked) == {("r1", 1.0)}
+
+
+def test_a_server_that_answers_others_is_given_its_second_for_each(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look that is not answered may be its connection's fault: the server may only be busy."""
+    flight = Flight(monkeypatch)
+    cluster.sample(100)
+    cluster.read(100)
+    cluster.monitor._pollers["r1"].busy_since = cluster.now
+    cluster.now += 5.0
+    cluster.watch(1)
+    assert flight.ended == [("r1", 1.0)]
+
+
+def test_a_new_look_at_a_silent_server_gets_its_second_as_well(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Perhaps the server is back: until the new look has told, nobody is ended early."""
+    flight = Flight(monkeypatch, mute=["r1"])
+    cluster.sample(100)
+    cluster.read(100)
+    cluster.monitor.lose("r1", ReplicaState.SILENT, "")
+    cluster.monitor._pollers["r1"].busy_since = cluster.now - 0.5
+    cluster.watch(1)
+    assert flight.ended == [("r1", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("busy_for", "pause"), [(None, 0.1), (0.5, 0.1), (0.501, 0.02), (5.0, 0.02)]
+)
+def test_servers_are_watched_more_closely_where_one_is_about_to_be_lost(
+    cluster: Cluster, busy_for: float | None, pause: float
+) -> None:
+    """Ten times a second, and fifty times while a look has been unanswered for half a second."""
+    if busy_for is not None:
+        cluster.monitor._pollers["r2"].busy_since = cluster.now - busy_for
+    assert cluster.watch(1) == [pause] * 2
+
+
+@pytest.mark.parametrize(
+    ("waits", "looked_ago", "expected"),
+    [
+        ([], 60.0, False),
+        ([0.05], 60.0, False),
+        ([0.051], 60.0, True),
+        ([0.051], 0.052, True),  # sent after the look
+        ([0.051], 0.05, False),  # the look was answered since
+        ([9.0], 0.25, False),  # a long one: the server was asked a moment ago
+        ([9.0], 0.251, True),
+        ([9.0, 0.051], 0.052, True),  # and one that was sent since then
+        ([9.0, 0.01], 0.25, False),
+    ],
+)
+def test_replica_is_looked_at_where_a_statement_takes_long(
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    waits: list[float],
+    looked_ago: float,
+    expected: bool,
+) -> None:
+    """Whether the server hangs is found out at once, and not when the interval is over.
+
+    One look tells for all statements that were sent before it, for a quarter of a second.
+    """
+    Flight(monkeypatch, waits)
+    cluster.sample(100)
+    for alias in ("r1", "r2"):
+        cluster.read(100, alias, at=cluster.now - looked_ago)
+    cluster.woken()
+    cluster.watch(1)
+    assert cluster.woken() == (["r1"] if expected else [])
 
 
 def test_it_is_known_how_long_statements_wait() -> None:
-    """For which server, and no longer than they do."""
+    """For which server, and no longer than they do; what counts is the one that was sent last."""
     known = InFlight()
-    assert not known.has_waited("r1", 0.0)
+    assert known.shortest_wait("r1", -1.0) is None
+    first = known.enter("r1", None)
+    before = known.shortest_wait("r1", -1.0)
+    assert before is not None
+    second = known.enter("r1", None)
+    known._waiting[first] = known._waiting[first]._replace(since=time.monotonic() - 50.0)
+    assert 50.0 <= (known.shortest_wait("r1", 40.0) or 0.0) < 60.0
+    assert (known.shortest_wait("r1", -1.0) or 0.0) < 40.0
+    assert known.shortest_wait("r1", 60.0) is None
+    assert known.shortest_wait("r2", -1.0) is None
+    for number in (first, second):
+        known.leave(number)
+    assert known.shortest_wait("r1", -1.0) is None
+
+
+def test_server_is_mute_that_answers_nothing_any_more() -> None:
+    """Of one that has never answered nothing is known; that a waiting was ended is no answer."""
+    known = InFlight()
     number = known.enter("r1", None)
-    assert known.has_waited("r1", -1.0)
-    assert not known.has_waited("r1", 60.0)
-    assert not known.has_waited("r2", -1.0)
+    assert not known.is_mute("r1", 0.0)
     known.leave(number)
-    assert not known.has_waited("r1", -1.0)
+    assert not known.is_mute("r1", 60.0)
+    known._answered_at["r1"] -= 120.0
+    assert known.is_mute("r1", 60.0)
+    assert not known.is_mute("r2", 0.0)
+    number = known.enter("r1", None)
+    assert known.end("r1", 60.0) == 0
+    assert known.end("r1", 0.0) == 1
+    known.leave(number)
+    assert known.is_mute("r1", 60.0)
+    known.leave(known.enter("r1", None))
+    assert not known.is_mute("r1", 60.0)
 
 
 @pytest.mark.parametrize(
