@@ -415,18 +415,25 @@ class Monitor:
 
     # What requests ask.
 
-    def want(self, lsn: int, age: float) -> None:
+    def want(self, lsn: int, age: float) -> float:
         """Have replicas looked at closely until they have replayed a position.
 
         Args:
             lsn: the position.
             age: seconds since it was written, as far as that is known.
+
+        Returns:
+            the same, as far as it is known here. A reader who is sent to the primary again and
+            again has a token as young as the last time, and yet of the same position.
         """
-        if lsn > self.wanted.lsn:
-            self.wanted = Wanted(lsn, self.clock() - age)
+        wanted = self.wanted
+        if lsn > wanted.lsn:
+            self.wanted = wanted = Wanted(lsn, self.clock() - age)
         for alias, poller in self._pollers.items():
             if self.readings[alias].watermark < lsn:
                 poller.poke()
+        # What lies at or before a position was written no later.
+        return max(age, self.clock() - wanted.written_at)
 
     def expects(self, age: float, within: float, alias: str | None = None) -> bool:
         """Tell whether a position of that age should be replayed so soon.

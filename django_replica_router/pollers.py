@@ -29,10 +29,14 @@ CONNECT_TIMEOUT = 2.0
 
 _FIRST_CHASE_DELAY = 0.0005
 _LAST_CHASE_DELAY = 0.02
-# From here to there, in parts of the time that a position took the last time, it is looked for most
-# closely: every look too late is paid by whoever waits.
-_DUE_FROM = 0.9
-_DUE_UNTIL = 1.2
+# Every look too late is paid by whoever waits, so a position is looked for the more closely the
+# nearer the moment is at which it is due: when it has taken as long as the one before. The delay is
+# this part of the seconds until then, or since then, and at least this part of what it takes in all.
+# That adds up to 30 looks before the moment and, where it is late, as many after it, however long a
+# position takes. A look costs the replica 0.1 ms: with a lag of 500 ms that is under 1 % of the time,
+# for each process in which somebody waits all the time.
+_NEARING = 0.2
+_NEAREST = 0.001
 _MAX_BACKOFF = 15.0
 _MAX_DOUBLINGS = 30
 _MAX_CONNECTION_AGE = 60.0
@@ -317,8 +321,9 @@ class ReplicaPoller(Poller):
         elapsed = self.monitor.clock() - self._chase_from
         if replayed >= self._chased:
             self._end_chase()
-        else:
-            self._catch_up = max(self._catch_up, elapsed)
+        elif elapsed > self._due_after:
+            # When it comes is not known: the longer it is overdue, the less soon it is expected.
+            self._catch_up = max(self._catch_up, 2 * elapsed - self._due_after)
 
     def _end_chase(self) -> None:
         if self._chase_from is not None:
@@ -337,14 +342,18 @@ class ReplicaPoller(Poller):
             self._chase_from, self._chased = wanted.written_at, wanted.lsn
             self._chase_delay = _FIRST_CHASE_DELAY
             self._due_after = self._catch_up
+        return self._chase_pause(self.monitor.clock() - self._chase_from)
+
+    def _chase_pause(self, elapsed: float) -> float:
+        """Return the seconds until the next look for a position, by how long ago it was written."""
         # The longer it lasts, the less it matters to see the end of it at once.
-        elapsed = self.monitor.clock() - self._chase_from
-        due_from = _DUE_FROM * self._due_after
-        if due_from <= elapsed < _DUE_UNTIL * self._due_after:
-            return min(max(_FIRST_CHASE_DELAY, elapsed / 200), self.monitor.interval)
-        delay = min(self._chase_delay, max(_LAST_CHASE_DELAY, elapsed / 50), self.monitor.interval)
+        pause = min(self._chase_delay, max(_LAST_CHASE_DELAY, elapsed / 50), self.monitor.interval)
         self._chase_delay *= 2
-        return min(delay, due_from - elapsed) if elapsed < due_from else delay
+        due = self._due_after
+        if due <= 0:
+            return pause  # nothing has been chased so far
+        nearing = _NEARING * abs(due - elapsed)
+        return min(pause, max(nearing, _NEAREST * due, _FIRST_CHASE_DELAY))
 
     def failed(self, error: Exception) -> None:
         is_silent = isinstance(error, psycopg.errors.ConnectionTimeout)

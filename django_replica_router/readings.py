@@ -45,7 +45,8 @@ class Reading(NamedTuple):
         read_at: moment of the look.
         told_at: moment at which its answer was there.
         remark: what is unusual about it though it may serve, or "".
-        catch_up: seconds from a write to its replay, the last time that a token told.
+        catch_up: seconds from a write to its replay, the last time that a token told. While one
+            takes longer than that, what it takes if it takes as long again as it is overdue.
     """
 
     state: ReplicaState = ReplicaState.UNKNOWN

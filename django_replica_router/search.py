@@ -194,13 +194,13 @@ class Search:
         decision = self._ask_usual()
         if decision is not None:
             return decision
-        monitor.want(target.floor.lsn, target.age)
+        age = monitor.want(target.floor.lsn, target.age)
         monitor.refresh(target.max_lag)
         if self.wait_left <= 0:
             return self._look()
-        patient = monitor.expects(target.age, within=self.wait_left)
+        patient = monitor.expects(age, within=self.wait_left)
         # Half the budget is the usual replica's alone, if it is likely to make it.
-        hope = monitor.expects(target.age, within=self.wait_left, alias=self._order.first)
+        hope = monitor.expects(age, within=self.wait_left, alias=self._order.first)
         began = monitor.clock()
         hope_until = began + (self.wait_left / 2 if hope else 0.0)
 
@@ -222,7 +222,12 @@ class Search:
 
         found = monitor.wait_for(look, self.wait_left)
         self.wait_left = max(0.0, self.wait_left - (monitor.clock() - began))
-        return found if isinstance(found, Decision) else self._look()
+        if isinstance(found, Decision):
+            return found
+        # It is due about now: better asked for once more than left to the primary, where the reader
+        # would see what no replica has for as long again.
+        is_due = found is None and patient
+        return (self._ask_usual() if is_due else None) or self._look()
 
     def _ask_usual(self) -> Decision | None:
         """Ask the preferred replica where it stands now: the last look at it may be long past."""

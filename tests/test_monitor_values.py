@@ -901,6 +901,20 @@ def test_highest_wanted_position_counts(cluster: Cluster) -> None:
     assert cluster.monitor.wanted == Wanted(90, 1000.75)
 
 
+def test_position_is_as_old_as_anybody_has_told(cluster: Cluster) -> None:
+    """A token taken anew for an old position does not make the position young.
+
+    Nor is a lower position younger; of a higher one nothing is known but what its token tells.
+    """
+    want = cluster.monitor.want
+    assert want(80, 0.5) == 0.5
+    cluster.now += 1.0
+    assert want(80, 0.0) == 1.5
+    assert want(70, 0.25) == 1.5
+    assert want(80, 4.0) == 4.0
+    assert want(90, 0.25) == 0.25
+
+
 @pytest.mark.parametrize(
     ("first", "second", "age", "within", "expected"),
     [
@@ -1427,47 +1441,66 @@ def test_long_chase_gets_rarer(cluster: Cluster) -> None:
     assert poller.next_delay() == INTERVAL
 
 
-def test_replica_is_looked_at_most_closely_when_the_position_is_due(cluster: Cluster) -> None:
-    """Whoever waits is not kept for another 20 ms: it takes about as long as it did the last time.
+def chase(cluster: Cluster, usually: float, seconds: float) -> list[tuple[float, float]]:
+    """Return when a replica is looked at, and after which delay, for a position it does not reach.
 
-    Until then looks get rarer, and none is later than the first of the close ones.
+    Args:
+        cluster: at leisure.
+        usually: seconds that the position before has taken.
+        seconds: how long to watch; moments are those since the position was written.
     """
     poller = cluster.monitor._pollers["r1"]
     cluster.sample(100)
     cluster.read(90)
     cluster.monitor.want(100, 0.0)
     poller.next_delay()
-    cluster.now += 0.05
-    poller._follow_chase(100)  # it took 50 ms
+    cluster.now += usually
+    poller._follow_chase(100)
     cluster.read(100)
     cluster.monitor.want(200, 0.0)
     began, looks = cluster.now, []
-    while cluster.now - began < 0.09:
+    while cluster.now - began < seconds:
         delay = poller.next_delay()
-        looks.append((cluster.now - began, delay))
         cluster.now += delay
-    early = [delay for at, delay in looks if at < 0.0449]
-    due = [delay for at, delay in looks if 0.0451 < at < 0.0599]
-    late = [delay for at, delay in looks if at > 0.0601]
-    assert early[:5] == [0.0005, 0.001, 0.002, 0.004, 0.008]
-    assert len(early) < 10
-    assert due
-    assert max(due) <= 0.0005
-    assert late
-    assert min(late) > 0.005
+        looks.append((cluster.now - began, delay))
+        poller._follow_chase(150)
+    return looks
 
 
-def test_a_long_wait_is_looked_at_less_closely_when_it_is_due(cluster: Cluster) -> None:
-    """Half a percent of the time is close enough, and the interval is never exceeded."""
-    poller = cluster.monitor._pollers["r1"]
-    cluster.sample(100)
-    cluster.read(90)
-    cluster.monitor.want(100, 4.0)
-    poller.next_delay()
-    poller._follow_chase(100)  # it took 4 s
-    cluster.read(100)
-    cluster.monitor.want(200, 4.0)
-    assert poller.next_delay() == pytest.approx(0.02)
+@pytest.mark.parametrize("usually", [0.02, 0.05, 0.5, 5.0])
+def test_replica_is_looked_at_most_closely_when_the_position_is_due(
+    cluster: Cluster, usually: float
+) -> None:
+    """However late or early it is, who waits is kept for a quarter of that at most, or a thousandth.
+
+    It is due when it has taken as long as the one before.
+    """
+    looks = chase(cluster, usually, 2 * usually)
+    for at, delay in looks:
+        assert (
+            delay <= max(0.25 * abs(usually - at), 0.001 * usually, 0.0005) + 1e-9 or at < usually
+        )
+    first = next(delay for at, delay in looks if at >= usually)
+    assert first <= max(0.001 * usually, 0.0005)
+
+
+@pytest.mark.parametrize("usually", [0.02, 0.05, 0.5, 5.0])
+def test_replica_is_not_loaded_by_looks(cluster: Cluster, usually: float) -> None:
+    """Beside fifty looks a second, thirty are taken for each position before it is due.
+
+    As many are taken afterwards where it is late.
+    """
+    in_time = chase(cluster, usually, usually)
+    late = chase(Cluster(), usually, 3 * usually)
+    assert len(in_time) <= 50 * usually + 30
+    assert len(late) <= 50 * 3 * usually + 60
+
+
+def test_looks_get_rarer_until_the_position_comes_near(cluster: Cluster) -> None:
+    """They begin closely, for it may be there at once."""
+    looks = [delay for at, delay in chase(cluster, 0.5, 0.5) if at < 0.35]
+    assert looks[:5] == [0.0005, 0.001, 0.002, 0.004, 0.008]
+    assert set(looks[6:]) == {0.02}
 
 
 @pytest.mark.parametrize("state", BAD)
@@ -1488,7 +1521,7 @@ def test_time_to_catch_up_is_remembered(cluster: Cluster) -> None:
     poller.next_delay()
     cluster.now += 0.5
     poller._follow_chase(95)
-    assert poller._catch_up == 0.75
+    assert poller._catch_up == 1.5  # as long again as it is overdue
     cluster.now += 0.25
     poller._follow_chase(100)
     assert poller._catch_up == 1.0
