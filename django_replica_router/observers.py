@@ -94,16 +94,16 @@ def _on_replica(
 ) -> Any:
     connection, cursor = context["connection"], context["cursor"]
     if is_bound(connection):
-        return run_on_primary(primary, cursor, sql, params, many)
+        return _show_primary(primary, cursor, sql, params, many)
     if is_write_command(sql) and is_standby(connection) and _can_leave(connection, primary):
-        return run_on_primary(primary, cursor, sql, params, many)
+        return _show_primary(primary, cursor, sql, params, many)
     number = in_flight.enter(alias, connection.connection)
     try:
         result = execute(sql, params, many, context)
     except Exception as error:
         if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
             raise
-        result = run_on_primary(primary, cursor, sql, params, many)
+        result = _show_primary(primary, cursor, sql, params, many)
         count("retried_refused_write" if is_refused_write(error) else "retried_replica_fault")
         if is_refused_write(error):
             # A standby knows better than any reading of the text.
@@ -119,18 +119,27 @@ def _on_replica(
     if is_elsewhere(connection, chosen_life):
         _leave(alias, primary, connection, ReplicaState.UNKNOWN, "Promoted, or started anew.")
         count("retried_elsewhere")
-        return run_on_primary(primary, cursor, sql, params, many)
+        return _show_primary(primary, cursor, sql, params, many)
     if is_server_side(cursor):
 
         def run_elsewhere() -> None:
             count("retried_first_fetch")
-            run_on_primary(primary, cursor, sql, params, many)
+            _show_primary(primary, cursor, sql, params, many)
 
         guard_first_fetch(
             cursor,
             lambda error: _is_mendable(primary, alias, connection, error),
             run_elsewhere,
         )
+    return result
+
+
+def _show_primary(primary: str, cursor: Any, sql: Any, params: Any, many: bool) -> Any:
+    """Run on the primary what a replica was to answer, and remember that its reader has seen it."""
+    result = run_on_primary(primary, cursor, sql, params, many)
+    scope = current_scope()
+    if scope is not None and get_config().MONOTONIC_READS:
+        scope.cluster(primary).seen_on = primary
     return result
 
 
