@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from django_replica_router.rerouting import (
     bind_transaction,
     guard_first_fetch,
     is_bound,
+    is_recovery_conflict,
     is_refused_write,
     is_replica_fault,
     is_server_side,
@@ -29,6 +31,10 @@ from django_replica_router.transactions import watch_transactions
 from django_replica_router.writes import mark_written
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
+
+_BRIEF = 0.005
+"""Seconds within which a statement has only just begun. One that takes longer, and is in the way of
+what is replayed, would be in the way of more the next time."""
 
 
 class StatementObserver:
@@ -99,7 +105,7 @@ def _on_replica(
         return _show_primary(primary, cursor, sql, params, many)
     number = in_flight.enter(alias, connection.connection)
     try:
-        result = execute(sql, params, many, context)
+        result = _execute_through_conflict(execute, sql, params, many, context)
     except Exception as error:
         if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
             raise
@@ -132,6 +138,27 @@ def _on_replica(
             run_elsewhere,
         )
     return result
+
+
+def _execute_through_conflict(
+    execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    """Execute a statement on a replica, and once more there where a recovery conflict has ended it.
+
+    The connection stands, so the same server answers, which has replayed no less than when it was
+    chosen: the reader need not see on the primary what no replica has. (A pooler may lead it
+    elsewhere; that is found out after every statement.)
+    """
+    connection, began = context["connection"], time.monotonic()
+    try:
+        return execute(sql, params, many, context)
+    except Exception as error:
+        if connection.in_atomic_block or not is_recovery_conflict(error, connection.connection):
+            raise
+        if time.monotonic() - began > _BRIEF:
+            raise
+    count("repeated_after_conflict")
+    return execute(sql, params, many, context)
 
 
 def _show_primary(primary: str, cursor: Any, sql: Any, params: Any, many: bool) -> Any:

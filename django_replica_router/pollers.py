@@ -127,7 +127,7 @@ class Poller(threading.Thread):
             self._wake.clear()  # before the look: a poke during it asks for another
             try:
                 self.busy_since = self.monitor.clock()
-                self._look_in_flight()
+                self._look_through_conflict()
                 self._failures = 0
                 delay = self.next_delay()
             except Exception as error:  # a server may fail in any way, and the thread goes on
@@ -155,6 +155,14 @@ class Poller(threading.Thread):
                 return
             if rested > _MAX_IDLE:
                 self._close()
+
+    def _look_through_conflict(self) -> None:
+        try:
+            self._look_in_flight()
+        except psycopg.errors.SerializationFailure:
+            # What a standby replays ends whatever statement is in its way, also one that reads no
+            # row. That says nothing of the server, and the statement after it finds the way clear.
+            self._look_in_flight()
 
     def _look_in_flight(self) -> None:
         connection = self._connect()

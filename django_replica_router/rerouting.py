@@ -14,9 +14,11 @@ from django_replica_router.postgres import READ_ONLY_SQL_TRANSACTION
 # Attribute of Django's connection to a replica while its atomic block takes place on the primary.
 _BOUND = "_replica_router_bound"
 
+_RECOVERY_CONFLICT = "40001"
+
 # Recovery conflict; and a server that shuts down, was shut down, or is starting: the statement
 # has had no effect, and the reader is free to ask another server.
-_SERVER_GONE = frozenset(["40001", "40P01", "57P01", "57P02", "57P03", "57P04"])
+_SERVER_GONE = frozenset([_RECOVERY_CONFLICT, "40P01", "57P01", "57P02", "57P03", "57P04"])
 
 # Connection exceptions: also what PgBouncer answers where it has no server to give ("query_wait_timeout",
 # "server login has been failing"), or has lost it.
@@ -35,6 +37,16 @@ def sqlstate(error: BaseException) -> str | None:
 def is_refused_write(error: BaseException) -> bool:
     """Tell whether a standby has refused a statement because it writes."""
     return sqlstate(error) == READ_ONLY_SQL_TRANSACTION
+
+
+def is_recovery_conflict(error: BaseException, raw: Any) -> bool:
+    """Tell whether a standby has ended the statement, and not the connection, to go on replaying.
+
+    Args:
+        error: what the statement has raised.
+        raw: the driver's connection, to a standby.
+    """
+    return sqlstate(error) == _RECOVERY_CONFLICT and not getattr(raw, "closed", True)
 
 
 def is_replica_fault(error: BaseException, raw: Any) -> bool:

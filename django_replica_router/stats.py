@@ -27,6 +27,8 @@ def get_stats() -> Mapping[str, int]:
     - ``retried_<cause>``: statements that were run again on the primary: ``refused_write``,
       ``replica_fault``, ``elsewhere`` (a replica that was promoted, started anew, or is another
       server behind its pooler), ``first_fetch``.
+    - ``repeated_after_conflict``: statements that a replica has cancelled as soon as they had begun,
+      to go on replaying, and that were run again there.
     - ``waits_ended``: statements whose waiting for a replica that hung was ended.
     - ``tokens_unstored``: writes whose token the store refused.
     - ``writes_unlocated``: writes that could not be located in the WAL, so that their user is

@@ -11,12 +11,15 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.db.utils import OperationalError
 from django.http import HttpRequest
+from django.test import Client
 
+from django_replica_router import get_stats, pop_stats
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until
+from tests.helpers import Served
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -54,6 +57,39 @@ class Conflicts:
             message = "canceling statement due to conflict with recovery"
             raise OperationalError(message) from psycopg.errors.SerializationFailure(message)
         return execute(sql, params, many, context)
+
+
+@pytest.mark.parametrize(
+    ("conflicts", "brief", "repeated", "retried"),
+    [(1, 60.0, 1, 0), (2, 60.0, 1, 1), (1, -1.0, 0, 1)],
+    ids=["once", "twice", "after a while"],
+)
+def test_a_statement_that_has_just_begun_is_repeated_where_it_was_cancelled(
+    note: Note,
+    cluster: Cluster,
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    conflicts: int,
+    brief: float,
+    repeated: int,
+    retried: int,
+) -> None:
+    """The reader stays on the replica. What is cancelled again, or ran for long, the primary answers."""
+    monkeypatch.setattr("django_replica_router.observers._BRIEF", brief)
+
+    def action(request: HttpRequest) -> str:
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        served.clear()
+        with connections[alias].execute_wrapper(Conflicts(conflicts)):
+            return Note.objects.get().title
+
+    pop_stats()
+    assert visit(Client(), action) == "old"
+    assert ("default" in served.aliases("notes_note")) == bool(retried)
+    stats = get_stats()
+    assert stats.get("repeated_after_conflict", 0) == repeated
+    assert stats.get("retried_replica_fault", 0) == retried
 
 
 def test_what_the_primary_showed_in_place_of_a_replica_is_not_taken_back(

@@ -1606,6 +1606,15 @@ def test_failing_server_is_looked_at_more_and_more_rarely(cluster: Cluster) -> N
     assert rounded_up(poller.delays, [1, 2, 4, 8, 15, 15, 15, 1, 1])
 
 
+def test_look_that_is_in_the_way_of_replay_is_repeated(cluster: Cluster) -> None:
+    """A standby that cancels a look by a recovery conflict is well; one that does so again may not be."""
+    conflicts = [psycopg.errors.SerializationFailure(str(number)) for number in range(3)]
+    poller = ScriptedPoller(cluster.monitor, [conflicts[0], None, *conflicts[1:]])
+    poller.run()
+    assert poller.errors == [conflicts[2]]
+    assert rounded_up(poller.delays, [INTERVAL] * 2)
+
+
 def test_server_that_was_down_for_a_day_is_still_looked_at(cluster: Cluster) -> None:
     """However often it has failed, the thread goes on, and sees it come back."""
     poller = ScriptedPoller(cluster.monitor, [*[OSError("x")] * 3000, None])
