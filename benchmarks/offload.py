@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.contenders import left_out
 from benchmarks.harness import Benchmark, Options, Result
+from benchmarks.load.commits import enable, ends_of_commits, located
 from benchmarks.load.crowd import Habits, Log
 from benchmarks.load.measured import JITTER, Measured, Point, Round, result_of
 from benchmarks.load.positions import Watcher
@@ -28,7 +29,7 @@ from benchmarks.load.rows import create_rows
 from benchmarks.load.served import serving
 from benchmarks.load.variants import DEFAULT, WAITS, WRITTEN_ONLY, Variant, environment, plain
 from benchmarks.load.workers import Worker
-from benchmarks.oracle import PRIMARY, Oracle, Promise
+from benchmarks.oracle import PRIMARY, Oracle, Promise, Write
 from testproject.cluster import Cluster
 
 SETTINGS = {"max_connections": "400", "autovacuum": "off"}
@@ -202,10 +203,15 @@ class Runner:
         replicas = {alias: track for alias, track in tracks.items() if alias != PRIMARY}
         for track in replicas.values():
             self.measured.pauses += track.pauses()
+        writes = [e for log in logs.values() for e in log.events if isinstance(e, Write)]
+        # What is known so far is the position before the commit, plus one.
+        first = min((write.position - 1 for write in writes), default=None)
+        ends = {} if first is None else ends_of_commits(self._cluster, first)
         for variant, log in logs.items():
+            events = located(log.events, ends)
             verdicts = {
                 promise: Oracle(tracks[PRIMARY], replicas, promise).judge(
-                    log.events, self._floors.setdefault((crowds[variant].first, promise), {})
+                    events, self._floors.setdefault((crowds[variant].first, promise), {})
                 )
                 for promise in Promise
             }
@@ -228,6 +234,7 @@ def run(options: Options) -> Result:
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster(replicas=2, cache=True, settings=SETTINGS))
         create_rows(cluster, ROWS_EACH * (len(plan.variants) + 1))
+        enable(cluster)
         watcher = stack.enter_context(Watcher(cluster))
         measured = measure(cluster, watcher, plan, options)
         sample = measure(cluster, watcher, over_http, options, over_http=True)

@@ -16,8 +16,8 @@ What it knows, and where it errs. Positions come from looks at each server, abou
 millisecond, each with the moment it began and the moment its answer was there. Between two looks
 nothing is known, and each doubt favours the oracle: a replica counts as standing where the *next*
 look finds it, and what is shown to a user where the *last* look found it. A write counts as the
-position inside its transaction, after the row was changed and before the commit record. The
-longest pause between two looks is reported beside the results: by so much the oracle may know the
+end of its commit record, as the primary's WAL tells afterwards: a replica that stands anywhere
+before it, as one that delays commits does for all of the delay, does not show it. The longest pause between two looks is reported beside the results: by so much the oracle may know the
 future.
 """
 
@@ -92,11 +92,13 @@ class Write(NamedTuple):
         user: who wrote.
         moment: when it was acknowledged.
         position: the lowest that a server which has the write can stand at.
+        transaction: its number.
     """
 
     user: int
     moment: float
     position: int
+    transaction: int = 0
 
 
 class Read(NamedTuple):

@@ -181,7 +181,8 @@ class Crowd:
     def _write(self, user: User, log: Log) -> None:
         answer = self._sender.send(user.jar, "POST", f"/write/?row={user.number}")
         # Whatever stands at the position or before it has only what came before the commit.
-        log.events.append(Write(user.number, time.monotonic(), answer["position"] + 1))
+        position, transaction = answer["position"] + 1, answer["transaction"]
+        log.events.append(Write(user.number, time.monotonic(), position, transaction))
         user.written += 1
 
     def _read(self, user: User, log: Log) -> None:

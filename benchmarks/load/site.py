@@ -17,7 +17,7 @@ from django.urls import path
 from benchmarks.load.models import CostlyRow, Row
 
 SESSION_COOKIE = "sessionid"
-PRESENT_POSITION = "SELECT pg_current_wal_insert_lsn() - '0/0'"
+PRESENT_POSITION = "SELECT pg_current_wal_insert_lsn() - '0/0', pg_current_xact_id()::text"
 
 _alias: ContextVar[str] = ContextVar("benchmarks_load_alias", default="")
 _ran: ContextVar[float] = ContextVar("benchmarks_load_ran", default=0.0)
@@ -86,13 +86,13 @@ def write_at_cost(request: HttpRequest) -> JsonResponse:
 
 
 def write(request: HttpRequest) -> JsonResponse:
-    """Raise a row's version; tell the position after the change and before its commit."""
+    """Raise a row's version; tell the transaction, and the position before its commit."""
     with transaction.atomic():
         Row._default_manager.filter(pk=request.GET["row"]).update(version=F("version") + 1)
         with connection.cursor() as cursor:
             cursor.execute(PRESENT_POSITION)
-            [position] = cursor.fetchone()
-    answer = _answer(committed=time.monotonic(), position=int(position))
+            position, number = cursor.fetchone()
+    answer = _answer(committed=time.monotonic(), position=int(position), transaction=int(number))
     # As after every form, the browser is sent on to a page that shows the change.
     answer.status_code = 302
     answer["Location"] = f"/read/?rows={request.GET['row']}"
