@@ -1,7 +1,8 @@
 """Reads while a replica is killed, comes back, hangs, and goes on, in bins of 100 ms.
 
 Over HTTP, at a steady pace. A read belongs to the bin in which it began, so that one which was begun
-under a fault and took long counts against the fault. Normal is what was measured in the seconds
+under a fault and took long counts against the fault; one that is under way when the next thing
+happens, and has not taken too long until then, counts against that. Normal is what was measured in the seconds
 before the first fault; a bin is above normal where its slowest percent took longer than three times
 that, and at least so many milliseconds longer that the machine itself is not to blame. Since a
 client that waits asks nothing else, the time above normal lasts until the last of those slow reads
@@ -169,14 +170,23 @@ def _effect(
     bins: Sequence[Sequence[Request]], began: float, at: float, until: float, limit: float
 ) -> Effect:
     first, last = int((at - began) // BIN), int((until - began) // BIN)
-    errors, slowest, above = 0, 0.0, 0.0
+    errors, slowest = 0, 0.0
+    # What was under way when it happened, and had not taken too long until then, counts from here.
+    under_way = [read for each in bins for read in each if _meets(read, at, limit)]
+    above = max([0.0, *(r.ended - at for r in under_way if r.ended - r.began > limit)])
     for index in range(first, min(last, len(bins))):
         reads = bins[index]
         errors += sum(read.alias == ERROR for read in reads)
         slowest = max([slowest, *(read.ended - read.began for read in reads)])
+        reads = [read for read in reads if not _meets(read, until, limit)]
         if reads and _p99(reads) > limit:
             above = max([above, *(read.ended - at for read in reads if read.began >= at)])
     return Effect(errors, slowest, above)
+
+
+def _meets(read: Request, event: float, limit: float) -> bool:
+    """Tell whether a read was under way at an event, and had not taken too long until then."""
+    return read.began < event < read.ended and event - read.began <= limit
 
 
 def _p99(reads: Sequence[Request]) -> float:

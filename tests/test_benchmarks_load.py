@@ -127,6 +127,20 @@ def test_what_a_fault_slows_down_counts_from_the_fault(slow: float, above: float
     assert timeline.effects["fault"].slowest == pytest.approx(slow)
 
 
+def test_a_read_that_is_under_way_counts_against_what_happens_then() -> None:
+    """Not against the fault before, which is over; one that hangs since that one does."""
+    later = Event("later", 2.0, 0.5, lambda cluster: None)
+    caught = Request(101.995, 103.0, "replica1", True)
+    happened = [(FAULT, 101.0), (later, 102.0)]
+    timeline = timeline_of([*reads_every(0.02, 4.0), caught], 100.0, 4.0, happened)
+    above = {name: effect.above for name, effect in timeline.effects.items()}
+    assert above == {"fault": 0.0, "later": pytest.approx(1.0)}
+    hanging = Request(101.5, 103.0, "replica1", True)
+    timeline = timeline_of([*reads_every(0.02, 4.0), hanging], 100.0, 4.0, happened)
+    above = {name: effect.above for name, effect in timeline.effects.items()}
+    assert above == {"fault": pytest.approx(2.0), "later": 0.0}
+
+
 def test_failed_reads_are_counted_once() -> None:
     """Under the fault during which they began."""
     later = Event("later", 2.0, 0.5, lambda cluster: None)
