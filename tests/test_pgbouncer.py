@@ -72,6 +72,7 @@ def pooled_by(cluster: Cluster, mode: str) -> Iterator[dict[str, PgBouncerServer
         else:
             cluster.remove_poolers()
             for alias, settings in before.items():
+                connections[alias].settings_dict.clear()  # what was not there before goes as well
                 connections[alias].settings_dict.update(settings)
 
 
