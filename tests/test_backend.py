@@ -656,11 +656,14 @@ def test_a_commit_that_was_interrupted_pins(ann: User, cluster: Cluster, only_wr
     connection.ensure_connection()
     pid = connection.connection.info.backend_pid
     interrupter = threading.Thread(target=interrupt)
+    # A shell has processes that it starts in the background ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with scope(user=ann), pytest.raises(KeyboardInterrupt):
             tag()
     finally:
         interrupter.join(30)
+        signal.signal(signal.SIGINT, before)
         cluster.primary.configure(synchronous_standby_names=None)
     assert is_pinned(ann)
     assert connection.get_autocommit()
