@@ -95,20 +95,26 @@ def test_a_recovery_conflict_is_never_seen(note: Note, healed: Cluster, settings
     """A read that a replica cancels to go on replaying is run again on the primary."""
     for replica in healed.replicas:
         replica.configure(max_standby_streaming_delay="0")
-    began = threading.Event()
+
+    def is_read(replica: ReplicaServer) -> bool:
+        return replica.execute(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')"
+        ) == [(True,)]
 
     def conflict() -> None:
-        began.wait(10)
+        wait_until(lambda: any(map(is_read, healed.replicas)), "a read in the way of the lock")
         healed.primary.execute("ALTER TABLE notes_tag ADD COLUMN conflict integer", dbname="app")
         healed.primary.execute("ALTER TABLE notes_tag DROP COLUMN conflict", dbname="app")
 
     def action(request: HttpRequest) -> int:
         alias = str(Note.objects.get()._state.db)
         assert alias.startswith("replica")
-        began.set()
-        # Long enough to be in the way of the lock that is replayed meanwhile.
+        # On a replica it takes as long as the lock takes to arrive there.
         with connections[alias].cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM notes_tag, pg_sleep(2)")
+            cursor.execute(
+                "SELECT count(*) FROM notes_tag, "
+                "pg_sleep(CASE WHEN pg_is_in_recovery() THEN 30 ELSE 0 END)"
+            )
             (count,) = cursor.fetchone()
         return int(count)
 
