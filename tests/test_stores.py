@@ -199,7 +199,10 @@ WRITER = """
 import sys
 from django.conf import settings
 backend, location, seed = sys.argv[1:]
-settings.configure(CACHES={"tokens": {"BACKEND": backend, "LOCATION": location}})
+settings.configure(
+    CACHES={"tokens": {"BACKEND": backend, "LOCATION": location}},
+    REPLICA_ROUTER={"STORE_TIMEOUT": 10.0},
+)
 import random
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import Position, Record
