@@ -33,6 +33,9 @@ TIMEOUT = 15.0
 POOLER = os.environ.get("REPLICA_ROUTER_TEST_POOLER", "")
 """``session`` or ``transaction``: the whole run goes through a PgBouncer for each server."""
 
+PATIENT = {"CONNECT_TIMEOUT": 10.0, "STORE_TIMEOUT": 10.0}
+"""Settings under which a machine that is busy for a moment makes no server count as down."""
+
 # A time for each example says more of the machine than of the code.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
@@ -139,6 +142,40 @@ def wait_until_routed(replicas: int = 2) -> None:
     wait_until(ready, f"{replicas} replicas in service")
 
 
+def wait_until_seen(position: int) -> None:
+    """Return once this process's monitor has just seen that all replicas have a position."""
+    config = get_config()
+    replicas = tuple(config.topology.clusters["default"])
+    began = get_monitor("default", replicas, config.interval).clock()
+
+    def is_seen() -> bool:
+        monitor = get_monitor("default", replicas, config.interval)
+        if all(
+            replica.state is ReplicaState.STREAMING
+            and replica.watermark >= position
+            and replica.age <= config.MAX_LAG / 2
+            # What was known before may be of a server that a test has killed meanwhile.
+            and monitor.readings[replica.alias].read_at >= began
+            for replica in monitor.replicas()
+        ):
+            return True
+        monitor.refresh(0.0)
+        return False
+
+    wait_until(is_seen, "this process to know what the replicas have replayed")
+
+
+def wait_until_known(cluster: Cluster) -> None:
+    """Return once all replicas have all that was written, and this process knows it.
+
+    That they have it is not enough for a read to go there: where the monitor's thread has not run
+    meanwhile, and does not within the wait budget, the primary serves, and rightly so.
+    """
+    position = cluster.present_primary.flush()
+    cluster.wait_caught_up(TIMEOUT)
+    wait_until_seen(position)
+
+
 def empty_store() -> None:
     """Let the token store know nobody, and begin to remember now."""
     caches["default"].clear()
@@ -149,7 +186,7 @@ def empty_store() -> None:
 
 
 def clean_up(cluster: Cluster) -> None:
-    """Empty tables and cache, and have all replicas run and be caught up."""
+    """Empty tables and cache, and have all replicas replay."""
     for replica in cluster.replicas:
         replica.resume()
     tables = connection.introspection.django_table_names(only_existing=True)
@@ -159,17 +196,19 @@ def clean_up(cluster: Cluster) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"TRUNCATE {names}")
     empty_store()
-    cluster.wait_caught_up(TIMEOUT)
 
 
 @pytest.fixture
-def cluster(real_cluster: Cluster, _django_on_cluster: None) -> Iterator[Cluster]:
+def cluster(real_cluster: Cluster, _django_on_cluster: None, settings: Any) -> Iterator[Cluster]:
     """The cluster, with empty tables, nothing lagging, and known to this process as healthy."""
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, **PATIENT}
     for alias in connections:
         if connections[alias].connection is not None and not connections[alias].is_usable():
             connections[alias].close()
+    # How long replicas took to catch up in another test, the monitor is not to expect in this one.
+    stop_monitors()
     clean_up(real_cluster)
-    wait_until_routed()
+    wait_until_known(real_cluster)
     yield real_cluster
     for alias in connections:
         connections[alias].close_if_unusable_or_obsolete()

@@ -19,6 +19,7 @@ from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
+from tests.conftest import wait_until_known
 from tests.site import PASSWORD, avisit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("test_site")
 def note(ann: User, cluster: Cluster) -> Note:
     """A note of Ann's, on every server."""
     note = Note.objects.create(owner=ann, title="first")
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     return note
 
 
@@ -178,7 +179,9 @@ def test_a_queryset_asked_for_its_database_in_the_loop_does_no_io(
     assert then == first
 
 
-def test_an_async_stream_stores_its_token_at_its_end(ann: User, note: Note) -> None:
+def test_an_async_stream_stores_its_token_at_its_end(
+    ann: User, note: Note, cluster: Cluster
+) -> None:
     """Each part is made inside the scope; the token stands when the body is finished."""
 
     async def body(request: HttpRequest) -> AsyncIterator[bytes]:
@@ -193,8 +196,9 @@ def test_an_async_stream_stores_its_token_at_its_end(ann: User, note: Note) -> N
     async def main() -> list[bytes]:
         client = await sign_in()
         await sync_to_async(get_store("default")._cache.clear)()
-        # Known again, and not bound by anything.
+        # Known again, and bound by nothing that replicas lack.
         await client.get("/api/me/")
+        await sync_to_async(wait_until_known)(cluster)
         response = await avisit(client, action)
         return [part async for part in response.streaming_content]
 

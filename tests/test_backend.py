@@ -25,7 +25,7 @@ from django_replica_router.backends.mixin import TokenMixin
 from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until, wait_until_known, wait_until_seen
 from tests.site import sign_in, visit
 from tests.test_writes import note, record_of, signed_in  # noqa: F401 - fixtures
 from tests.torture.proxy import ProxyProcess
@@ -63,7 +63,7 @@ def _own_engine(cluster: Cluster, test_site: None) -> Iterator[None]:
 @pytest.fixture
 def only_writes(settings: Any) -> None:
     """A site that remembers what its users have written, and not what they have seen."""
-    settings.REPLICA_ROUTER = {"MONOTONIC_READS": False}
+    settings.REPLICA_ROUTER = {**PATIENT, "MONOTONIC_READS": False}
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_use_replica_after_a_write_costs_no_message(
     with scope(user=ann), wire() as sent:
         with transaction.atomic():
             Note.objects.filter(pk=note.pk).update(body="new")
-        cluster.wait_caught_up()
+        wait_until_known(cluster)
         with use_replica():
             found = Note.objects.get(pk=note.pk)
     assert (found.body, found._state.db in {"replica1", "replica2"}) == ("new", True)
@@ -526,7 +526,7 @@ def test_what_the_primary_showed_after_the_commit_is_not_taken_back(
 ) -> None:
     """A position that came with the COMMIT does not cover what was read later."""
     client = sign_in(ann)
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     mine, other = cluster.replicas
 
     def title(request: HttpRequest) -> str:
@@ -552,18 +552,20 @@ def test_where_nothing_was_seen_since_the_replicas_serve(
 ) -> None:
     """The token is no higher than it must be: what others write later binds nobody."""
     client = sign_in(ann)
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
 
-    def action(request: HttpRequest) -> None:
+    def action(request: HttpRequest) -> int:
         with transaction.atomic():
             Tag.objects.create(name="blue")
+        position = cluster.primary.flush()
         for replica in cluster.replicas:
-            replica.wait_replayed(cluster.primary.flush())
+            replica.wait_replayed(position)
             replica.pause()
         cluster.primary.execute("UPDATE notes_note SET title = 'new'", dbname="app")
+        return position
 
     visit(client, lambda request: note_write(), "post")
-    visit(client, action, "post")
+    wait_until_seen(visit(client, action, "post"))
     assert visit(client, lambda request: Note.objects.get(pk=note.pk).title) == "first"
 
 

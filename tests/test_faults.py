@@ -19,7 +19,13 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor, stop_monitors
 from testproject.cluster import Cluster, ReplicaServer
 from testproject.notes.models import Note, Tag
-from tests.conftest import wait_until, wait_until_reachable, wait_until_routed
+from tests.conftest import (
+    PATIENT,
+    wait_until,
+    wait_until_known,
+    wait_until_reachable,
+    wait_until_routed,
+)
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -31,7 +37,7 @@ def note(ann: User, cluster: Cluster) -> Note:
     """A note of Ann's, on every server."""
     note = Note.objects.create(owner=ann, title="first")
     Tag.objects.bulk_create(Tag(name=f"tag {n:03}") for n in range(200))
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     return note
 
 
@@ -319,7 +325,7 @@ def test_a_replica_started_anew_must_first_have_what_was_shown_before(
 ) -> None:
     """After a crash a standby may show less than it did: it serves once it is past that."""
     client = sign_in(ann)
-    healed.wait_caught_up()
+    wait_until_known(healed)
 
     def title(request: HttpRequest) -> str:
         return Note.objects.get().title
@@ -328,7 +334,7 @@ def test_a_replica_started_anew_must_first_have_what_was_shown_before(
     (usual,) = served.aliases("notes_note") - {"default"}
     replica = next(r for r in healed.replicas if r.name == usual)
     healed.primary.execute("UPDATE notes_note SET title = 'second'", dbname="app")
-    healed.wait_caught_up()
+    wait_until_known(healed)
     assert visit(client, title) == "second"
     replica.cut()
     replica.kill()
@@ -383,7 +389,7 @@ def test_failover_keeps_what_survived_and_strands_nobody(
     """The primary dies, a replica is promoted, the alias now means that one."""
     client = sign_in(ann)
     visit(client, lambda request: Note.objects.filter(pk=note.pk).update(title="second"), "post")
-    healed.wait_caught_up()
+    wait_until_known(healed)
     first, second = healed.replicas
     original = dict(connections["default"].settings_dict)
     healed.primary.kill()
@@ -419,7 +425,7 @@ def test_a_replica_left_on_the_old_timeline_serves_nobody(
 ) -> None:
     """Its position is higher than that of new tokens, and their rows are not there."""
     client = sign_in(ann)
-    healed.wait_caught_up()
+    wait_until_known(healed)
     first, second = healed.replicas
     first.cut()
     # Only the second gets this, which is lost with the primary.

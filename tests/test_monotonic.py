@@ -16,7 +16,7 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import wait_until
+from tests.conftest import PATIENT, wait_until, wait_until_known
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("test_site")
 def note(ann: User, cluster: Cluster) -> Note:
     """A note of Ann's, on every server."""
     note = Note.objects.create(owner=ann, title="old")
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     return note
 
 
@@ -54,7 +54,7 @@ def test_what_the_primary_showed_is_not_taken_back(
 ) -> None:
     """Having read from the primary, a user is not sent to a replica that lacks what was there."""
     client = sign_in(ann)
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     assert visit(client, title) == "old"
     for replica in cluster.replicas:
         replica.pause()
@@ -69,7 +69,7 @@ def test_what_one_replica_showed_is_not_taken_back_by_the_other(
 ) -> None:
     """Where the usual replica comes back after a failure, it must have what its stand-in showed."""
     client = sign_in(ann)
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     visit(client, title)
     (usual,) = served.aliases("notes_note") - {"default"}
     mine = next(replica for replica in cluster.replicas if replica.name == usual)
@@ -95,7 +95,7 @@ def test_leaving_the_usual_replica_does_not_go_back_in_time(
 ) -> None:
     """What the usual replica showed is recorded nowhere, and must not be missing on its stand-in."""
     client = sign_in(ann)
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     visit(client, title)
     (usual,) = served.aliases("notes_note") - {"default"}
     mine = next(replica for replica in cluster.replicas if replica.name == usual)
@@ -118,7 +118,7 @@ def test_all_devices_of_a_user_meet_the_same_replica(
 ) -> None:
     """What the laptop has shown is not missing on the phone."""
     devices = [sign_in(ann) for _ in range(4)]
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     for device in devices:
         visit(device, title)
     served.clear()
@@ -130,9 +130,9 @@ def test_all_devices_of_a_user_meet_the_same_replica(
 
 def test_it_can_be_switched_off(ann: User, note: Note, cluster: Cluster, settings: Any) -> None:
     """A site that prefers replicas to this guarantee says so."""
-    settings.REPLICA_ROUTER = {"MONOTONIC_READS": False}
+    settings.REPLICA_ROUTER = {**PATIENT, "MONOTONIC_READS": False}
     client = sign_in(ann)
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     for replica in cluster.replicas:
         replica.pause()
     by_somebody_else(cluster, "new")

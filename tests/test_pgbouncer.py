@@ -30,7 +30,14 @@ from testproject.cluster import Cluster, PgBouncerServer, ReplicaServer
 from testproject.cluster.binaries import PGBOUNCER_VARIABLE, locate_pgbouncer
 from testproject.cluster.pgbouncer import POOL_MODES
 from testproject.notes.models import Note
-from tests.conftest import POOLER, wait_until, wait_until_reachable, wait_until_routed
+from tests.conftest import (
+    PATIENT,
+    POOLER,
+    wait_until,
+    wait_until_known,
+    wait_until_reachable,
+    wait_until_routed,
+)
 from tests.helpers import Served
 from tests.site import sign_in, visit
 from tests.test_faults import state_of, wait_for_state
@@ -39,7 +46,7 @@ from tests.torture.faults import copy_directory
 pytestmark = pytest.mark.usefixtures("test_site")
 
 # The monitor looks only when it is asked to: whatever is noticed, a request has noticed.
-BLIND = {"MAX_LAG": 400.0, "TOKEN_TTL": 1000.0, "INTERVAL": 100.0}
+BLIND = {**PATIENT, "MAX_LAG": 400.0, "TOKEN_TTL": 1000.0, "INTERVAL": 100.0}
 
 
 def require_pgbouncer() -> None:
@@ -114,7 +121,7 @@ def transaction_poolers(
 def note(ann: User, cluster: Cluster) -> Note:
     """A note of Ann's, on every server."""
     note = Note.objects.create(owner=ann, title="first")
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     return note
 
 
@@ -433,7 +440,7 @@ def test_a_replicas_pooler_that_is_led_to_the_primary_serves_nobody(
     transaction_poolers[replica.name].lead(healed.primary.port)
     for _ in range(5):
         assert visit(Client(), lambda request: str(Note.objects.get()._state.db)) != replica.name
-    settings.REPLICA_ROUTER = {}
+    settings.REPLICA_ROUTER = PATIENT
     with scope():
         Note.objects.get()
     wait_for_state(replica, ReplicaState.PRIMARY)

@@ -33,7 +33,7 @@ from django_replica_router.routers import ReplicaRouter
 from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import wait_until_routed
+from tests.conftest import wait_until_known
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -84,18 +84,19 @@ def in_request(action: Callable[[HttpRequest], Any], **cookies: str) -> Any:
 
 def test_a_repeated_decision_takes_the_shortcut(cluster: Cluster, ann: User) -> None:
     """In a scope, for a visitor, for who is signed in, and for the primary as for a replica."""
-    cluster.wait_caught_up()
+    browser = sign_in(ann)
+    wait_until_known(cluster)
     with scope(user=ann):
         assert is_replica(route_by_shortcut())
     assert is_replica(in_request(lambda request: route_by_shortcut()))
-    assert is_replica(visit(sign_in(ann), lambda request: route_by_shortcut()))
+    assert is_replica(visit(browser, lambda request: route_by_shortcut()))
     assert visit(Client(), lambda request: route_by_shortcut(), method="post") == "default"
 
 
 def test_an_instance_of_the_cluster_takes_it_too(cluster: Cluster) -> None:
     """One that is new, one of the primary, one of a replica."""
     objects = [Tag(name="new"), Tag.objects.create(name="old")]
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     with scope():
         objects.append(Tag.objects.get(name="old"))
         assert is_replica(objects[-1]._state.db or "")
@@ -238,7 +239,7 @@ def test_it_is_no_other_threads(cluster: Cluster) -> None:
 @contextmanager
 def paused(cluster: Cluster) -> Iterator[None]:
     """Let every replica show the present for ever."""
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     for replica in cluster.replicas:
         replica.pause()
     try:
@@ -276,7 +277,6 @@ def test_a_user_who_becomes_known_ends_it(cluster: Cluster, ann: User, way: str)
             request._cached_user = ann
         return route()
 
-    wait_until_routed()
     with paused(cluster):
         write_as(ann)
         assert in_request(action) == "default"

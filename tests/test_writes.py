@@ -22,6 +22,7 @@ from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Event, Note, Tag
+from tests.conftest import PATIENT, wait_until_known
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -130,7 +131,7 @@ def test_every_way_of_writing_makes_a_token(
 ) -> None:
     """A write, by whatever way and in whatever request, is remembered for user and session."""
     before = cluster.primary.insert_lsn()
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
 
     def action(request: HttpRequest) -> None:
         # As a view would: the object comes from wherever reads are routed to.
@@ -151,7 +152,7 @@ def test_a_trigger_is_seen_with_the_statement_that_fires_it(
     signed_in: Client, note: Note, cluster: Cluster, method: str
 ) -> None:
     """What a trigger writes is behind the token of the statement that fired it."""
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     visit(signed_in, lambda request: Note.objects.filter(pk=note.pk).update(version=7), method)
     seen = visit(signed_in, lambda request: list(Event.objects.values_list("version", flat=True)))
     assert 7 in seen
@@ -191,8 +192,8 @@ def test_a_request_that_wrote_nothing_gets_no_token(
     """Reading, locking or failing to write makes no token for a write."""
     if way is READS["select_for_update"] and isinstance(connections["default"], TokenMixin):
         pytest.skip("a row lock takes a transaction id, which is all that the backend looks at")
-    settings.REPLICA_ROUTER = {"MONOTONIC_READS": False}
-    cluster.wait_caught_up()
+    settings.REPLICA_ROUTER = {**PATIENT, "MONOTONIC_READS": False}
+    wait_until_known(cluster)
     visit(signed_in, lambda request: way(note), method)
     assert record_of(ann) is None
     of_session = session_record_of(signed_in)
@@ -205,7 +206,7 @@ def test_a_request_served_by_a_replica_stores_nothing(
 ) -> None:
     """Who meets the usual replica needs no memory of what was seen there."""
     client = sign_in(ann)
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     visit(client, lambda request: READS[way](note))
     before = record_of(ann)
     visit(client, lambda request: READS[way](note))
