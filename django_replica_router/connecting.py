@@ -19,6 +19,7 @@ from django_replica_router.policy import ReplicaState
 
 _SIGHT = "_replica_router_sight"
 _OPENED = "_replica_router_opened"
+_TIMEOUT = "_replica_router_timeout"
 
 # No PostgreSQL ends, starts again and answers queries in less (measured: 60 ms, empty). Within it a
 # pooled connection is not looked through again.
@@ -214,12 +215,13 @@ def _bound_connecting(connection: Any, timeout: float) -> None:
     The driver's own time-out is 2 seconds at least, and knows nothing of a pool or of DNS. The
     attempt is made in a thread, which is left behind when the time is over.
     """
+    connection.__dict__[_TIMEOUT] = timeout  # which may be another one than the last time
     if "get_new_connection" in connection.__dict__:
         return
     connect: Callable[[Any], Any] = connection.get_new_connection
 
     def connect_within_bound(params: Any) -> Any:
-        raw, sight = _Attempt(connect, params).result(timeout)
+        raw, sight = _Attempt(connect, params).result(connection.__dict__[_TIMEOUT])
         setattr(connection, _SIGHT, sight)
         connection.__dict__.get(_OPENED, _ignore)(raw)
         return raw
