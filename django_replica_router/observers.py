@@ -211,6 +211,9 @@ def _leave(
     scope = current_scope()
     if scope is not None:
         scope.cluster(primary).leave_replica()
+        if get_config().MONOTONIC_READS:
+            # What is read there instead must not be missing the next time, and nobody may ask again.
+            scope.cluster(primary).seen_on = primary
 
 
 def observe(connection: BaseDatabaseWrapper) -> None:

@@ -24,7 +24,7 @@ from django_replica_router import (
 )
 from django_replica_router.backends import mixin
 from django_replica_router.conf import get_config
-from django_replica_router.context import ClusterScope, Scope
+from django_replica_router.context import ClusterScope, Scope, current_scope
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
@@ -314,6 +314,18 @@ def believe_every_connection(patch: Patch) -> None:
     patch.setattr(observers, "is_elsewhere", lambda connection, life: False)
 
 
+def forget_what_the_primary_showed_instead(patch: Patch) -> None:
+    original = observers._leave
+
+    def leave(alias: str, primary: str, *args: Any) -> None:
+        original(alias, primary, *args)
+        scope = current_scope()
+        assert scope is not None
+        scope.cluster(primary).seen_on = None
+
+    patch.setattr(observers, "_leave", leave)
+
+
 def believe_every_life(patch: Patch) -> None:
     patch.setattr(search, "_is_in_life", lambda alias, life, monitor: True)
 
@@ -356,6 +368,11 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         forget_what_was_seen,
         test_monotonic.test_what_the_primary_showed_is_not_taken_back,
         {"way": test_monotonic.WAYS["use_primary"]},
+    ),
+    (
+        forget_what_the_primary_showed_instead,
+        test_monotonic.test_what_the_primary_showed_after_a_fault_is_not_taken_back,
+        {},
     ),
     (forget_late_users, test_reads.test_the_token_counts_where_the_user_is_found_late, {}),
     (without(primary_in_atomic=False), test_reads.test_inside_atomic_the_primary_serves, {}),

@@ -19,6 +19,7 @@ from testproject.notes.models import Note
 from tests.conftest import PATIENT, wait_until, wait_until_known
 from tests.helpers import Served
 from tests.site import sign_in, visit
+from tests.test_faults import backend
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -111,6 +112,39 @@ def test_leaving_the_usual_replica_does_not_go_back_in_time(
             assert visit(client, title) == "new"
     finally:
         mine.start()
+
+
+@pytest.mark.not_pooled(
+    "it notices that a connection at rest has ended, and gives another one of the same server",
+    modes=["transaction"],
+)
+def test_what_the_primary_showed_after_a_fault_is_not_taken_back(
+    ann: User, note: Note, cluster: Cluster
+) -> None:
+    """A read that was run again on the primary counts as one there, also where it was the last."""
+    client = sign_in(ann)
+    wait_until_known(cluster)
+    for replica in cluster.replicas:
+        replica.pause()
+    by_somebody_else(cluster, "new")
+
+    def action(request: HttpRequest) -> list[str]:
+        assert request.user.is_authenticated
+        before = Note.objects.get()
+        alias = str(before._state.db)
+        usual = next(replica for replica in cluster.replicas if replica.name == alias)
+        usual.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)])
+        return [before.title, Note.objects.get().title]
+
+    assert visit(client, action) == ["old", "new"]
+    monitor = find_monitor("default")
+    assert monitor is not None
+    wait_until(
+        lambda: all(r.state is ReplicaState.STREAMING for r in monitor.replicas()),
+        "both replicas to be in service",
+    )
+    for _ in range(3):
+        assert visit(client, title) == "new"
 
 
 def test_all_devices_of_a_user_meet_the_same_replica(
