@@ -216,6 +216,43 @@ def _leave(
             scope.cluster(primary).seen_on = primary
 
 
+def _guard_opening(connection: BaseDatabaseWrapper) -> None:
+    """Have the primary serve where a connection was closed and cannot be opened anew.
+
+    Django opens it for the cursor, before any wrapper of the statement runs.
+    """
+    open_cursor = connection._cursor  # type: ignore[attr-defined]
+
+    def open_cursor_somewhere(name: str | None = None) -> Any:
+        try:
+            return open_cursor(name)
+        except Exception as error:
+            primary = _primary_behind(connection)
+            if primary is None:
+                raise
+            _leave(connection.alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
+        count("retried_replica_fault")
+        return connections[primary]._cursor(name)  # type: ignore[attr-defined]
+
+    connection._cursor = open_cursor_somewhere  # type: ignore[attr-defined]
+
+
+def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
+    """Return the primary that may serve where a connection to a replica cannot be opened.
+
+    None where it stands, and where it is not the package that has sent the reader there.
+    """
+    config, scope = get_config(), current_scope()
+    primary = config.topology.primary_of.get(connection.alias)
+    if scope is None or primary is None or connection.connection is not None:
+        return None
+    if connection.in_atomic_block or not config.topology.is_replica(connection.alias):
+        return None
+    state = scope.clusters.get(primary)
+    chosen = {} if state is None else state.choices
+    return primary if any(c.alias == connection.alias for c in chosen.values()) else None
+
+
 def observe(connection: BaseDatabaseWrapper) -> None:
     """Put an observer around the statements of a connection, once.
 
@@ -228,6 +265,7 @@ def observe(connection: BaseDatabaseWrapper) -> None:
     if not any(isinstance(wrapper, StatementObserver) for wrapper in connection.execute_wrappers):
         connection.execute_wrappers.insert(0, StatementObserver(connection.alias))
         watch_transactions(connection)
+        _guard_opening(connection)
 
 
 def observe_open_connections() -> None:

@@ -179,12 +179,12 @@ def _decide_by_token(
     choice = state.choices.get(max_lag)
     if choice is not None:
         users = scope.identity.users()
-        if users == state.seen_users or choice.alias == primary:
+        if choice.alias == primary:
             return choice
-        if all(user in state.records for user in users):
-            # The session's record had named them: their tokens are in the floor already.
+        if users == state.seen_users or all(user in state.records for user in users):
+            # Else the session's record had named them: their tokens are in the floor already.
             state.seen_users = users
-            return choice
+            return _follow(primary, choice, state, config)
     if _in_event_loop():
         # Asking the store or a replica would block the loop. The query itself runs in a thread
         # and asks again there.
@@ -213,6 +213,21 @@ def _decide_by_token(
         least_in_flight.enter(decision.alias)
         state.entered.append(decision.alias)
     return decision
+
+
+def _follow(primary: str, choice: Decision, state: ClusterScope, config: Config) -> Decision:
+    """Return what was chosen for the scope, or the primary where this thread cannot connect to it.
+
+    Another thread may have chosen; and Django would connect where a failure cannot be mended.
+    """
+    connection = _find_connection(choice.alias)
+    if (connection is not None and connection.connection is not None) or _in_event_loop():
+        return choice
+    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    if connect_to_replica(choice.alias, monitor, config.CONNECT_TIMEOUT):
+        return choice
+    state.leave_replica()
+    return Decision(primary, Reason.REPLICA_FAILED)
 
 
 def _identifies_unknown_reader(model: Any, scope: Scope, state: ClusterScope) -> bool:

@@ -326,6 +326,15 @@ def forget_what_the_primary_showed_instead(patch: Patch) -> None:
     patch.setattr(observers, "_leave", leave)
 
 
+def open_blindly(patch: Patch) -> None:
+    patch.setattr(observers, "_primary_behind", lambda connection: None)
+
+
+def follow_blindly(patch: Patch) -> None:
+    patch.setattr(reads, "_follow", lambda primary, choice, *args: choice)
+    open_blindly(patch)
+
+
 def believe_every_life(patch: Patch) -> None:
     patch.setattr(search, "_is_in_life", lambda alias, life, monitor: True)
 
@@ -433,6 +442,16 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     (
         believe_every_life,
         test_faults.test_a_replica_that_is_started_anew_while_it_is_chosen_serves_nobody,
+        {},
+    ),
+    (
+        open_blindly,
+        test_faults.test_a_connection_that_cannot_be_opened_anew_is_never_seen,
+        {"read": test_faults.READS["get"]},
+    ),
+    (
+        follow_blindly,
+        test_faults.test_a_connection_that_another_thread_cannot_open_is_never_seen,
         {},
     ),
     (connect_blindly, test_reads.test_without_a_live_replica_the_site_works_from_the_primary, {}),

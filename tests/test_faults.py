@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import psycopg
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.http import HttpRequest
 from django.test import Client
 
@@ -369,6 +371,54 @@ def test_a_connection_that_was_opened_anew_is_seen_through(
     pop_stats()
     assert visit(Client(), action).startswith("replica")
     assert get_stats()["retried_elsewhere"] == 1
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_connection_that_cannot_be_opened_anew_is_never_seen(
+    note: Note, healed: Cluster, read: Callable[[], Any]
+) -> None:
+    """Whoever closes connections in the middle of a request is answered by the primary."""
+
+    def action(request: HttpRequest) -> Any:
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        connections[alias].close()
+        next(r for r in healed.replicas if r.name == alias).kill()
+        return repr([read(), Note.objects.get().title])
+
+    pop_stats()
+    assert visit(Client(), action) == repr([read(), "first"])
+    assert get_stats()["retried_replica_fault"] == 1
+
+
+def test_a_connection_that_another_thread_cannot_open_is_never_seen(
+    note: Note, healed: Cluster
+) -> None:
+    """A thread that joins the request later has no connection yet to the replica it is on."""
+
+    def in_thread() -> list[str]:
+        try:
+            return [str((found := Note.objects.get())._state.db), found.title]
+        finally:
+            connections.close_all()
+
+    def action(request: HttpRequest) -> list[str]:
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        next(r for r in healed.replicas if r.name == alias).kill()
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(copy_context().run, in_thread).result()
+
+    assert visit(Client(), action) == ["default", "first"]
+
+
+def test_code_that_names_a_replica_is_told_that_it_is_down(note: Note, healed: Cluster) -> None:
+    """Only what was sent there by the package is answered elsewhere."""
+    replica = healed.replicas[0]
+    replica.kill()
+    connections[replica.name].close()
+    with scope(), pytest.raises(OperationalError):
+        Note.objects.using(replica.name).get()
 
 
 def test_a_replica_that_is_started_anew_while_it_is_chosen_serves_nobody(
