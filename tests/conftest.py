@@ -25,6 +25,7 @@ from django_replica_router.registry import get_monitor, stop_monitors
 from django_replica_router.stores import get_store
 from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
+from testproject.notes.models import Note
 from tests.helpers import Served
 from tests.site import PASSWORD
 
@@ -250,6 +251,14 @@ def test_site(settings: Any, cluster: Cluster) -> None:
 def ann(cluster: Cluster) -> User:
     """A user."""
     return User.objects.create_user("ann", password=PASSWORD)
+
+
+@pytest.fixture
+def note(ann: User, cluster: Cluster) -> Note:
+    """A note of Ann's, on every server."""
+    note = Note.objects.create(owner=ann, title="first")
+    wait_until_known(cluster)
+    return note
 
 
 @pytest.fixture

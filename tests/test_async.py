@@ -25,14 +25,6 @@ from tests.site import PASSWORD, avisit
 pytestmark = pytest.mark.usefixtures("test_site")
 
 
-@pytest.fixture
-def note(ann: User, cluster: Cluster) -> Note:
-    """A note of Ann's, on every server."""
-    note = Note.objects.create(owner=ann, title="first")
-    wait_until_known(cluster)
-    return note
-
-
 def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Run in a new event loop, and close the connections that its thread leaves behind."""
 

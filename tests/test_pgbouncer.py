@@ -34,7 +34,6 @@ from tests.conftest import (
     PATIENT,
     POOLER,
     wait_until,
-    wait_until_known,
     wait_until_reachable,
     wait_until_routed,
 )
@@ -115,14 +114,6 @@ def transaction_poolers(
     """The same, in transaction mode."""
     with pooled_by(real_cluster, "transaction") as poolers:
         yield poolers
-
-
-@pytest.fixture
-def note(ann: User, cluster: Cluster) -> Note:
-    """A note of Ann's, on every server."""
-    note = Note.objects.create(owner=ann, title="first")
-    wait_until_known(cluster)
-    return note
 
 
 # What only a pooler can do: outlive its server

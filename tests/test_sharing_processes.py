@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connections
 
 from django_replica_router.registry import stop_monitors
@@ -134,14 +133,6 @@ def settled(workers: list[Worker]) -> bool:
     """Tell whether one process looks, and the others rest."""
     leading = [worker for worker in workers if worker.leads]
     return len(leading) == 1 and all(worker.rests == ALL for worker in workers)
-
-
-@pytest.fixture
-def note(ann: User, cluster: Cluster) -> Note:
-    """A note of Ann's, on every server."""
-    note = Note.objects.create(owner=ann, title="first")
-    cluster.wait_caught_up()
-    return note
 
 
 @pytest.fixture
