@@ -6,7 +6,6 @@ import contextlib
 import socket
 from collections import Counter
 from threading import Thread
-from types import TracebackType
 from typing import Self
 
 _READY = ord("Z")
@@ -62,12 +61,7 @@ class CountingProxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def stop(self) -> None:

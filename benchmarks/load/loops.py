@@ -6,11 +6,10 @@ import itertools
 import random
 import threading
 import time
-from multiprocessing import get_context
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from benchmarks.load.browsers import AnswerError, Http, Jar
+from benchmarks.load.processes import PipedProcess
 
 ERROR = "error"
 
@@ -49,31 +48,16 @@ class Request(NamedTuple):
     error: str = ""
 
 
-class Clients:
+class Clients(PipedProcess):
     """Clients that are at it for the length of a block."""
 
     def __init__(self, loop: Loop) -> None:
-        context = get_context("spawn")
-        self._pipe, self._there = context.Pipe()
-        self._process = context.Process(target=_run, args=(self._there, loop), daemon=True)
+        super().__init__(_run, loop)
 
     def __enter__(self) -> Self:
-        self._process.start()
-        self._there.close()
+        super().__enter__()
         self._pipe.recv()  # they have begun
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._pipe.close()
-        self._process.join(5.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
     def requests(self) -> list[Request]:
         """Return all requests that were answered so far."""

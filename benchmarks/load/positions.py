@@ -8,13 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
 
+from benchmarks.load.processes import PipedProcess
 from benchmarks.oracle import PRIMARY, Look, Track
 from testproject.cluster import Cluster
 
@@ -24,7 +22,7 @@ KEPT = 400_000
 """Looks kept of each server: more than a few minutes."""
 
 
-class Watcher:
+class Watcher(PipedProcess):
     """The looks at the servers of a cluster, for the length of a block.
 
     Args:
@@ -38,35 +36,17 @@ class Watcher:
     ) -> None:
         servers = {replica.name: (replica.dsn(), REPLAYED, pause) for replica in cluster.replicas}
         servers[PRIMARY] = (cluster.primary.dsn(), INSERTED, primary_pause)
-        context = get_context("spawn")
-        self._here, there = context.Pipe()
-        self._process = context.Process(target=_watch, args=(there, servers), daemon=True)
-        self._there: Connection | None = there
+        super().__init__(_watch, servers)
 
     def __enter__(self) -> Self:
-        self._process.start()
-        if self._there is not None:
-            self._there.close()  # so that the end of the process is noticed here
-            self._there = None
+        super().__enter__()
         self.tracks()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._here.close()
-        self._process.join(5.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
     def tracks(self, since: float = 0.0) -> dict[str, Track]:
         """Return where each server stood since a moment, up to now at least."""
-        self._here.send(since)
-        found: dict[str, list[tuple[float, float, int]]] = self._here.recv()
+        self._pipe.send(since)
+        found: dict[str, list[tuple[float, float, int]]] = self._pipe.recv()
         return {alias: Track([Look(*look) for look in looks]) for alias, looks in found.items()}
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from multiprocessing import get_context
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.load.crowd import Crowd, Habits, Log
+from benchmarks.load.processes import PipedProcess
 
 THREADS = 6
 START_SECONDS = 60.0
@@ -19,7 +18,7 @@ class WorkerError(Exception):
     """A process could not do its work."""
 
 
-class Worker:
+class Worker(PipedProcess):
     """A process with the settings of one contender.
 
     Args:
@@ -31,28 +30,7 @@ class Worker:
     def __init__(
         self, environ: Mapping[str, str], *, url: str | None = None, threads: int = THREADS
     ) -> None:
-        context = get_context("spawn")
-        self._pipe, self._there = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(self._there, dict(environ), url, threads), daemon=True
-        )
-
-    def __enter__(self) -> Self:
-        self._process.start()
-        self._there.close()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._pipe.close()
-        self._process.join(10.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        super().__init__(_serve, dict(environ), url, threads)
 
     def begin(self, habits: Habits, seconds: float) -> None:
         """Let a crowd live for some seconds; return at once."""
