@@ -41,6 +41,10 @@ class InFlight:
         self._waiting[number] = _Waiting(alias, raw, time.monotonic())
         return number
 
+    def began(self, number: int) -> float:
+        """Return the moment at which the statement of that number was noted."""
+        return self._waiting[number].since
+
     def leave(self, number: int) -> None:
         """Note that the statement is answered, or has failed."""
         now = time.monotonic()

@@ -105,7 +105,13 @@ def _on_replica(
         return _show_primary(primary, cursor, sql, params, many)
     number = in_flight.enter(alias, connection.connection)
     try:
-        result = _execute_through_conflict(execute, sql, params, many, context)
+        try:
+            result = execute(sql, params, many, context)
+        except Exception as error:
+            if not _was_cancelled_at_once(error, connection, in_flight.began(number)):
+                raise
+            count("repeated_after_conflict")
+            result = execute(sql, params, many, context)
     except Exception as error:
         if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
             raise
@@ -140,34 +146,35 @@ def _on_replica(
     return result
 
 
-def _execute_through_conflict(
-    execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]
-) -> Any:
-    """Execute a statement on a replica, and once more there where a recovery conflict has ended it.
+def _was_cancelled_at_once(error: Exception, connection: BaseDatabaseWrapper, began: float) -> bool:
+    """Tell whether a recovery conflict has ended a statement that had only just begun.
 
-    The connection stands, so the same server answers, which has replayed no less than when it was
-    chosen: the reader need not see on the primary what no replica has. (A pooler may lead it
-    elsewhere; that is found out after every statement.)
+    The connection stands, so the same server answers the next time, which has replayed no less than
+    when it was chosen: the reader need not see on the primary what no replica has. (A pooler may
+    lead it elsewhere; that is found out after every statement.)
+
+    Args:
+        error: what the statement has raised.
+        connection: Django's connection to the replica.
+        began: moment before the statement was sent.
     """
-    connection, began = context["connection"], time.monotonic()
-    try:
-        return execute(sql, params, many, context)
-    except Exception as error:
-        if connection.in_atomic_block or not is_recovery_conflict(error, connection.connection):
-            raise
-        if time.monotonic() - began > _BRIEF:
-            raise
-    count("repeated_after_conflict")
-    return execute(sql, params, many, context)
+    if connection.in_atomic_block or not is_recovery_conflict(error, connection.connection):
+        return False
+    return time.monotonic() - began <= _BRIEF
 
 
 def _show_primary(primary: str, cursor: Any, sql: Any, params: Any, many: bool) -> Any:
     """Run on the primary what a replica was to answer, and remember that its reader has seen it."""
     result = run_on_primary(primary, cursor, sql, params, many)
+    _note_shown(primary)
+    return result
+
+
+def _note_shown(primary: str) -> None:
+    """Remember that the reader sees on the primary what must not be missing the next time."""
     scope = current_scope()
     if scope is not None and get_config().MONOTONIC_READS:
         scope.cluster(primary).seen_on = primary
-    return result
 
 
 def _is_mendable(
@@ -211,9 +218,6 @@ def _leave(
     scope = current_scope()
     if scope is not None:
         scope.cluster(primary).leave_replica()
-        if get_config().MONOTONIC_READS:
-            # What is read there instead must not be missing the next time, and nobody may ask again.
-            scope.cluster(primary).seen_on = primary
 
 
 def _guard_opening(connection: BaseDatabaseWrapper) -> None:
@@ -232,6 +236,7 @@ def _guard_opening(connection: BaseDatabaseWrapper) -> None:
                 raise
             _leave(connection.alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         count("retried_replica_fault")
+        _note_shown(primary)
         return connections[primary]._cursor(name)  # type: ignore[attr-defined]
 
     connection._cursor = open_cursor_somewhere  # type: ignore[attr-defined]

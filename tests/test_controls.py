@@ -24,7 +24,7 @@ from django_replica_router import (
 )
 from django_replica_router.backends import mixin
 from django_replica_router.conf import get_config
-from django_replica_router.context import ClusterScope, Scope, current_scope
+from django_replica_router.context import ClusterScope, Scope
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
@@ -315,15 +315,7 @@ def believe_every_connection(patch: Patch) -> None:
 
 
 def forget_what_the_primary_showed_instead(patch: Patch) -> None:
-    original = observers._leave
-
-    def leave(alias: str, primary: str, *args: Any) -> None:
-        original(alias, primary, *args)
-        scope = current_scope()
-        assert scope is not None
-        scope.cluster(primary).seen_on = None
-
-    patch.setattr(observers, "_leave", leave)
+    patch.setattr(observers, "_note_shown", lambda primary: None)
 
 
 def open_blindly(patch: Patch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from django.db import connections
@@ -38,7 +39,7 @@ class World:
         self._answer = answer
         self._catch_up = catch_up
         monkeypatch.setattr(search, "ask_over_connection", self._ask)
-        monkeypatch.setattr(search, "connect_to_replica", lambda *_: True)
+        monkeypatch.setattr(search, "connect_to_replica", lambda *_: SimpleNamespace())
         self.monitor.publish_sample(Sample(self.monitor.clock(), Position(1, 50)))
         for alias in ("r1", "r2"):
             self.read(alias, 50)
@@ -58,7 +59,8 @@ class World:
         """Search for a replica for a reader whose usual one is ``r1``."""
         target = Target(FLOOR, age, 10.0, 0.5, None, 1.0)
         order = Order("r1", lambda: ["r1", "r2"])
-        return Search("default", self.monitor, order, target, wait, keeps_replica=True).run()
+        one = Search("default", self.monitor, order, target, wait, keeps_replica=True)
+        return one.run().decision
 
 
 def test_the_usual_replica_is_asked_before_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,8 +317,7 @@ def test_the_user_whom_the_session_has_named_does_not_end_it(cluster: Cluster, a
         return first
 
     session = sign_in(ann).cookies["sessionid"].value
-    cluster.wait_caught_up()
-    wait_until_routed()
+    wait_until_known(cluster)
     assert is_replica(in_request(action, sessionid=session))
 
 
