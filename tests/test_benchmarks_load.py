@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,7 +12,8 @@ import pytest
 from benchmarks import failover, freshness, offload, scaling
 from benchmarks.failover import Event, timeline_of
 from benchmarks.harness import Options, Result, Table
-from benchmarks.load.crowd import Log, User, _check
+from benchmarks.load.browsers import Jar
+from benchmarks.load.crowd import Crowd, Habits, Log, User, _check
 from benchmarks.load.loops import ERROR, Request
 from benchmarks.load.variants import DEFAULT, plain
 
@@ -131,10 +135,10 @@ def test_a_read_that_is_under_way_counts_against_what_happens_then() -> None:
     """Not against the fault before, which is over; one that hangs since that one does."""
     later = Event("later", 2.0, 0.5, lambda cluster: None)
     caught = Request(101.995, 103.0, "replica1", True)
-    happened = [(FAULT, 101.0), (later, 102.0)]
+    happened = [(FAULT, 101.0), (later, 102.001)]
     timeline = timeline_of([*reads_every(0.02, 4.0), caught], 100.0, 4.0, happened)
     above = {name: effect.above for name, effect in timeline.effects.items()}
-    assert above == {"fault": 0.0, "later": pytest.approx(1.0)}
+    assert above == {"fault": 0.0, "later": pytest.approx(0.999)}
     hanging = Request(101.5, 103.0, "replica1", True)
     timeline = timeline_of([*reads_every(0.02, 4.0), hanging], 100.0, 4.0, happened)
     above = {name: effect.above for name, effect in timeline.effects.items()}
@@ -157,6 +161,33 @@ def shown(user: User, **versions: int) -> Log:
     log = Log()
     _check(user, {int(row[1:]): version for row, version in versions.items()}, {}, log)
     return log
+
+
+class Listener:
+    """A site that notes how many threads have asked it."""
+
+    def __init__(self) -> None:
+        self.threads = 0
+        self._mine = threading.local()
+
+    def send(self, jar: Jar, method: str, path: str) -> dict[str, Any]:
+        """Answer any request."""
+        if not hasattr(self._mine, "is_known"):
+            self._mine.is_known = True
+            self.threads += 1
+        now = time.monotonic()
+        rows = dict.fromkeys(path.partition("=")[2].split(","), 1)
+        return {"asked": now, "answered": now, "alias": "default", "reason": "", "versions": rows}
+
+
+def test_visitors_of_the_next_round_find_the_connections_of_the_last() -> None:
+    """A thread keeps them: where it is a new one, what is measured is how it connects."""
+    site = Listener()
+    crowd = Crowd(site, Habits(first=0, users=3, visitors=2, write_share=0.0))
+    with ThreadPoolExecutor(1) as pool:
+        logs = [crowd.live(0.5, 1, pool) for _ in range(2)]
+    assert all(log.events and not log.errors for log in logs)
+    assert site.threads == 1
 
 
 def test_a_user_notices_what_is_old() -> None:

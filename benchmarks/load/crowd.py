@@ -12,8 +12,9 @@ import heapq
 import itertools
 import random
 import time
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass, field
-from threading import Condition, Thread
+from threading import Condition
 from typing import NamedTuple
 
 from benchmarks.load.browsers import Jar, Sender
@@ -106,19 +107,21 @@ class Crowd:
         self._numbers = itertools.count()
         self._changed = Condition()
 
-    def live(self, seconds: float, threads: int) -> Log:
-        """Let the visitors act for some seconds."""
+    def live(self, seconds: float, threads: int, pool: Executor) -> Log:
+        """Let the visitors act for some seconds.
+
+        Args:
+            seconds: how long.
+            threads: how many requests can be under way.
+            pool: so many threads at least. They keep their connections to servers for the next time.
+        """
         began = time.monotonic()
         ends = began + seconds
         self._due, self._present = [], set()
         for _ in range(min(self._habits.visitors, self._habits.users)):
             self._schedule(self._newcomer(), began + self._random.uniform(0, 0.3))
         logs = [Log() for _ in range(threads)]
-        workers = [Thread(target=self._work, args=(ends, log), daemon=True) for log in logs]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        wait([pool.submit(self._work, ends, log) for log in logs])
         total = Log()
         for log in logs:
             total.add(log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.load.crowd import Crowd, Habits, Log
@@ -54,13 +55,16 @@ def _serve(pipe: Any, environ: dict[str, str], url: str | None, threads: int) ->
     os.environ.update(environ)
     sender = _sender(url)
     crowds: dict[Habits, Crowd] = {}
+    # Threads that live as long as the process: a new one would have to connect to all servers first,
+    # at the same moment as those of all other contenders.
+    pool = ThreadPoolExecutor(threads)
     while True:
         try:
             habits, seconds = pipe.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
         crowd = crowds.setdefault(habits, Crowd(sender, habits))
-        pipe.send(crowd.live(seconds, threads))
+        pipe.send(crowd.live(seconds, threads, pool))
 
 
 def _sender(url: str | None) -> Any:
