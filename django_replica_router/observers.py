@@ -32,7 +32,7 @@ from django_replica_router.writes import mark_written
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 
-_BRIEF = 0.005
+_BRIEF = 0.05
 """Seconds within which a statement has only just begun. One that takes longer, and is in the way of
 what is replayed, would be in the way of more the next time."""
 

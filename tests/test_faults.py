@@ -43,6 +43,12 @@ def note(ann: User, cluster: Cluster) -> Note:
     return note
 
 
+@pytest.fixture(autouse=True)
+def no_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a statement that a replica cancels for a long one, however soon that happens here."""
+    monkeypatch.setattr("django_replica_router.observers._BRIEF", -1.0)
+
+
 def state_of(replica: ReplicaServer) -> ReplicaState:
     """Return what this process knows of a replica."""
     monitor = find_monitor("default")
