@@ -22,7 +22,7 @@ from django_replica_router import reads
 from django_replica_router.conf import get_config
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import get_monitor, stop_monitors
-from django_replica_router.stores import get_store
+from django_replica_router.stores import RedisStore, get_store
 from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
@@ -177,6 +177,13 @@ def wait_until_known(cluster: Cluster) -> None:
     wait_until_seen(position)
 
 
+def renew_store() -> None:
+    """Have this thread's token store made anew: it keeps the time-out that it was made with."""
+    store = caches["default"].__dict__.pop("_replica_router_store", None)
+    if isinstance(store, RedisStore):
+        store._client.connection_pool.disconnect()
+
+
 def empty_store() -> None:
     """Let the token store know nobody, and begin to remember now."""
     caches["default"].clear()
@@ -203,6 +210,7 @@ def clean_up(cluster: Cluster) -> None:
 def cluster(real_cluster: Cluster, _django_on_cluster: None, settings: Any) -> Iterator[Cluster]:
     """The cluster, with empty tables, nothing lagging, and known to this process as healthy."""
     settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, **PATIENT}
+    renew_store()
     for alias in connections:
         if connections[alias].connection is not None and not connections[alias].is_usable():
             connections[alias].close()
