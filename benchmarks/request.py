@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.contenders import left_out, present
+from benchmarks.children import Child, alias_environment
+from benchmarks.contenders import BY_NAME, left_out, present
 from benchmarks.figures import Cell, Spread, cell_text, percentile
 from benchmarks.harness import Benchmark, Options, Plot, Result, Table, Verdict, take_turns
 from benchmarks.sites import WORKERS, running
@@ -40,6 +41,8 @@ class Page:
         """Where it is."""
         return f"/bench/mine/{self.queries}/" if self.signed_in else f"/bench/{self.queries}/"
 
+
+PAIRS = 60
 
 PAGES = (Page(1), Page(5), Page(20), Page(5, signed_in=True))
 
@@ -87,7 +90,54 @@ def run(options: Options) -> Result:
                 rounds=options.rounds,
                 seed=options.seed + page.queries,
             )
-    return _result(measured)
+        stack.close()  # so that nothing else runs
+        options.log("request: in one process")
+        costs = {
+            name: _costs(cluster, name, pages, account.sessions[0], options)
+            for name in contenders_of_the_package(list(sites))
+        }
+    result = _result(measured)
+    result.tables.append(_cost_table(costs))
+    return result
+
+
+def contenders_of_the_package(names: Sequence[str]) -> list[str]:
+    """Return those of the contenders that are this package."""
+    return [name for name in names if name.startswith("package")]
+
+
+def _costs(
+    cluster: Cluster, name: str, pages: Sequence[Page], session: str, options: Options
+) -> dict[Page, tuple[Spread, Spread]]:
+    """Return for each page the CPU microseconds without the package, and what it adds."""
+    found = {}
+    with Child(alias_environment(cluster, BY_NAME[name], 2)) as child:
+        for page in pages:
+            measured = [
+                child.call(
+                    "benchmarks.costing:added_us",
+                    path=page.path,
+                    session=session if page.signed_in else None,
+                    pairs=options.pick(PAIRS, 3),
+                )
+                for _ in range(options.rounds)
+            ]
+            found[page] = (
+                Spread.of(costs["without"] for costs in measured),
+                Spread.of(costs["added"] for costs in measured),
+            )
+    return found
+
+
+def _cost_table(costs: Mapping[str, Mapping[Page, tuple[Spread, Spread]]]) -> Table:
+    table = Table(
+        "CPU time of a request, with and without the package, in turns in one process",
+        ["contender", "page", f"{BASE} (us)", "the package adds (us)", "of it (%)"],
+    )
+    for name, pages in costs.items():
+        for page, (without, added) in pages.items():
+            table.add(name, page.name, without, added, 100 * added.median / without.median)
+    return table
 
 
 def _visit(site: Site, page: Page, session: str, seconds: float) -> Turn:
