@@ -10,9 +10,12 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from django.core import signing
 
 from testproject.cluster import Cluster
+from testproject.settings import SECRET_KEY
 from tests.torture import checker
+from tests.torture.arena import SESSION_SALT, sessions_in
 from tests.torture.checker import check
 from tests.torture.controls import plan_for, plan_without
 from tests.torture.faults import FAULTS
@@ -326,6 +329,16 @@ def test_the_checker_finds_who_is_stuck_on_the_primary() -> None:
     for ops in (once_on_a_replica, on_primary[1:]):
         assert check(History(ops, watched)).violations == []
     assert check(History(on_primary, [Window(RECOVERED, 200, 300)])).violations == []
+
+
+def test_a_session_whose_sign_in_is_half_lost_is_none() -> None:
+    """Its row is inserted before it says who has signed in."""
+
+    def row(key: str, **content: Any) -> tuple[str, str]:
+        return key, signing.dumps(content, key=SECRET_KEY, salt=SESSION_SALT)
+
+    rows = [row("a", _auth_user_id="7", value=3), row("b", value=3), row("c", _auth_user_id="8")]
+    assert sessions_in(rows) == {"a": 3, "c": 0}
 
 
 def test_the_recorder_names_the_sessions_that_a_fork_has_left() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any
@@ -35,6 +35,9 @@ DATABASE = "app"
 FORK = "(fork)"
 """Who raises the registers at a failover with loss."""
 RECOVERY_SECONDS = 20.0
+
+SESSION_SALT = "django.contrib.sessions.SessionStore"
+"""With which Django signs what a session holds."""
 
 EPOCH = 1_000_000
 """More than a register is raised between two failovers."""
@@ -194,7 +197,7 @@ class Arena:
         with heir.connect(DATABASE) as connection:
             values = dict(connection.execute("SELECT id, value FROM torture_register").fetchall())
             rows = connection.execute("SELECT session_key, session_data FROM django_session")
-            sessions = {key: _session_value(data) for key, data in rows}
+            sessions = sessions_in(rows)
             at = time.monotonic()
             raised = connection.execute(
                 "UPDATE torture_register SET value = (value / %s + 1) * %s RETURNING id, value",
@@ -259,12 +262,24 @@ def _register(number: int) -> str:
     return GLOBAL if number == 0 else f"own u{number}"
 
 
-def _session_value(data: str) -> int:
-    """Return the number that a session holds, from its row."""
-    content = signing.loads(
-        data, key=SECRET_KEY, salt="django.contrib.sessions.SessionStore", fallback_keys=[]
-    )
-    return int(content.get("value") or 0)
+def sessions_in(rows: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Return the number that each session of a signed-in user holds, by its key.
+
+    A sign-in first inserts the row and then says in it who has signed in. Where a failover has kept
+    the one and lost the other, it has lost the sign-in.
+
+    Args:
+        rows: key and data of each session.
+    """
+    contents = {
+        key: signing.loads(data, key=SECRET_KEY, salt=SESSION_SALT, fallback_keys=[])
+        for key, data in rows
+    }
+    return {
+        key: int(content.get("value") or 0)
+        for key, content in contents.items()
+        if "_auth_user_id" in content
+    }
 
 
 def aliases_of(cluster: Cluster) -> dict[str, PostgresServer]:
