@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import hypothesis
@@ -66,8 +66,17 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _mind_the_pooler(request: pytest.FixtureRequest) -> None:
     """Skip, with the reason, what has no meaning behind a pooler of that mode."""
-    for marker in request.node.iter_markers("not_pooled"):
-        if POOLER and POOLER in marker.kwargs.get("modes", (POOLER,)):
+    skip_where_pooled(request.node.iter_markers())
+
+
+def skip_where_pooled(markers: Iterable[pytest.Mark]) -> None:
+    """Skip a test with these markers where it has no meaning behind a pooler of that mode."""
+    for marker in markers:
+        if (
+            marker.name == "not_pooled"
+            and POOLER
+            and POOLER in marker.kwargs.get("modes", (POOLER,))
+        ):
             pytest.skip(f"not behind PgBouncer in {POOLER} mode: {marker.args[0]}")
 
 
@@ -217,6 +226,9 @@ def cluster(real_cluster: Cluster, _django_on_cluster: None, settings: Any) -> I
     # How long replicas took to catch up in another test, the monitor is not to expect in this one.
     stop_monitors()
     clean_up(real_cluster)
+    if real_cluster.pooler:
+        for alias in connections:
+            wait_until_reachable(alias)
     wait_until_known(real_cluster)
     yield real_cluster
     for alias in connections:

@@ -34,6 +34,7 @@ from django_replica_router.tokens import Floor, Position, Record
 from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
 from tests import test_backend, test_faults, test_monotonic, test_reads, test_stores, test_writes
+from tests.conftest import skip_where_pooled
 from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
 from tests.test_stores import danish_server  # noqa: F401 - fixture
@@ -609,6 +610,7 @@ def fail_without(
     request: pytest.FixtureRequest,
 ) -> None:
     """Run a test with a rule taken out, and fail where it passes."""
+    skip_where_pooled(getattr(test, "pytestmark", ()))
     names = [name for name in inspect.signature(test).parameters if name not in arguments]
     arguments = arguments | {name: request.getfixturevalue(name) for name in names}
     with pytest.MonkeyPatch.context() as patch:
