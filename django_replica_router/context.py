@@ -300,7 +300,7 @@ class Scope:
 
     def inherit_writes(self, inner: Scope) -> None:
         """Take over what a scope inside this one has written, before that one forgets it."""
-        for primary, state in inner.clusters.items():
+        for primary, state in list(inner.clusters.items()):
             pending = state.pending
             if pending is None and state.wrote:
                 pending = WriteMark()

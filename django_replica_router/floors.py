@@ -37,7 +37,7 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
         _load(primary, state, config, users)
     now_ms = wall_clock_ms()
     floor = Floor()
-    for key, record in state.records.items():
+    for key, record in list(state.records.items()):  # another thread of the scope may add to them
         if record is not None:
             # What binds everybody does so for as long as it stands.
             floor = floor.raised_by(record, 0 if key == EVERYBODY else now_ms)
@@ -97,7 +97,9 @@ def forget_everybody() -> None:
 
 def known_owners(state: ClusterScope) -> tuple[str, ...]:
     """Return the users whom the records of session and credential name."""
-    return tuple({record.owner for record in state.records.values() if record and record.owner})
+    # A copy: another thread of the scope may add to them.
+    records = list(state.records.values())
+    return tuple({record.owner for record in records if record and record.owner})
 
 
 def wall_clock_ms() -> int:

@@ -122,7 +122,8 @@ class RequestIdentity:
 
     def _is_covered(self, key: str) -> bool:
         """Tell whether every floor holds the token of that user, since a session's record named him."""
-        return all(key in state.records for state in (self.clusters or {}).values())
+        # A copy: another thread of the scope may add to them.
+        return all(key in state.records for state in list((self.clusters or {}).values()))
 
     def owner(self) -> str:
         """Return the key of the user who was found last, or nothing.

@@ -174,7 +174,7 @@ def needs_finish(scope: Scope, sent_session: str | None = None) -> bool:
     """Tell whether ``finish_scope`` has anything to do, without doing any I/O."""
     return any(
         state.has_pending or state.seen_on is not None or _links(scope, state, sent_session)
-        for state in scope.clusters.values()
+        for state in list(scope.clusters.values())
     )
 
 
@@ -182,14 +182,14 @@ def unsent_records(scope: Scope, config: Config) -> dict[str, Record]:
     """Return what the response's cookie should carry, by primary."""
     return {
         primary: state.recorded
-        for primary, state in scope.clusters.items()
+        for primary, state in list(scope.clusters.items())
         if state.recorded is not None and (config.COOKIE or state.is_unstored)
     }
 
 
 def release_scope(scope: Scope) -> None:
     """Give back what the scope holds."""
-    for state in scope.clusters.values():
+    for state in list(scope.clusters.values()):
         while state.entered:
             least_in_flight.leave(state.entered.pop())
 

@@ -22,12 +22,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rest_framework.request import Request
 
+from django_replica_router import floors
+from django_replica_router.conf import Config
+from django_replica_router.context import Scope
 from django_replica_router.identity import (
     NamedIdentity,
     RequestIdentity,
     digest,
     user_key,
 )
+from django_replica_router.tokens import NOWHERE
 
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 COOKIE = "0123456789abcdefghijklmnopqrstuv"
@@ -473,3 +477,44 @@ def test_named_users_are_the_users(named: list[Any], keys: tuple[str, ...]) -> N
     assert identity.session() is None
     assert identity.credential() is None
     assert not identity.has_session_data()
+
+
+# Several threads of one scope
+
+
+class Meddling:
+    """A record during whose look another thread adds one: what it is asked for, it adds first."""
+
+    def __init__(self, records: dict[str, Any]) -> None:
+        self._records = records
+
+    def __getattr__(self, name: str) -> int:
+        self._records[f"added with {name}"] = None
+        return 0
+
+
+def test_another_thread_may_add_a_record_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a scope knows of its reader is shared by the threads that work for it."""
+    monkeypatch.setattr(floors, "_load", lambda *args: None)
+    scope = Scope(NamedIdentity())
+    state = scope.cluster("default")
+    state.records["b"] = None
+    state.records["a"] = Meddling(state.records)  # type: ignore[assignment]
+    assert floors.load_floor("default", scope, Config()).position == NOWHERE
+    assert floors.known_owners(state) == ()
+    assert len(state.records) > 2
+
+
+def test_another_thread_may_add_a_cluster_meanwhile() -> None:
+    """Whoever finds the user looks at all of them."""
+    identity = RequestIdentity(make_request())
+    scope = Scope(identity)
+
+    class Records(dict[str, Any]):
+        def __contains__(self, key: object) -> bool:
+            scope.cluster("other").records["1"] = None
+            return True
+
+    scope.cluster("default").records = Records()
+    assert identity._is_covered("1")
+    assert "other" in scope.clusters
