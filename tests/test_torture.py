@@ -101,6 +101,11 @@ SOUND: dict[str, list[Op]] = {
         read(3, 3.5, 0, signed_in=None),
         read(3, 3.6, 0),
     ],
+    "a session that is signed out while a request saves it interrupts that": [
+        LOGIN,
+        op("logout", 2, 4, signed_in=None),
+        write(3, 5, 1, status=400)._replace(written=None, signed_in=None),
+    ],
     "a logout without an answer may have happened or not": [
         LOGIN,
         op("logout", 2, 3, status=0),
@@ -185,6 +190,10 @@ BROKEN: dict[str, tuple[str, list[Op]]] = {
     ),
     "a read fails": (checker.AVAILABILITY, [read(0, 1, status=500)]),
     "a read is not answered": (checker.AVAILABILITY, [read(0, 1, status=0)]),
+    "a session cannot be saved": (
+        checker.AVAILABILITY,
+        [LOGIN, write(2, 3, 1, status=400)._replace(written=None, signed_in=None)],
+    ),
 }
 
 

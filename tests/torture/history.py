@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple
 PRIMARY = "default"
 GLOBAL = "global"
 SERVER_ERROR = 500
+SESSION_INTERRUPTED = 400
+"""Django's answer where it could not save a session. It takes every error of the database for a sign
+that the row was deleted meanwhile."""
 RECOVERED = "recovered"
 WATCHED_READS = 10
 """So many reads of a user must there have been, to say that none was served by a replica."""
@@ -59,7 +62,7 @@ class Op(NamedTuple):
     @property
     def is_answered(self) -> bool:
         """Return whether the request did what it was meant to do, for certain."""
-        return 0 < self.status < SERVER_ERROR
+        return 0 < self.status < SERVER_ERROR and self.status != SESSION_INTERRUPTED
 
 
 class Window(NamedTuple):
