@@ -94,16 +94,17 @@ def run(options: Options) -> Result:
         options.log("request: in one process")
         costs = {
             name: _costs(cluster, name, pages, account.sessions[0], options)
-            for name in contenders_of_the_package(list(sites))
+            for name in sites
+            if _is_package(name)
         }
     result = _result(measured)
     result.tables.append(_cost_table(costs))
     return result
 
 
-def contenders_of_the_package(names: Sequence[str]) -> list[str]:
-    """Return those of the contenders that are this package."""
-    return [name for name in names if name.startswith("package")]
+def _is_package(name: str) -> bool:
+    """Tell whether a contender is this package, with its database backend or without."""
+    return name.startswith("package")
 
 
 def _costs(
@@ -191,7 +192,7 @@ def _result(measured: Mapping[Page, Turns]) -> Result:
             cpu_ratio = _ratio(rounds, turns[BASE], "cpu")
             table.add(name, page.name, *_cells(rounds, ratio, cpu_ratio))
             plot.add(name, number, Spread.of(turn.visit.rate for turn in rounds))
-            if name.startswith("package"):
+            if _is_package(name):
                 verdicts.append(
                     Verdict(
                         f"`{name}`, {page.name}: at least 0.98 of {BASE}'s throughput",

@@ -125,7 +125,7 @@ def _on_replica(
         in_flight.leave(number)
     if connection.in_atomic_block:
         return result
-    scope = current_frame.get().scope
+    scope = current_frame.get().scope  # current_scope(), without a call for every statement
     state = None if scope is None else scope.clusters.get(primary)
     chosen_life = None if state is None else state.lives.get(alias)
     if is_elsewhere(connection, chosen_life):
