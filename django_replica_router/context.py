@@ -168,7 +168,8 @@ class ClusterScope:
         seen_users: the users whose records are in the floor.
         store_failed: the store could not be read.
         choices: the decision that holds for the rest of the scope, by allowed lag.
-        lives: the server, and the life of it, that each replica was chosen for.
+        lives: the replicas that were chosen, each with the server, and the life of it, that it was
+            chosen for; None where nobody knows.
         stand_in: the decision for a replica in place of a primary that is down.
         entered: replicas that the scope is counted for as in flight.
         wait_left: seconds of the wait budget that are left.
@@ -189,7 +190,7 @@ class ClusterScope:
     seen_users: tuple[str, ...] = ()
     store_failed: bool = False
     choices: dict[float, Decision] = field(default_factory=dict)
-    lives: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    lives: dict[str, tuple[Any, ...] | None] = field(default_factory=dict)
     stand_in: Decision | None = None
     entered: list[str] = field(default_factory=list)
     wait_left: float | None = None

@@ -180,13 +180,24 @@ def _note_shown(primary: str) -> None:
 def _is_mendable(
     primary: str, alias: str, connection: BaseDatabaseWrapper, error: Exception
 ) -> bool:
-    """Tell whether the statement may be run again elsewhere; leave a replica that is to blame."""
+    """Tell whether the statement may be run again elsewhere; leave a replica that is to blame.
+
+    Not where the code itself has named the replica: what it asks there, a report that takes an hour
+    perhaps, is no work for the primary.
+    """
     if is_refused_write(error):
         return True
-    if is_replica_fault(error, connection.connection):
+    if _was_sent(primary, alias) and is_replica_fault(error, connection.connection):
         _leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         return True
     return False
+
+
+def _was_sent(primary: str, alias: str) -> bool:
+    """Tell whether it is the package that has sent the reader to that replica."""
+    scope = current_scope()
+    state = None if scope is None else scope.clusters.get(primary)
+    return state is not None and alias in state.lives
 
 
 def _can_leave(connection: BaseDatabaseWrapper, primary: str) -> bool:
@@ -247,15 +258,11 @@ def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
 
     None where it stands, and where it is not the package that has sent the reader there.
     """
-    config, scope = get_config(), current_scope()
-    primary = config.topology.primary_of.get(connection.alias)
-    if scope is None or primary is None or connection.connection is not None:
+    alias, topology = connection.alias, get_config().topology
+    primary = topology.primary_of.get(alias)
+    if primary is None or connection.connection is not None or connection.in_atomic_block:
         return None
-    if connection.in_atomic_block or not config.topology.is_replica(connection.alias):
-        return None
-    state = scope.clusters.get(primary)
-    chosen = {} if state is None else state.choices
-    return primary if any(c.alias == connection.alias for c in chosen.values()) else None
+    return primary if topology.is_replica(alias) and _was_sent(primary, alias) else None
 
 
 def observe(connection: BaseDatabaseWrapper) -> None:

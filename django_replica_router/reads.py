@@ -131,6 +131,7 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
         return decision
     count(_EVENTS[stand_in.reason])
     state.stand_in = stand_in
+    state.lives.setdefault(stand_in.alias, None)
     return stand_in
 
 
@@ -200,7 +201,7 @@ def _decide_by_token(
     if choice is None and _identifies_unknown_reader(model, scope, state):
         return Decision(primary, Reason.UNKNOWN_SESSION)
     decision, life = _decide_anew(primary, scope, floor, max_lag, config, choice)
-    if life is not None:
+    if decision.alias != primary:
         state.lives[decision.alias] = life
     count(_EVENTS[decision.reason])
     if config.PRIMARY_SHARE < 1:

@@ -6,17 +6,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from typing import Any
 
 import psycopg
 import pytest
 from django.contrib.auth.models import User
-from django.db import OperationalError, connection, connections, transaction
+from django.db import InterfaceError, OperationalError, connection, connections, transaction
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import get_stats, pop_stats, scope
+from django_replica_router import connecting, get_stats, pop_stats, scope
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor, stop_monitors
 from testproject.cluster import Cluster, ReplicaServer
@@ -389,6 +390,8 @@ def test_a_connection_that_cannot_be_opened_anew_is_never_seen(
         alias = str(Note.objects.get()._state.db)
         assert alias.startswith("replica")
         connections[alias].close()
+        # A pooler has who connects wait for seconds for a server that is gone.
+        setattr(connections[alias], connecting._TIMEOUT, 0.5)
         next(r for r in healed.replicas if r.name == alias).kill()
         return repr([read(), Note.objects.get().title])
 
@@ -398,7 +401,7 @@ def test_a_connection_that_cannot_be_opened_anew_is_never_seen(
 
 
 def test_a_connection_that_another_thread_cannot_open_is_never_seen(
-    note: Note, healed: Cluster
+    note: Note, healed: Cluster, settings: Any
 ) -> None:
     """A thread that joins the request later has no connection yet to the replica it is on."""
 
@@ -412,6 +415,8 @@ def test_a_connection_that_another_thread_cannot_open_is_never_seen(
         alias = str(Note.objects.get()._state.db)
         assert alias.startswith("replica")
         next(r for r in healed.replicas if r.name == alias).kill()
+        # A pooler has who connects wait for seconds for a server that is gone.
+        settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "CONNECT_TIMEOUT": 0.5}
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(copy_context().run, in_thread).result()
 
@@ -425,6 +430,24 @@ def test_code_that_names_a_replica_is_told_that_it_is_down(note: Note, healed: C
     connections[replica.name].close()
     with scope(), pytest.raises(OperationalError):
         Note.objects.using(replica.name).get()
+
+
+@pytest.mark.not_pooled(
+    "it notices that a connection at rest has ended, and gives another one of the same server",
+    modes=["transaction"],
+)
+@pytest.mark.parametrize("where", [scope, nullcontext], ids=["in a scope", "outside"])
+def test_code_that_names_a_replica_is_told_that_its_connection_broke(
+    note: Note, cluster: Cluster, where: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    """What it asks there, a report of an hour perhaps, is no work for the primary."""
+    replica = cluster.replicas[0]
+    with where():
+        notes = Note.objects.using(replica.name)
+        assert notes.get().title == "first"
+        replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(replica.name)])
+        with pytest.raises((OperationalError, InterfaceError)):
+            notes.get()
 
 
 def test_a_replica_that_is_started_anew_while_it_is_chosen_serves_nobody(
