@@ -215,9 +215,10 @@ def check_deployment(
         _warning(
             "W010",
             f"The server of the cache {name!r} drops keys when its memory is full "
-            f"(maxmemory-policy {policy}): a user whose token is dropped may see old data.",
+            f"(maxmemory-policy {policy}): a reader whose record is missing costs the primary a "
+            f"question, and is served by replicas once they have all that it has then.",
             "Set maxmemory-policy noeviction, or give the tokens a server of their own that has "
-            "it: what a server refuses to store is noticed, what it drops is not.",
+            "it: who has no record there has written nothing.",
         )
     ]
 

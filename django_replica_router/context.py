@@ -167,6 +167,8 @@ class ClusterScope:
         records: what the store knows of the reader, by key.
         seen_users: the users whose records are in the floor.
         store_failed: the store could not be read.
+        met_at: where the primary was when the store knew nothing of the reader, and may have dropped
+            what it knew.
         choices: the decision that holds for the rest of the scope, by allowed lag.
         lives: the replicas that were chosen, each with the server, and the life of it, that it was
             chosen for; None where nobody knows.
@@ -189,6 +191,7 @@ class ClusterScope:
     records: dict[str, Record | None] = field(default_factory=dict)
     seen_users: tuple[str, ...] = ()
     store_failed: bool = False
+    met_at: Position | None = None
     choices: dict[float, Decision] = field(default_factory=dict)
     lives: dict[str, tuple[Any, ...] | None] = field(default_factory=dict)
     stand_in: Decision | None = None

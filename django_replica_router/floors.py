@@ -102,6 +102,19 @@ def known_owners(state: ClusterScope) -> tuple[str, ...]:
     return tuple({record.owner for record in records if record and record.owner})
 
 
+def may_be_forgotten(state: ClusterScope, config: Config) -> bool:
+    """Tell whether the store has no record of the reader, or of a user of theirs, but may have had one.
+
+    Where the cache drops keys to make room, whoever is known has a record for as long as a session's
+    is kept, so that one that is missing shows.
+
+    Raises:
+        StoreError: the store cannot be opened any more.
+    """
+    # A copy: another thread of the scope may add to them.
+    return None in list(state.records.values()) and get_store(config.CACHE).may_forget()
+
+
 def wall_clock_ms() -> int:
     """Return the time of day in milliseconds: it passes between processes."""
     return round(time.time() * 1000)

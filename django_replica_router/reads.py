@@ -20,6 +20,7 @@ from django_replica_router.floors import (
     expiry_ms,
     known_owners,
     load_floor,
+    may_be_forgotten,
     record_of_everybody,
 )
 from django_replica_router.keys import EVERYBODY
@@ -34,9 +35,9 @@ from django_replica_router.policy import (
 from django_replica_router.registry import get_monitor
 from django_replica_router.search import Found, Search, Target, find_at_once
 from django_replica_router.stats import count
-from django_replica_router.tokens import Floor
+from django_replica_router.tokens import Floor, Record
 from django_replica_router.transactions import find_replica_in_atomic
-from django_replica_router.writes import locate_written, store_for_everybody
+from django_replica_router.writes import locate, locate_written, store_for_everybody
 
 logger = logging.getLogger("django_replica_router")
 
@@ -276,6 +277,13 @@ def _decide_anew(
         if written is None or (state.recorded and state.recorded.pinned_until_ms):
             return Found(Decision(primary, Reason.UNRECORDED_WRITE))
         floor = Floor(max(floor.position, written), floor.pinned, expiry_ms(config))
+    elif may_be_forgotten(state, config):
+        # Whatever they have written or seen so far lies before this.
+        state.met_at = state.met_at or locate(primary, WriteMark())
+        if state.met_at is None:
+            return Found(Decision(primary, Reason.UNKNOWN_SESSION))
+        count("readers_unknown")
+        floor = floor.raised_by(Record(state.met_at, expiry_ms(config)), 0)
     reason = floor_reason(floor, monitor.timeline)
     if reason is not None:
         return Found(Decision(primary, reason))

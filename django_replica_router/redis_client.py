@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from django.core.cache.backends.base import BaseCache
+
+# Seconds for which is believed what the server has said of how it is set.
+_SETTING_SECONDS = 10.0
+
+_KEEPS_ALL = "noeviction"
 
 
 class RedisServer:
@@ -25,6 +32,35 @@ class RedisServer:
         self._pool = _bounded_pool(given, timeout) if _is_plain(given) else None
         self.client = client if self._pool is None else type(client)(connection_pool=self._pool)
         self._resting: deque[Any] = deque()
+        self._asked_at = -math.inf
+        self._drops_keys = True
+
+    def eviction_policy(self) -> str | None:
+        """Return the server's ``maxmemory-policy`` where it drops keys by it, else None.
+
+        Also one of those named "volatile": every token has a time to live.
+
+        Raises:
+            Exception: the server does not tell, or the client cannot ask.
+        """
+        # Not CONFIG, which many hosts forbid.
+        memory = self.client.info("memory")
+        policy = str(memory["maxmemory_policy"])
+        return policy if int(memory["maxmemory"]) and policy != _KEEPS_ALL else None
+
+    def drops_keys(self) -> bool:
+        """Tell whether the server may drop a key before its time; True also where nobody knows.
+
+        It is asked every 10 seconds at most.
+        """
+        now = time.monotonic()
+        if now - self._asked_at > _SETTING_SECONDS:
+            try:
+                self._drops_keys = self.eviction_policy() is not None
+            except Exception:  # unknown is never healthy
+                self._drops_keys = True
+            self._asked_at = now
+        return self._drops_keys
 
     def mget(self, keys: Sequence[str]) -> list[Any]:
         """Return the values of the keys. It is what every request of somebody's asks.

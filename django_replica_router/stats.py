@@ -30,6 +30,8 @@ def get_stats() -> Mapping[str, int]:
     - ``repeated_after_conflict``: statements that a replica has cancelled as soon as they had begun,
       to go on replaying, and that were run again there.
     - ``waits_ended``: statements whose waiting for a replica that hung was ended.
+    - ``readers_unknown``: readers without a record in a cache that drops keys: they were shown what
+      the primary had at that moment, or more.
     - ``tokens_unstored``: writes whose token the store refused.
     - ``writes_unlocated``: writes that could not be located in the WAL, so that their user is
       pinned to the primary.

@@ -203,6 +203,13 @@ class TokenStore(ABC):
         """
         return None
 
+    def may_forget(self) -> bool:
+        """Tell whether a record may be dropped before its time: then to find none says nothing.
+
+        So it is with every cache that has a limit to what it keeps, as Django's own have.
+        """
+        return True
+
     def _load_with_owners(self, prefix: str, names: Sequence[str]) -> dict[str, Record | None]:
         found = self._load_named(prefix, names)
         missing = _owners_of(found) - found.keys()
@@ -295,17 +302,15 @@ class RedisStore(TokenStore):
         self._script(keys=[self._cache.make_key(key) for key in records], args=args)
 
     def eviction_policy(self) -> str | None:
-        """Return the server's ``maxmemory-policy`` where it has a limit, and drops keys there.
-
-        Those named "volatile" as well: every token has a time to live.
-        """
+        """Return the server's ``maxmemory-policy`` where it drops keys by it, else None."""
         try:
-            # Not CONFIG, which many hosts forbid.
-            memory = self._client.info("memory")
-            policy = str(memory["maxmemory_policy"])
-            return policy if int(memory["maxmemory"]) and policy != "noeviction" else None
+            return self._server.eviction_policy()
         except Exception:  # whatever it does not tell, the tokens may be safe
             return None
+
+    def may_forget(self) -> bool:
+        """Tell whether the server drops keys when its memory is full, or does not tell."""
+        return self._server.drops_keys()
 
 
 def open_store(cache: BaseCache, timeout: float) -> TokenStore:

@@ -173,7 +173,10 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
 def needs_finish(scope: Scope, sent_session: str | None = None) -> bool:
     """Tell whether ``finish_scope`` has anything to do, without doing any I/O."""
     return any(
-        state.has_pending or state.seen_on is not None or _links(scope, state, sent_session)
+        state.has_pending
+        or state.seen_on is not None
+        or state.met_at is not None
+        or _links(scope, state, sent_session)
         for state in list(scope.clusters.values())
     )
 
@@ -224,6 +227,7 @@ def _finish_cluster(
 ) -> None:
     pending = state.take_pending()
     seen_on, state.seen_on = state.seen_on, None
+    met_at, state.met_at = state.met_at, None
     if pending is not None:
         # Before the package itself reads who it is that has written.
         position = _known(primary, state, pending, seen_on, config)
@@ -234,7 +238,7 @@ def _finish_cluster(
             _store_write(primary, scope, state, config, keys, users)
         return
     links = _links(scope, state, sent_session)
-    if seen_on is None and not links:
+    if seen_on is None and met_at is None and not links:
         return
     if connections[primary].in_atomic_block:
         return  # the scope lies inside a transaction: what was seen may yet be undone
@@ -250,7 +254,12 @@ def _finish_cluster(
             # The browser may carry it.
             state.recorded, state.is_unstored = record, True
             raise
-    elif links:
+    elif met_at is not None or get_store(config.CACHE).may_forget():
+        # It may take the place of one that was dropped, and must not say less.
+        record = _record(met_at or locate(primary, WriteMark()), config)
+        if links or users:
+            _store(primary, scope, state, config, record, links, users)
+    else:
         _store(primary, scope, state, config, Record(), links, ())
 
 
@@ -342,19 +351,23 @@ def _store(
     sessions: Iterable[str],
     users: Iterable[str],
 ) -> None:
+    store = get_store(config.CACHE)
     owner = scope.identity.owner()
     is_real = bool(owner) or scope.identity.has_session_data()
+    long_life = max(config.TOKEN_TTL, config.SESSION_TTL if is_real else 0)
     records: dict[str, Record] = {}
     lives: dict[str, float] = {}
     for session in sessions:
         key = store_key(primary, session)
         records[key] = state.records[session] = record._replace(owner=owner)
-        lives[key] = max(config.TOKEN_TTL, config.SESSION_TTL if is_real else 0)
+        lives[key] = long_life
+    # Kept on where that one is missing must show that it was dropped: see ``may_be_forgotten``.
+    user_life = long_life if store.may_forget() else config.TOKEN_TTL
     for user in users:
         key = store_key(primary, user)
         records[key] = record
-        lives[key] = config.TOKEN_TTL
-    get_store(config.CACHE).merge(records, lives)
+        lives[key] = user_life
+    store.merge(records, lives)
 
 
 def store_for_everybody(primary: str, config: Config, position: Position | None) -> None:

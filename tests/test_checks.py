@@ -300,9 +300,10 @@ def test_a_cache_that_drops_keys_is_told_before_deployment(
     assert the_only(found) == (
         "W010",
         f"The server of the cache 'default' drops keys when its memory is full (maxmemory-policy "
-        f"{policy}): a user whose token is dropped may see old data.",
+        f"{policy}): a reader whose record is missing costs the primary a question, and is served "
+        f"by replicas once they have all that it has then.",
         "Set maxmemory-policy noeviction, or give the tokens a server of their own that has it: "
-        "what a server refuses to store is noticed, what it drops is not.",
+        "who has no record there has written nothing.",
     )
 
 

@@ -28,14 +28,24 @@ from django_replica_router.context import ClusterScope, Scope
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
+from django_replica_router.redis_client import RedisServer
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.search import Search
-from django_replica_router.tokens import Floor, Position, Record
+from django_replica_router.tokens import NOWHERE, Floor, Position, Record
 from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
-from tests import test_backend, test_faults, test_monotonic, test_reads, test_stores, test_writes
+from tests import (
+    test_backend,
+    test_eviction,
+    test_faults,
+    test_monotonic,
+    test_reads,
+    test_stores,
+    test_writes,
+)
 from tests.conftest import skip_where_pooled
 from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
+from tests.test_eviction import dropping, redis  # noqa: F401 - fixtures
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
 from tests.test_stores import danish_server  # noqa: F401 - fixture
 from tests.test_writes import signed_in  # noqa: F401 - fixture
@@ -323,6 +333,18 @@ def open_blindly(patch: Patch) -> None:
     patch.setattr(observers, "_primary_behind", lambda connection: None)
 
 
+def believe_every_silence(patch: Patch) -> None:
+    patch.setattr(reads, "may_be_forgotten", lambda state, config: False)
+
+
+def believe_a_server_that_does_not_tell(patch: Patch) -> None:
+    patch.setattr(RedisServer, "drops_keys", lambda self: False)
+
+
+def make_records_that_say_nothing(patch: Patch) -> None:
+    patch.setattr(writes, "locate", lambda primary, mark: NOWHERE)
+
+
 def follow_blindly(patch: Patch) -> None:
     patch.setattr(reads, "_follow", lambda primary, choice, *args: choice)
     open_blindly(patch)
@@ -374,6 +396,41 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     (
         forget_what_the_primary_showed_instead,
         test_monotonic.test_what_the_primary_showed_after_a_fault_is_not_taken_back,
+        {},
+    ),
+    (
+        believe_every_silence,
+        test_eviction.test_a_write_is_seen_though_its_token_was_dropped,
+        {},
+    ),
+    (
+        believe_every_silence,
+        test_eviction.test_a_write_is_seen_on_another_device_though_its_token_was_dropped,
+        {},
+    ),
+    (
+        believe_every_silence,
+        test_eviction.test_a_write_is_seen_though_the_server_needed_its_room,
+        {},
+    ),
+    (
+        believe_every_silence,
+        test_eviction.test_a_write_of_a_session_without_a_user_is_seen_though_its_token_was_dropped,
+        {},
+    ),
+    (
+        believe_every_silence,
+        test_eviction.test_a_task_sees_what_its_user_wrote_though_the_token_was_dropped,
+        {},
+    ),
+    (
+        believe_a_server_that_does_not_tell,
+        test_eviction.test_a_server_that_does_not_tell_is_not_believed,
+        {},
+    ),
+    (
+        make_records_that_say_nothing,
+        test_eviction.test_a_record_that_is_made_anew_says_no_less_than_the_dropped_one,
         {},
     ),
     (forget_late_users, test_reads.test_the_token_counts_where_the_user_is_found_late, {}),

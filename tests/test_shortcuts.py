@@ -341,6 +341,7 @@ def test_session_and_user_cost_one_question(
 ) -> None:
     """The first time, when the session's record names its user, and each time after."""
     browser = sign_in(ann)
+    wait_until_known(cluster)  # else the primary answers, and what it shows is remembered
     asked: list[int] = []
     original = floors.get_store
 
