@@ -46,6 +46,7 @@ SABOTAGES = (
     "watermark_kept_over_rebuild",
     "early_session_token_ignored",
     "tokens_of_old_timeline_bind_for_ever",
+    "dropped_tokens_not_missed",
 )
 
 # 1. The checker, on histories written by hand ------------------------------------------------------

@@ -15,11 +15,15 @@ from testproject.cluster.workspace import Workspace
 
 
 class ValkeyServer(Server):
-    """A server that keeps nothing on disk: started again, it is empty."""
+    """A server that keeps nothing on disk: started again, it is empty.
+
+    More settings may be put into ``settings``; they hold from its next start.
+    """
 
     def __init__(self, workspace: Workspace, program: Path, name: str = "cache") -> None:
         super().__init__(workspace, name)
         self._program = program
+        self.settings: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -33,6 +37,7 @@ class ValkeyServer(Server):
             "dir": str(self.data_directory),
             "save": "",
             "appendonly": "no",
+            **self.settings,
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         return [str(self._program), *arguments]

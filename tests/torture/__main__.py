@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 
 from testproject.cluster import ClusterError
 from testproject.cluster.pgbouncer import POOL_MODES
-from tests.torture.faults import FAULTS
+from tests.torture.faults import FAULTS, USUAL
 from tests.torture.report import document, is_passed, text
 from tests.torture.run import Plan, new_cluster, run
 from tests.torture.sabotage import SABOTAGES
@@ -53,7 +53,7 @@ def _run(options: Namespace) -> int:
         workers=options.workers,
         replicas=options.replicas,
         users=options.users,
-        faults=options.faults,
+        faults=list(FAULTS) if options.evicting else options.faults,
         control=options.control,
         habits=Habits(times=options.times),
         pooler=options.pooler,
@@ -88,9 +88,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--faults",
         type=_faults,
-        default=list(FAULTS),
+        default=list(USUAL),
         metavar="NAME,...",
-        help=f"of {', '.join(FAULTS)}; default: all",
+        help=f"of {', '.join(FAULTS)}; default: all but cache_evict",
+    )
+    parser.add_argument(
+        "--evicting", action="store_true", help="all faults, with a cache that drops keys"
     )
     parser.add_argument(
         "--control", choices=SABOTAGES, default="", help="sabotage the package: must be found out"

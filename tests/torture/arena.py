@@ -92,6 +92,7 @@ class Arena:
         self.busy: set[str] = set()
         self.dawdling = Event()
         self.conflicts = 0
+        self.evicted = 0
         self.forked_at = -math.inf
         self._open: dict[int, Window] = {}
 

@@ -50,6 +50,12 @@ _DIRECTED: Mapping[str, Mapping[str, Any]] = {
         "habits": replace(BUSY, write_share=0.4),
     },
     "early_session_token_ignored": {"delays": (0.5, 0.5)},
+    # Late enough that much is dropped while it is needed.
+    "dropped_tokens_not_missed": {
+        "faults": ("cache_evict",),
+        "delays": (0.5, 0.5),
+        "hold": (0.05, 0.1),
+    },
     "tokens_of_old_timeline_bind_for_ever": {
         "faults": ("lossy_failover",),
         "hold": (0.5, 0.5),

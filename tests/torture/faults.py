@@ -29,6 +29,11 @@ LULL_SECONDS = 2.0
 LOSS_SECONDS = 0.5
 """So long users write what no replica gets."""
 
+EVICTED_BYTES = 2000
+CACHE_MEMORY = str(1 << 30)
+EVICTING = {"maxmemory": CACHE_MEMORY, "maxmemory-policy": "allkeys-random"}
+"""Settings of a cache that drops keys to make room."""
+
 Fault = Callable[[Arena, str, Random], Iterator[None]]
 
 
@@ -311,6 +316,19 @@ def cache_suspend(arena: Arena, alias: str, random: Random) -> Iterator[None]:
         arena.cluster.cache.resume_process()
 
 
+def cache_evict(arena: Arena, alias: str, random: Random) -> Iterator[None]:
+    """Have the cache drop some of its keys, as if another application needed room."""
+    cache = arena.cluster.cache
+    if cache is not None:
+        before = int(cache.command("INFO", "stats")["evicted_keys"])
+        used = int(cache.command("INFO", "memory")["used_memory"])
+        cache.command("CONFIG", "SET", "maxmemory", used - EVICTED_BYTES)
+        cache.command("DBSIZE")  # with the next command it makes room, if not before
+        cache.command("CONFIG", "SET", "maxmemory", CACHE_MEMORY)
+        arena.evicted += int(cache.command("INFO", "stats")["evicted_keys"]) - before
+    yield
+
+
 def worker_kill(arena: Arena, alias: str, random: Random) -> Iterator[None]:
     """Kill one worker process of the site."""
     if arena.site is not None:
@@ -347,6 +365,11 @@ FAULTS: dict[str, Spec] = {
     "cache_flush": Spec(cache_flush, "cache"),
     "cache_kill": Spec(cache_kill, "cache"),
     "cache_suspend": Spec(cache_suspend, "cache"),
+    "cache_evict": Spec(cache_evict, "cache"),
     "worker_kill": Spec(worker_kill, "worker"),
     "worker_hup": Spec(worker_hup, "worker"),
 }
+
+USUAL = tuple(name for name in FAULTS if name != "cache_evict")
+"""All but that for which the cache must be one that drops keys: of such a one more is asked, which
+might hide what is missing elsewhere."""

@@ -67,6 +67,7 @@ def document(result: Result) -> dict[str, Any]:
         "reasons": dict(reasons(history).most_common()),
         "faults": {name: result.injected[name] for name in plan.faults},
         "recovery_conflicts": result.conflicts,
+        "keys_dropped_by_the_cache": result.evicted,
         "schedule": [[list(fault) for fault in step.faults] for step in result.steps],
         "stats": {str(pid): stats for pid, stats in result.stats.items()},
         "violations": {rule: verdict.counts[rule] for rule in RULES},
@@ -134,7 +135,8 @@ def text(result: Result) -> str:
         f"ended on the primary after a replica: "
         f"{told['requests_begun_on_a_replica_and_ended_on_the_primary']}; failed while they might: "
         f"{told['requests_failed_while_the_primary_or_their_worker_was_down']}",
-        f"faults: {told['faults']}, statements cancelled: {told['recovery_conflicts']}",
+        f"faults: {told['faults']}, statements cancelled: {told['recovery_conflicts']}, "
+        f"keys dropped by the cache: {told['keys_dropped_by_the_cache']}",
         f"acknowledged writes that failovers lost: {told['writes_lost_by_failovers']}; users watched "
         f"afterwards: {told['users_watched_after_failovers']}",
         *(f"stats of {pid}: {stats}" for pid, stats in told["stats"].items() if stats),

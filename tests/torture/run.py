@@ -17,7 +17,7 @@ from typing import Any
 from testproject.cluster import Cluster
 from tests.torture.arena import DATABASE, Arena, ArenaError, aliases_of
 from tests.torture.checker import Verdict, check
-from tests.torture.faults import FAULTS
+from tests.torture.faults import EVICTING, USUAL
 from tests.torture.history import History, Recorder
 from tests.torture.proxy import ProxyProcess
 from tests.torture.schedule import HOLD_SECONDS, Director, Step, schedule
@@ -53,7 +53,7 @@ class Plan:
     Args:
         seconds: at least so long, and until every fault has occurred.
         seed: of the schedule and of the visitors' choices.
-        faults: which; see ``FAULTS``.
+        faults: which; see ``FAULTS``. With ``cache_evict`` the cache is one that drops keys.
         control: name of a sabotage of the package, or nothing.
         router: values of ``REPLICA_ROUTER``.
         changes_lag: replicas that no fault has taken lag more or less all the time.
@@ -72,7 +72,7 @@ class Plan:
     threads: int = 3
     replicas: int = 3
     users: int = 12
-    faults: Sequence[str] = tuple(FAULTS)
+    faults: Sequence[str] = USUAL
     control: str = ""
     router: Mapping[str, Any] = field(default_factory=lambda: dict(ROUTER))
     habits: Habits = field(default_factory=Habits)
@@ -96,6 +96,7 @@ class Result:
     steps: list[Step]
     seconds: float
     conflicts: int
+    evicted: int
     stats: dict[int, dict[str, Any]]
     load: tuple[float, float, float]
     log: str
@@ -110,6 +111,8 @@ class Result:
         ]
         if "conflict" in self.plan.faults and not self.conflicts:
             gaps.append("no statement was cancelled by a recovery conflict")
+        if "cache_evict" in self.plan.faults and not self.evicted:
+            gaps.append("the cache has dropped no key")
         if "lossy_failover" in self.plan.faults:
             if not self.verdict.lost:
                 gaps.append("no failover lost an acknowledged write")
@@ -146,7 +149,8 @@ def run(plan: Plan, cluster: Cluster, tell: Callable[[str], None] = lambda line:
             databases[alias]["DISABLE_SERVER_SIDE_CURSORS"] = plan.pooler == "transaction"
         if cluster.cache is None:
             raise ArenaError("The cluster has no cache. Start it with cache=True.")
-        cluster.cache.flush()
+        cluster.cache.settings = EVICTING if "cache_evict" in plan.faults else {}
+        cluster.cache.restart()  # empty
         environ = environment(databases, cluster.cache.url, plan.router, plan.control)
         site = stack.enter_context(Site(environ, workers=plan.workers, threads=plan.threads))
         arena.site = site
@@ -178,6 +182,7 @@ def run(plan: Plan, cluster: Cluster, tell: Callable[[str], None] = lambda line:
             steps,
             seconds,
             arena.conflicts,
+            arena.evicted,
             stats,
             os.getloadavg(),
             site.log_tail(),

@@ -172,6 +172,11 @@ def early_session_token_ignored() -> None:
     put(reads, "_identifies_unknown_reader", lambda *args: False)
 
 
+def dropped_tokens_not_missed() -> None:
+    """Take whom a cache that drops keys does not know for somebody who has written nothing."""
+    put(reads, "may_be_forgotten", lambda *args: False)
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     sabotage.__name__: sabotage
     for sabotage in (
@@ -183,5 +188,6 @@ SABOTAGES: dict[str, Callable[[], None]] = {
         watermark_kept_over_rebuild,
         early_session_token_ignored,
         tokens_of_old_timeline_bind_for_ever,
+        dropped_tokens_not_missed,
     )
 }
