@@ -77,14 +77,15 @@ def _load(
     if new:
         now = time.monotonic()
         store = get_store(config.CACHE)
+        life = store.life() if asks_for_everybody else ""
         if any(carried):
-            names = [stored_name(key) for key in new]
+            names = [stored_name(key, life) for key in new]
             found = store.load_with_owners(store_key(primary, ""), names)
             if asks_for_everybody:
-                found[EVERYBODY] = found.pop(stored_name(EVERYBODY))
+                found[EVERYBODY] = found.pop(stored_name(EVERYBODY, life))
             state.records.update(found)
         else:
-            records = store.load([store_key(primary, key) for key in new])
+            records = store.load([store_key(primary, key, life) for key in new])
             state.records.update(zip(new, records, strict=True))
         if asks_for_everybody and state.records[EVERYBODY] is not None:
             _last_everybody[place] = (now, state.records[EVERYBODY])

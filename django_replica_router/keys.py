@@ -50,22 +50,28 @@ def _hash(text: str, secret: str | bytes) -> str:
 _remembered_hash = lru_cache(maxsize=4096)(_hash)
 
 
-def store_key(primary: str, name: str) -> str:
+def store_key(primary: str, name: str, life: str = "") -> str:
     """Return the key under which the store keeps a record of one cluster.
 
     Args:
         primary: alias of the primary.
         name: a digest, or ``EVERYBODY``.
+        life: of the store, for ``EVERYBODY``.
     """
-    return f"rr:{primary}:{stored_name(name)}"
+    return f"rr:{primary}:{stored_name(name, life)}"
 
 
-def stored_name(name: str) -> str:
+def stored_name(name: str, life: str = "") -> str:
     """Return what stands for a name in the store: a digest for itself.
 
-    The record for everybody is found only under the ``SECRET_KEY`` under which it was stored. Where
-    that was changed, no digest is what it was, and the store knows nobody any more.
+    The record for everybody is found only under the ``SECRET_KEY`` under which it was stored: where
+    that was changed, no digest is what it was, and the store knows nobody any more. And only in the
+    life of the store in which it was stored: in the next one, tokens may be missing.
+
+    Args:
+        name: a digest, or ``EVERYBODY``.
+        life: of the store, for ``EVERYBODY``.
     """
     if name != EVERYBODY:
         return name
-    return f"{EVERYBODY}-{remembered_digest(EVERYBODY, '')}"
+    return f"{EVERYBODY}-{remembered_digest(EVERYBODY, life)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -18,6 +19,12 @@ _SETTING_SECONDS = 10.0
 
 _KEEPS_ALL = "noeviction"
 
+_RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
+
+
+class RestartedError(Exception):
+    """The server has been started anew, or is another one: it may hold what another held before."""
+
 
 class RedisServer:
     """A server, as it is reached through the client of a cache backend.
@@ -31,7 +38,10 @@ class RedisServer:
         given = client.connection_pool
         self._pool = _bounded_pool(given, timeout) if _is_plain(given) else None
         self.client = client if self._pool is None else type(client)(connection_pool=self._pool)
-        self._resting: deque[Any] = deque()
+        self._resting: deque[_Line] = deque()
+        self.life: str | None = None
+        """The ``run_id`` of the server that this process has met last, another one after each start;
+        "" where it does not tell, None where nobody has asked."""
         self._asked_at = -math.inf
         self._drops_keys = True
 
@@ -62,44 +72,115 @@ class RedisServer:
             self._asked_at = now
         return self._drops_keys
 
-    def mget(self, keys: Sequence[str]) -> list[Any]:
+    def ask_life(self) -> str:
+        """Ask for the server's ``run_id``, and return it; "" where it does not tell."""
+        from redis.exceptions import ResponseError
+
+        try:
+            self.life = str(self.client.info("server").get("run_id", ""))
+        except ResponseError:
+            self.life = ""
+        return self.life
+
+    def check_life(self, found: str, expected: str | None) -> None:
+        """Compare in which life the server has answered with that in which it was to answer.
+
+        Args:
+            found: its ``run_id``, or "".
+            expected: the same; None for any.
+
+        Raises:
+            RestartedError: they differ.
+        """
+        if expected is not None and found != expected:
+            self.life = found
+            message = "it was started anew, or is another one"
+            raise RestartedError(message)
+
+    def mget(self, keys: Sequence[str], life: str | None = None) -> list[Any]:
         """Return the values of the keys. It is what every request of somebody's asks.
 
         Of the time that the client's own method takes, half is spent on this side of the wire: it
         looks whether a connection at rest is broken, sends events, and counts. Here the question
         itself shows whether it is broken, and is then asked once more over a new one.
+
+        Args:
+            keys: the keys.
+            life: in which the server must answer; None for any.
+
+        Raises:
+            RestartedError: it was started anew, or is another one.
         """
         if self._pool is None:
-            values: list[Any] = self.client.mget(keys)
-            return values
+            return self._mget_by_client(keys, life)
         try:
             line = self._resting.pop()
         except IndexError:
-            line = self._pool.connection_class(**self._pool.connection_kwargs)
+            line = _Line(self._pool.connection_class(**self._pool.connection_kwargs))
         try:
-            values = _ask(line, "MGET", *keys)
+            values: list[Any] = line.ask("MGET", *keys)
+            # A connection leads to one life of a server, or breaks.
+            found = line.find_life()
         except BaseException:
             # Also where the thread is interrupted: the answer to this must not be the next one's.
-            line.disconnect()
+            line.close()
             raise
         self._resting.append(line)
+        self.check_life(found, life)
         return values
+
+    def _mget_by_client(self, keys: Sequence[str], life: str | None) -> list[Any]:
+        with self.client.pipeline(transaction=False) as pipeline:
+            values, server = pipeline.mget(keys).info("server").execute(raise_on_error=False)
+        if isinstance(values, Exception):
+            raise values
+        self.check_life(str(server.get("run_id", "")) if isinstance(server, dict) else "", life)
+        return list(values)
 
     def forget_connections(self) -> None:
         """Leave the connections to another process, whose they are."""
         self._resting = deque()
 
 
-def _ask(line: Any, *command: str) -> Any:
-    from redis.exceptions import ConnectionError, TimeoutError
+class _Line:
+    """A connection of the package's own, and which life of the server it leads to."""
 
-    try:
-        line.send_command(*command, check_health=False)
-        return line.read_response()
-    except (ConnectionError, TimeoutError):
-        line.disconnect()
-    line.send_command(*command, check_health=False)
-    return line.read_response()
+    __slots__ = ("_life", "connection")
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self._life: str | None = None
+
+    def ask(self, *command: str) -> Any:
+        """Return the answer to a command, over a new connection where this one has broken at rest."""
+        from redis.exceptions import ConnectionError, TimeoutError
+
+        try:
+            return self._ask(*command)
+        except (ConnectionError, TimeoutError):
+            self.close()
+        return self._ask(*command)
+
+    def _ask(self, *command: str) -> Any:
+        self.connection.send_command(*command, check_health=False)
+        return self.connection.read_response()
+
+    def find_life(self) -> str:
+        """Return the server's ``run_id``, or "" where it does not tell."""
+        if self._life is None:
+            from redis.exceptions import ResponseError
+
+            try:
+                match = _RUN_ID.search(self._ask("INFO", "server"))
+            except ResponseError:
+                match = None
+            self._life = match[1].decode() if match else ""
+        return self._life
+
+    def close(self) -> None:
+        """Close the connection. The next one may lead to another life."""
+        self._life = None
+        self.connection.disconnect()
 
 
 def _is_plain(pool: Any) -> bool:

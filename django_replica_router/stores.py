@@ -68,15 +68,17 @@ return #KEYS
 """
 )
 
-# KEYS: the keys. ARGV: what comes before the name of an owner in its key. Returns the values, then
-# the owners that they name, each with its value: what a session's record leads to costs no second
-# round trip.
+# KEYS: the keys. ARGV: what comes before the name of an owner in its key. Returns the server's run_id,
+# the values, and then the owners that they name, each with its value: what a session's record leads to
+# costs no second round trip.
 _LOAD_SCRIPT = (
     _READ_FUNCTION
     + """
 local found = redis.call('MGET', unpack(KEYS))
+local about = redis.pcall('INFO', 'server')
+table.insert(found, 1, type(about) == 'string' and string.match(about, 'run_id:(%x+)') or '')
 local seen = {}
-for i = 1, #KEYS do
+for i = 2, #KEYS + 1 do
   local _, _, _, owner = read(found[i] or '')
   if owner and owner ~= '' and not seen[owner] then
     seen[owner] = true
@@ -122,6 +124,17 @@ class TokenStore(ABC):
     def __init__(self, cache: BaseCache) -> None:
         self._cache = cache
         self._down_until = -math.inf
+
+    def life(self) -> str:
+        """Return what stands for the present life of the cache's server; "" where nobody knows.
+
+        One that is started anew may hold what it had saved a while ago, and one that takes its place
+        what it had been sent by then. What is loaded afterwards is of that life, or fails.
+
+        Raises:
+            StoreError: the cache does not answer.
+        """
+        return ""
 
     def load(self, keys: Sequence[str]) -> list[Record | None]:
         """Return the record of each key; None where there is none that can be read.
@@ -277,6 +290,19 @@ class RedisStore(TokenStore):
         self._client = client = server.client
         self._script = client.register_script(_MERGE_SCRIPT)
         self._load_script = client.register_script(_LOAD_SCRIPT)
+        self._life: str | None = None
+
+    def life(self) -> str:
+        """Return the server's ``run_id``, or "" where it does not tell.
+
+        Raises:
+            StoreError: the cache does not answer.
+        """
+        self._life = self._server.life
+        if self._life is None:
+            with self._guarded_reading():
+                self._life = self._server.ask_life()
+        return self._life
 
     def _load_with_owners(self, prefix: str, names: Sequence[str]) -> dict[str, Record | None]:
         start = str(self._cache.make_key(prefix))
@@ -284,7 +310,8 @@ class RedisStore(TokenStore):
         if any(str(key) != start + name for key, name in zip(keys, names, strict=True)):
             # A KEY_FUNCTION that does more than put something in front.
             return super()._load_with_owners(prefix, names)
-        values = self._load_script(keys=keys, args=[start])
+        life, *values = self._load_script(keys=keys, args=[start])
+        self._server.check_life(life.decode("ascii"), self._life)
         found = {name: Record.decode(value) for name, value in zip(names, values, strict=False)}
         followed = values[len(names) :]
         for owner, value in zip(followed[::2], followed[1::2], strict=True):
@@ -292,7 +319,7 @@ class RedisStore(TokenStore):
         return found
 
     def _load(self, keys: Sequence[str]) -> list[Record | None]:
-        values = self._server.mget([self._cache.make_key(key) for key in keys])
+        values = self._server.mget([self._cache.make_key(key) for key in keys], self._life)
         return [Record.decode(value) for value in values]
 
     def _merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None:

@@ -387,6 +387,7 @@ def store_for_everybody(primary: str, config: Config, position: Position | None)
     if position is None:
         message = f"{primary!r} does not tell its position in the WAL."
         raise PositionError(message)
-    key = store_key(primary, EVERYBODY)
-    get_store(config.CACHE).merge({key: Record(position, _FOR_EVER_MS)}, {key: _EVERYBODY_LIFE})
+    store = get_store(config.CACHE)
+    key = store_key(primary, EVERYBODY, store.life())
+    store.merge({key: Record(position, _FOR_EVER_MS)}, {key: _EVERYBODY_LIFE})
     forget_everybody()

@@ -18,8 +18,9 @@ from django.core.cache import caches
 from django.core.management import call_command
 from django.db import connection, connections
 
-from django_replica_router import reads
+from django_replica_router import reads, redis_client
 from django_replica_router.conf import get_config
+from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import get_monitor, stop_monitors
 from django_replica_router.stores import RedisStore, get_store
@@ -193,12 +194,27 @@ def renew_store() -> None:
         store._client.connection_pool.disconnect()
 
 
+def forget_the_server() -> None:
+    """Have this process know no more of the cache server than one that has just begun."""
+    redis_client._servers.clear()
+    renew_store()
+
+
+def everybodys_key() -> bytes:
+    """Return the key that the record for everybody has in the cache server."""
+    return f":1:{store_key('default', EVERYBODY, get_store('default').life())}".encode()
+
+
 def empty_store() -> None:
     """Let the token store know nobody, and begin to remember now."""
     caches["default"].clear()
     # Nor remember that it was down a moment ago.
     reads._blind.clear()
-    get_store("default")._down_until = -math.inf
+    store = get_store("default")
+    store._down_until = -math.inf
+    if isinstance(store, RedisStore):
+        # Another test may have started it anew.
+        store._server.life = None
     store_for_everybody("default", get_config(), None)
 
 

@@ -31,6 +31,7 @@ from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.redis_client import RedisServer
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.search import Search
+from django_replica_router.stores import RedisStore
 from django_replica_router.tokens import NOWHERE, Floor, Position, Record
 from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
@@ -40,6 +41,7 @@ from tests import (
     test_faults,
     test_monotonic,
     test_reads,
+    test_store_lives,
     test_stores,
     test_writes,
 )
@@ -47,6 +49,7 @@ from tests.conftest import skip_where_pooled
 from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
 from tests.test_eviction import dropping, redis  # noqa: F401 - fixtures
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
+from tests.test_store_lives import saved  # noqa: F401 - fixture
 from tests.test_stores import danish_server  # noqa: F401 - fixture
 from tests.test_writes import signed_in  # noqa: F401 - fixture
 
@@ -341,6 +344,14 @@ def believe_a_server_that_does_not_tell(patch: Patch) -> None:
     patch.setattr(RedisServer, "drops_keys", lambda self: False)
 
 
+def believe_whatever_server(patch: Patch) -> None:
+    patch.setattr(RedisStore, "life", lambda self: "")
+
+
+def compare_no_lives(patch: Patch) -> None:
+    patch.setattr(RedisServer, "check_life", lambda self, found, expected: None)
+
+
 def make_records_that_say_nothing(patch: Patch) -> None:
     patch.setattr(writes, "locate", lambda primary, mark: NOWHERE)
 
@@ -426,6 +437,21 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     (
         believe_a_server_that_does_not_tell,
         test_eviction.test_a_server_that_does_not_tell_is_not_believed,
+        {},
+    ),
+    (
+        believe_whatever_server,
+        test_store_lives.test_what_a_restart_of_the_cache_has_lost_is_seen,
+        {"is_new": True},
+    ),
+    (
+        compare_no_lives,
+        test_store_lives.test_what_a_restart_of_the_cache_has_lost_is_seen,
+        {"is_new": False},
+    ),
+    (
+        compare_no_lives,
+        test_store_lives.test_another_server_is_noticed_where_a_record_leads_on_to_another,
         {},
     ),
     (

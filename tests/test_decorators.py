@@ -37,7 +37,7 @@ from django_replica_router.monitor import Monitor
 from django_replica_router.policy import ReplicaState
 from django_replica_router.readings import Reading, Sample
 from django_replica_router.reads import route_read
-from django_replica_router.stores import get_store
+from django_replica_router.stores import LocMemStore, get_store
 from django_replica_router.tokens import Position, Record
 from django_replica_router.writes import finish_scope
 from testproject.notes.models import Note
@@ -208,6 +208,7 @@ def monitor(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Monitor:
     monkeypatch.setitem(registry._registry.monitors, "default", monitor)
     monkeypatch.setattr(connections["replica1"], "ensure_connection", lambda: None)
     monkeypatch.setattr("django_replica_router.writes.locate", lambda *args: Position(1, 500))
+    monkeypatch.setattr(LocMemStore, "may_forget", lambda self: False)
     get_store("default").merge(
         {store_key("default", EVERYBODY): Record(Position(1, 1), 1 << 47)},
         {store_key("default", EVERYBODY): 60.0},

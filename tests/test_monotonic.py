@@ -11,12 +11,11 @@ from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import use_primary
-from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import PATIENT, wait_until, wait_until_known
+from tests.conftest import PATIENT, everybodys_key, wait_until, wait_until_known
 from tests.helpers import Served
 from tests.site import sign_in, visit
 from tests.test_faults import backend
@@ -182,4 +181,4 @@ def test_nothing_is_remembered_for_nobody(note: Note, cluster: Cluster) -> None:
 
     visit(Client(), anonymous, "post")
     assert cluster.cache is not None
-    assert cluster.cache.command("KEYS", "*") == [f":1:{store_key('default', EVERYBODY)}".encode()]
+    assert cluster.cache.command("KEYS", "*") == [everybodys_key()]

@@ -29,7 +29,7 @@ def server(cluster: Cluster) -> Iterator[RedisServer]:
         with server.client:
             yield server
             for line in server._resting:
-                line.disconnect()
+                line.close()
 
 
 def test_a_connection_that_broke_at_rest_is_replaced(server: RedisServer, cluster: Cluster) -> None:
@@ -53,7 +53,7 @@ def test_an_interrupted_question_leaves_no_answer_behind(server: RedisServer) ->
     server.mget(["a"])
     (line,) = server._resting
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(line, "read_response", interrupt)
+        patch.setattr(line.connection, "read_response", interrupt)
         with pytest.raises(KeyboardInterrupt):
             server.mget(["b"])
     assert server.mget(["c"]) == [b"c"]
@@ -170,11 +170,7 @@ def test_without_a_second_attempt_a_broken_connection_shows(
 ) -> None:
     """Nor would this one."""
 
-    def ask(line: Any, *command: str) -> Any:
-        line.send_command(*command, check_health=False)
-        return line.read_response()
-
-    monkeypatch.setattr(redis_client, "_ask", ask)
+    monkeypatch.setattr(redis_client._Line, "ask", redis_client._Line._ask)
     with pytest.raises(redis.exceptions.ConnectionError):
         test_a_connection_that_broke_at_rest_is_replaced(server, cluster)
 
@@ -185,14 +181,13 @@ def test_without_a_farewell_an_answer_is_left_behind(
     """Nor this."""
 
     def mget(self: RedisServer, keys: list[str]) -> Any:
-        line = self._resting[0] if self._resting else original_line(self)
+        if not self._resting:
+            return original(self, keys)
+        line = self._resting[0].connection
         line.send_command("MGET", *keys, check_health=False)
         return line.read_response()
 
-    def original_line(self: RedisServer) -> Any:
-        assert self._pool is not None
-        self._resting.append(self._pool.connection_class(**self._pool.connection_kwargs))
-        return self._resting[0]
+    original = RedisServer.mget
 
     monkeypatch.setattr(RedisServer, "mget", mget)
     with pytest.raises(AssertionError):

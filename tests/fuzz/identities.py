@@ -41,6 +41,13 @@ def as_header(text: str) -> str:
     return text.encode("utf-8", "replace").decode("latin-1")
 
 
+class _RoomyStore(LocMemStore):
+    """Never full: to find no record in it says that there was none."""
+
+    def may_forget(self) -> bool:
+        return False
+
+
 class Identities(Surface):
     """Requests with credentials of every kind, genuine and made up."""
 
@@ -53,7 +60,7 @@ class Identities(Surface):
         self._before: Any = settings.REPLICA_ROUTER
         self._get_store = floors.get_store
         self._cache = LocMemCache(f"fuzz {id(self)}", {"OPTIONS": {"MAX_ENTRIES": 1 << 30}})
-        self._store = LocMemStore(self._cache)
+        self._store = _RoomyStore(self._cache)
         self._middleware = ReplicaRouterMiddleware(self._view)
         self._factory = RequestFactory()
         self._floor: Floor | None = None

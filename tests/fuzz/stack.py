@@ -107,7 +107,7 @@ class Stack(Surface):
     def _wait_for_replicas(self) -> None:
         config = get_config()
         aliases = tuple(config.topology.clusters["default"])
-        record = self._store.load([store_key("default", EVERYBODY)])[0]
+        record = self._store.load([store_key("default", EVERYBODY, self._store.life())])[0]
         position = Position(0, 0) if record is None else record.position
 
         def have_all() -> bool:
@@ -228,7 +228,7 @@ class Stack(Surface):
             if record is None:
                 continue  # what was put there as garbage, and nobody has had a reason to replace
             is_bounded = record.expires_ms <= latest or key.endswith(
-                store_key("default", EVERYBODY).encode()
+                store_key("default", EVERYBODY, self._store.life()).encode()
             )
             require(is_bounded, f"{value!r} is stored under {key!r}")
             if any(secret in value for secret in seen):

@@ -29,6 +29,7 @@ LULL_SECONDS = 2.0
 LOSS_SECONDS = 0.5
 """So long users write what no replica gets."""
 
+EVICTIONS = 5
 EVICTED_BYTES = 2000
 CACHE_MEMORY = str(1 << 30)
 EVICTING = {"maxmemory": CACHE_MEMORY, "maxmemory-policy": "allkeys-random"}
@@ -307,6 +308,19 @@ def cache_kill(arena: Arena, alias: str, random: Random) -> Iterator[None]:
         arena.cluster.cache.start()
 
 
+def cache_restore(arena: Arena, alias: str, random: Random) -> Iterator[None]:
+    """Crash the cache; it comes back with what it had a while ago."""
+    cache = arena.cluster.cache
+    if cache is not None:
+        cache.command("SAVE")
+    yield
+    if cache is not None:
+        cache.kill()
+        cache.start()
+        for file in cache.data_directory.glob("*.rdb"):
+            file.unlink()  # else it would come back with that from every crash
+
+
 def cache_suspend(arena: Arena, alias: str, random: Random) -> Iterator[None]:
     """Hang the cache."""
     if arena.cluster.cache is not None:
@@ -319,14 +333,15 @@ def cache_suspend(arena: Arena, alias: str, random: Random) -> Iterator[None]:
 def cache_evict(arena: Arena, alias: str, random: Random) -> Iterator[None]:
     """Have the cache drop some of its keys, as if another application needed room."""
     cache = arena.cluster.cache
-    if cache is not None:
+    for _ in range(EVICTIONS if cache is not None else 0):
+        assert cache is not None
         before = int(cache.command("INFO", "stats")["evicted_keys"])
         used = int(cache.command("INFO", "memory")["used_memory"])
         cache.command("CONFIG", "SET", "maxmemory", used - EVICTED_BYTES)
         cache.command("DBSIZE")  # with the next command it makes room, if not before
         cache.command("CONFIG", "SET", "maxmemory", CACHE_MEMORY)
         arena.evicted += int(cache.command("INFO", "stats")["evicted_keys"]) - before
-    yield
+        yield
 
 
 def worker_kill(arena: Arena, alias: str, random: Random) -> Iterator[None]:
@@ -364,6 +379,7 @@ FAULTS: dict[str, Spec] = {
     "lossy_failover": Spec(lossy_failover, "cluster"),
     "cache_flush": Spec(cache_flush, "cache"),
     "cache_kill": Spec(cache_kill, "cache"),
+    "cache_restore": Spec(cache_restore, "cache"),
     "cache_suspend": Spec(cache_suspend, "cache"),
     "cache_evict": Spec(cache_evict, "cache"),
     "worker_kill": Spec(worker_kill, "worker"),
