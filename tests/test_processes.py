@@ -22,19 +22,12 @@ from django.db import connection
 from django_replica_router import scope
 from django_replica_router.registry import find_monitor, stop_monitors
 from testproject.cluster import Cluster
+from testproject.cluster.server import free_port
 from testproject.notes.models import Note
 from tests.conftest import wait_until, wait_until_routed
 from tests.site import PASSWORD
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def environment(
@@ -56,10 +49,14 @@ def environment(
     }
 
 
+# Longer than a client rests: who closes a connection at rest races with who uses it.
+KEEP_ALIVE = "75"
+
 SERVERS = {
     "gunicorn sync": ["-m", "gunicorn", "-w", "2", "-b", "{}", "testproject.wsgi"],
     "gunicorn threads": [
-        *["-m", "gunicorn", "-w", "2", "--threads", "4", "-b", "{}", "testproject.wsgi"],
+        *["-m", "gunicorn", "-w", "2", "--threads", "4", "--keep-alive", KEEP_ALIVE],
+        *["-b", "{}", "testproject.wsgi"],
     ],
     "gunicorn preload": ["-m", "gunicorn", "-w", "2", "--preload", "-b", "{}", "testproject.wsgi"],
     "uvicorn": [
@@ -69,6 +66,8 @@ SERVERS = {
         "127.0.0.1",
         "--port",
         "{port}",
+        "--timeout-keep-alive",
+        KEEP_ALIVE,
         "testproject.asgi:application",
     ],
     "runserver": ["-m", "django", "runserver", "{}"],
