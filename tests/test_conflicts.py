@@ -18,7 +18,7 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import wait_until
+from tests.conftest import wait_until, wait_until_known
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("test_site")
 def note(ann: User, cluster: Cluster) -> Note:
     """A note of Ann's, on every server."""
     note = Note.objects.create(owner=ann, title="old")
-    cluster.wait_caught_up()
+    wait_until_known(cluster)
     return note
 
 
@@ -97,7 +97,7 @@ def test_what_the_primary_showed_in_place_of_a_replica_is_not_taken_back(
 ) -> None:
     """The last statement of a request may be the one that a replica fails: that is seen as well."""
     client = sign_in(ann)
-    healed.wait_caught_up()
+    wait_until_known(healed)
     usual: list[str] = []
 
     def action(request: HttpRequest) -> str:
