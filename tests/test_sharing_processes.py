@@ -131,8 +131,9 @@ ALL = {"default", "replica1", "replica2"}
 
 def settled(workers: list[Worker]) -> bool:
     """Tell whether one process looks, and the others rest."""
-    leading = [worker for worker in workers if worker.leads]
-    return len(leading) == 1 and all(worker.rests == ALL for worker in workers)
+    known = [worker.ask("status") for worker in workers]
+    is_one = sum(status["leads"] for status in known) == 1
+    return is_one and all(set(status["rests"]) == ALL for status in known)
 
 
 @pytest.fixture
