@@ -184,9 +184,7 @@ def wait_until_known(cluster: Cluster) -> None:
     That they have it is not enough for a read to go there: where the monitor's thread has not run
     meanwhile, and does not within the wait budget, the primary serves, and rightly so.
     """
-    position = cluster.present_primary.flush()
-    cluster.wait_caught_up(TIMEOUT)
-    wait_until_seen(position)
+    wait_until_seen(cluster.present_primary.flush())
 
 
 def renew_store() -> None:
