@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import hypothesis
@@ -131,6 +132,12 @@ def wait_until_reachable(alias: str) -> None:
 
     for name in (database["NAME"], "postgres"):
         wait_until(lambda name=name: answers(name), f"{alias} to answer")
+
+
+def impatient(cluster: Cluster, name: str) -> AbstractContextManager[None]:
+    """Have a server's pooler, if there is one, keep nobody waiting for long while that is down."""
+    pooler = cluster.poolers.get(name)
+    return nullcontext() if pooler is None else pooler.adjusted(query_wait_timeout="1")
 
 
 def wait_until_routed(replicas: int = 2) -> None:

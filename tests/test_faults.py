@@ -24,6 +24,7 @@ from testproject.cluster import Cluster, ReplicaServer
 from testproject.notes.models import Note, Tag
 from tests.conftest import (
     PATIENT,
+    impatient,
     wait_until,
     wait_until_known,
     wait_until_reachable,
@@ -428,7 +429,7 @@ def test_code_that_names_a_replica_is_told_that_it_is_down(note: Note, healed: C
     replica = healed.replicas[0]
     replica.kill()
     connections[replica.name].close()
-    with scope(), pytest.raises(OperationalError):
+    with impatient(healed, replica.name), scope(), pytest.raises(OperationalError):
         Note.objects.using(replica.name).get()
 
 

@@ -15,7 +15,7 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import PATIENT, everybodys_key, wait_until, wait_until_known
+from tests.conftest import PATIENT, everybodys_key, impatient, wait_until, wait_until_known
 from tests.helpers import Served
 from tests.site import sign_in, visit
 from tests.test_faults import backend
@@ -107,8 +107,9 @@ def test_leaving_the_usual_replica_does_not_go_back_in_time(
     mine.kill()
     connections[usual].close()  # as a worker that has not met it yet
     try:
-        for _ in range(5):
-            assert visit(client, title) == "new"
+        with impatient(cluster, usual):
+            for _ in range(5):
+                assert visit(client, title) == "new"
     finally:
         mine.start()
 

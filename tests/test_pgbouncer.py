@@ -33,6 +33,7 @@ from testproject.notes.models import Note
 from tests.conftest import (
     PATIENT,
     POOLER,
+    impatient,
     wait_until,
     wait_until_reachable,
     wait_until_routed,
@@ -540,6 +541,27 @@ def test_a_pooler_is_told_from_a_server(
     assert not direct.is_pooled
     assert through.life == direct.life
     assert through.in_recovery
+
+
+def test_a_healed_cluster_is_reached_at_once(
+    transaction_poolers: dict[str, PgBouncerServer], healed: Cluster
+) -> None:
+    """A pooler that has met a dead server refuses everybody for a while, also once it is back."""
+    replica = healed.replicas[0]
+    pooler = transaction_poolers[replica.name]
+
+    def ask() -> None:
+        with psycopg.connect(
+            host=pooler.host, port=pooler.port, user="postgres", dbname="app"
+        ) as raw:
+            raw.execute("SELECT 1")
+
+    ask()
+    replica.kill()
+    with impatient(healed, replica.name), pytest.raises(psycopg.OperationalError):
+        ask()
+    healed.heal()
+    ask()
 
 
 def test_the_monitor_prepares_nothing(

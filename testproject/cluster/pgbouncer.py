@@ -6,7 +6,8 @@ import contextlib
 import shutil
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,45 @@ class PgBouncerServer(Server):
                 return []
             names = [column.name for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    @contextmanager
+    def adjusted(self, **settings: str) -> Iterator[None]:
+        """Run with other settings for the length of the block."""
+        try:
+            for name, value in settings.items():
+                self.ask(f"SET {name} = {value}")
+            yield
+        finally:
+            for name in settings:
+                self.ask(f"SET {name} = {self._settings[name]}")
+
+    def meet_server(self, databases: Iterable[str]) -> None:
+        """Return when these databases are reached again, after the server was down.
+
+        Of itself the pooler would try again only ``server_login_retry`` seconds after a failure.
+        """
+        with self.adjusted(server_login_retry="0"):
+            for database in databases:
+                wait_until(
+                    lambda database=database: self._reaches(database),  # type: ignore[misc]
+                    timeout=RELOAD_TIMEOUT,
+                    failure=lambda: f"{self.name} does not reach its server.",
+                )
+
+    def _reaches(self, database: str) -> bool:
+        with (
+            contextlib.suppress(psycopg.Error),
+            psycopg.connect(
+                host=self.host,
+                port=self.port,
+                user=USER,
+                dbname=database,
+                connect_timeout=round(CONNECT_TIMEOUT),
+            ) as connection,
+        ):
+            connection.execute("SELECT 1")
+            return True
+        return False
 
     def lead(self, port: int) -> None:
         """Lead to another server from now on; no client is disconnected, as in a failover."""
