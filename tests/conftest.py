@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -31,6 +35,8 @@ from testproject.notes.models import Note
 from tests.helpers import Served
 from tests.site import PASSWORD
 
+ROOT = Path(__file__).resolve().parent.parent
+
 TIMEOUT = 15.0
 
 POOLER = os.environ.get("REPLICA_ROUTER_TEST_POOLER", "")
@@ -52,6 +58,26 @@ def real_cluster() -> Iterator[Cluster]:
     """
     with Cluster(replicas=2, cache=True, databases=("app",), pooler=POOLER) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the quick form of all benchmarks has written, each run once."""
+    directory = tmp_path_factory.mktemp("benchmarks")
+    file = directory / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick"]
+    done = subprocess.run(
+        [*command, "--json", str(file), "--report", str(directory)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (directory / "performance.md").exists()
+    found: dict[str, Any] = json.loads(file.read_text())["results"]
+    return found
 
 
 def pytest_report_header() -> str:

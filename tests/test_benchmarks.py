@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,6 @@ from benchmarks.report import markdown_table, write_report
 from benchmarks.visits import Connection, VisitError
 from benchmarks.wire import ReadyCounter, application_name
 
-ROOT = Path(__file__).resolve().parent.parent
 USAGE_ERROR = 2
 
 
@@ -336,25 +333,6 @@ class TestConnection:
         with pytest.raises(VisitError):
             connection.get()
         connection.close()
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the quick form of all benchmarks has written."""
-    directory = tmp_path_factory.mktemp("benchmarks")
-    file = directory / "results.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick"]
-    done = subprocess.run(
-        [*command, "--json", str(file), "--report", str(directory)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (directory / "performance.md").exists()
-    return read_results([file])
 
 
 def test_benchmarks_are_found() -> None:

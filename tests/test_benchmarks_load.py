@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import failover, freshness, offload, scaling
+from benchmarks import freshness
 from benchmarks.failover import Event, timeline_of
-from benchmarks.harness import Options, Result, Table
+from benchmarks.harness import Options, Result, Table, from_json
 from benchmarks.load.browsers import Jar
 from benchmarks.load.crowd import Crowd, Habits, Log, User, _check
 from benchmarks.load.loops import ERROR, Request
@@ -25,10 +25,10 @@ def rows(table: Table) -> list[dict[str, Any]]:
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
-@pytest.fixture(scope="module")
-def offloaded() -> Result:
+@pytest.fixture
+def offloaded(quick: dict[str, Any]) -> Result:
     """The quick form, at a lag of 50 ms."""
-    return offload.run(QUICK)
+    return from_json(quick["offload"])
 
 
 def test_the_package_shows_nobody_old_data(offloaded: Result) -> None:
@@ -61,9 +61,9 @@ def test_a_sample_is_measured_over_http(offloaded: Result) -> None:
     assert row["stale"] == 0
 
 
-def test_freshness_runs() -> None:
+def test_freshness_runs(quick: dict[str, Any]) -> None:
     """Each trial ends with a read on a replica that shows the write."""
-    result = freshness.run(QUICK)
+    result = from_json(quick["freshness"])
     for row in rows(result.tables[0]):
         assert row["never, or old"] == 0
         assert row["commit to read"].median > 0
@@ -78,18 +78,18 @@ def test_freshness_takes_no_old_row_for_a_fresh_one(monkeypatch: pytest.MonkeyPa
     assert sum(row["never, or old"] for row in lagging) > 0
 
 
-def test_scaling_runs() -> None:
+def test_scaling_runs(quick: dict[str, Any]) -> None:
     """Clients are answered, with and without a replica."""
-    result = scaling.run(QUICK)
+    result = from_json(quick["scaling"])
     by_replicas = {row["replicas"]: row for row in rows(result.tables[0])}
     assert set(by_replicas) == {0, 1}
     assert all(row["requests/s"].median > 0 and row["errors"] == 0 for row in by_replicas.values())
     assert by_replicas[0]["reads on replicas, %"].median == 0
 
 
-def test_failover_runs_without_an_error() -> None:
+def test_failover_runs_without_an_error(quick: dict[str, Any]) -> None:
     """No read of the package fails."""
-    result = failover.run(QUICK)
+    result = from_json(quick["failover"])
     table = rows(result.tables[0])
     assert len(table) == 4
     assert all(row["errors"] == 0 for row in table)
