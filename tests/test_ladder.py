@@ -69,7 +69,7 @@ def test_beyond_its_share_the_primary_is_not_asked(
     cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then 503, with a header that says when to come again."""
-    settings.REPLICA_ROUTER = {**PATIENT, "MAX_LAG": 0.4, "PRIMARY_SHARE": 0.1}
+    settings.REPLICA_ROUTER = {**PATIENT, "WAIT": 0, "MAX_LAG": 0.4, "PRIMARY_SHARE": 0.1}
     # What this process has decided before, and how fast it decides, does not count.
     budget = FallbackBudget(clock=lambda: 0.0)
     monkeypatch.setattr(reads, "budget", budget)

@@ -904,12 +904,14 @@ def test_without_a_budget_nobody_waits(
     assert reasons(settings, browser, lambda request: Note.objects.count()) == {"LAGGING"}
 
 
-def test_an_idle_cluster_does_not_lag(cluster: Cluster) -> None:
+def test_an_idle_cluster_does_not_lag(cluster: Cluster, settings: Any) -> None:
     """Where nothing is written, replicas are as fresh as the last look at the primary."""
+    settings.REPLICA_ROUTER = {**PATIENT, "INTERVAL": 0.25}
+    wait_until_routed()
     monitor = find_monitor("default")
     assert monitor is not None
     seen = len(monitor._samples)
-    wait_until(lambda: len(monitor._samples) >= seen + 4, "four more samples")
+    wait_until(lambda: len(monitor._samples) >= seen + 6, "six more samples")
     wait_until(
         lambda: max(replica.age for replica in monitor.replicas()) < 3 * monitor.interval,
         "replicas to be no older than the last looks",
@@ -971,9 +973,12 @@ def test_max_lag_of_a_block_is_obeyed(note: Note, cluster: Cluster, settings: An
 
 
 def test_without_a_live_replica_the_site_works_from_the_primary(
-    browser: Client, note: Note, cluster: Cluster, served: Served
+    browser: Client, note: Note, cluster: Cluster, served: Served, settings: Any
 ) -> None:
     """Every page is served, with persistent connections to servers that are gone."""
+    # Who has failed is looked at again after an interval, then after two.
+    settings.REPLICA_ROUTER = {**PATIENT, "INTERVAL": 0.25}
+    wait_until_known(cluster)
     browser.get("/")
     for replica in cluster.replicas:
         replica.kill()
