@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from django_replica_router.conf import get_config
@@ -120,45 +121,108 @@ def _inside(scope: Scope) -> Iterator[None]:
 
 def _wrap_stream(response: HttpResponseBase, scope: Scope) -> bool:
     """Let the body of a streaming response be made inside the scope. Tell whether it streams."""
-    if not getattr(response, "streaming", False) or hasattr(response, "file_to_stream"):
+    if not getattr(response, "streaming", False) or getattr(response, "file_to_stream", None):
         return False  # a file reads no database, and may be sent by the server's own means
     body: Any = response
     if body.is_async:
-        body.streaming_content = _stream_async(body.streaming_content, scope)
+        body.streaming_content = _AsyncStream(body._iterator, scope)
     else:
-        body.streaming_content = _stream(body.streaming_content, scope)
+        # What a body does when it is closed half-way belongs to the scope, too.
+        closers, body._resource_closers = body._resource_closers, []
+        body.streaming_content = _Stream(body.streaming_content, closers, scope)
     return True
 
 
-def _stream(content: Iterator[Any], scope: Scope) -> Iterator[Any]:
-    steps = iter(content)
-    try:
-        while True:
-            # Entered anew for each part: the server may take each in another context.
-            with _inside(scope):
-                try:
-                    part = next(steps)
-                except StopIteration:
-                    return
-            yield part
-    finally:
-        with _inside(scope):
-            finish_scope(scope)
-            release_scope(scope)
+class _Stream:
+    """The body of a streaming response: each part is made inside the scope, and so is its end.
+
+    No generator: one that was never begun does not notice that it is closed.
+
+    Args:
+        content: the parts.
+        closers: what the response would have called when it is closed.
+        scope: the scope.
+    """
+
+    def __init__(
+        self, content: Iterator[Any], closers: list[Callable[[], Any]], scope: Scope
+    ) -> None:
+        self._steps = iter(content)
+        self._closers = closers
+        self._scope = scope
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        # Entered anew for each part: the server may take each in another context.
+        with _inside(self._scope):
+            try:
+                return next(self._steps)
+            except BaseException:
+                self._finish()
+                raise
+
+    def close(self) -> None:
+        with _inside(self._scope):
+            while self._closers:
+                with suppress(Exception):  # as the response itself does
+                    self._closers.pop(0)()
+            self._finish()
+
+    def _finish(self) -> None:
+        finish_scope(self._scope)
+        release_scope(self._scope)
 
 
-async def _stream_async(content: AsyncIterator[Any], scope: Scope) -> AsyncIterator[Any]:
-    steps = aiter(content)
-    try:
-        while True:
-            with _inside(scope):
-                try:
-                    part = await anext(steps)
-                except StopAsyncIteration:
-                    return
-            yield part
-    finally:
-        with _inside(scope):
-            if needs_finish(scope):
-                await sync_to_async(finish_scope)(scope)
-            release_scope(scope)
+class _AsyncStream:
+    """The same in an event loop.
+
+    Nobody closes an asynchronous body that was left half-way, but the garbage collector, some time
+    and anywhere: so the response closes it.
+
+    Args:
+        content: the parts.
+        scope: the scope.
+    """
+
+    def __init__(self, content: AsyncIterator[Any], scope: Scope) -> None:
+        self._steps = content
+        self._scope = scope
+        self._has_ended = False
+        self._ending: asyncio.Task[None] | None = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        with _inside(self._scope):
+            try:
+                return await anext(self._steps)
+            except BaseException:
+                await self._finish()
+                raise
+
+    async def aclose(self) -> None:
+        with _inside(self._scope):
+            try:
+                if hasattr(self._steps, "aclose"):
+                    await self._steps.aclose()
+            finally:
+                await self._finish()
+
+    def close(self) -> None:
+        if self._has_ended:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # where Django closes a response
+            async_to_sync(self.aclose)()
+        else:
+            self._ending = loop.create_task(self.aclose())
+
+    async def _finish(self) -> None:
+        self._has_ended = True
+        if needs_finish(self._scope):
+            await sync_to_async(finish_scope)(self._scope)
+        release_scope(self._scope)

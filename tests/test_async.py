@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
+from django.core.handlers.asgi import ASGIHandler
 from django.db import connections, transaction
 from django.http import HttpRequest, StreamingHttpResponse
 from django.test import AsyncClient
@@ -19,8 +21,8 @@ from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import wait_until_known
-from tests.site import PASSWORD, avisit
+from tests.conftest import TIMEOUT, wait_until_known
+from tests.site import PASSWORD, Action, avisit
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -200,6 +202,62 @@ def test_an_async_stream_stores_its_token_at_its_end(
     record = record_of(ann)
     assert record is not None
     assert record.position != NOWHERE
+
+
+def test_what_an_async_stream_writes_when_its_client_hangs_up_is_behind_its_token(
+    ann: User, note: Note, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """Its body is closed with the response, inside the scope, and not by the garbage collector."""
+    for database in settings.DATABASES.values():
+        # The server runs each request in a thread of its own, which leaves nothing open then.
+        monkeypatch.setitem(database, "CONN_MAX_AGE", 0)
+
+    before: list[int] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            yield b"begin"
+            yield b"never"
+        finally:
+            before.append(await sync_to_async(cluster.primary.insert_lsn)())
+            await Note.objects.filter(pk=note.pk).aupdate(title="second")
+
+    async def action(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(body())
+
+    async def main() -> None:
+        client = await sign_in()
+        await sync_to_async(get_store("default")._cache.clear)()
+        Action.present = staticmethod(action)
+        cookie = f"sessionid={client.cookies['sessionid'].value}"
+        server = ApplicationCommunicator(
+            ASGIHandler(),
+            {
+                "type": "http",
+                "method": "GET",
+                "path": "/arun/",
+                "headers": [(b"host", b"testserver"), (b"cookie", cookie.encode())],
+            },
+        )
+        send, arrived, is_gone = server.output_queue.put, asyncio.Event(), asyncio.Event()
+
+        async def hold(message: Any) -> None:
+            await send(message)
+            if message.get("body"):
+                arrived.set()
+                await is_gone.wait()  # the client reads no more, and what is sent waits
+
+        server.output_queue.put = hold
+        await server.send_input({"type": "http.request"})
+        await arrived.wait()
+        await server.send_input({"type": "http.disconnect"})
+        await server.wait(TIMEOUT)
+
+    run(main)
+    assert Note.objects.using("default").get(pk=note.pk).title == "second"
+    record = record_of(ann)
+    assert record is not None
+    assert record.position.lsn > before[0]
 
 
 def test_inside_atomic_in_a_thread_the_primary_serves(note: Note) -> None:

@@ -11,11 +11,12 @@ from django.apps import apps
 from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.db.models.signals import post_migrate, post_save
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 from django.test import Client
 
 from django_replica_router import note_write, scope, writes
 from django_replica_router.backends.mixin import TokenMixin
+from django_replica_router.balancers import least_in_flight
 from django_replica_router.identity import user_key
 from django_replica_router.keys import EVERYBODY, digest
 from django_replica_router.stores import get_store
@@ -258,6 +259,61 @@ def test_a_stream_that_is_cut_short_stores_its_token(
     response = visit(signed_in, lambda request: StreamingHttpResponse(body()))
     assert next(iter(response.streaming_content)) == b"begin"
     response.close()
+    record = record_of(ann)
+    assert record is not None
+    assert record.position != NOWHERE
+
+
+def test_what_a_stream_writes_when_it_is_cut_short_is_behind_its_token(
+    signed_in: Client, ann: User, note: Note
+) -> None:
+    """As a chat saves in ``finally`` what it has said until the client hung up."""
+
+    def body() -> Any:
+        try:
+            yield b"begin"
+            yield b"never"
+        finally:
+            Note.objects.filter(pk=note.pk).update(title="second")
+
+    response = visit(signed_in, lambda request: StreamingHttpResponse(body()))
+    assert next(iter(response.streaming_content)) == b"begin"
+    response.close()
+    assert Note.objects.get(pk=note.pk).title == "second"
+    record = record_of(ann)
+    assert record is not None
+    assert record.position != NOWHERE
+
+
+def test_a_stream_that_nobody_begins_gives_back_what_its_request_held(
+    note: Note, cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the client has hung up before: its request counts as in flight no more."""
+    settings.REPLICA_ROUTER = {**PATIENT, "BALANCER": "least_in_flight"}
+    monkeypatch.setattr(least_in_flight, "_counts", {})
+    wait_until_known(cluster)
+    response = visit(
+        Client(), lambda request: StreamingHttpResponse([str(Note.objects.get(pk=note.pk))])
+    )
+    assert sum(least_in_flight._counts.values()) == 1
+    response.close()
+    assert sum(least_in_flight._counts.values()) == 0
+
+
+def test_a_download_that_is_no_file_is_made_inside_the_scope(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """A FileResponse of a generator streams what it reads and writes, as any other stream does."""
+    wait_until_known(cluster)
+
+    def body() -> Any:
+        yield str(Note.objects.get(pk=note.pk)._state.db).encode()
+        Note.objects.filter(pk=note.pk).update(title="second")
+
+    visit(signed_in, lambda request: bool(request.user.pk))  # its session is known again
+    wait_until_known(cluster)
+    response = visit(signed_in, lambda request: FileResponse(body(), filename="notes.csv"))
+    assert b"".join(response.streaming_content).startswith(b"replica")
     record = record_of(ann)
     assert record is not None
     assert record.position != NOWHERE
