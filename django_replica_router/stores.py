@@ -155,7 +155,8 @@ class TokenStore(ABC):
         Raises:
             StoreError: the cache does not answer.
         """
-        guesses = [_last_owners[prefix + name] for name in names if prefix + name in _last_owners]
+        # Asked once for each: another thread may empty it meanwhile.
+        guesses = [owner for name in names if (owner := _last_owners.get(prefix + name))]
         with self._guarded_reading():
             if not guesses:
                 found = self._load_with_owners(prefix, names)

@@ -19,6 +19,7 @@ from django.test import override_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_replica_router import stores
 from django_replica_router.errors import ReplicaRouterError, StoreError
 from django_replica_router.stores import (
     GenericStore,
@@ -122,6 +123,22 @@ def test_unknown_key_has_no_record(store: TokenStore) -> None:
     merge(store, "b", at(5))
     assert store.load(["a", "b", "c"]) == [None, at(5), None]
     assert store.load([]) == []
+
+
+def test_owners_may_be_forgotten_by_another_thread_at_any_moment(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom a session belonged to is a guess, which may be gone as soon as it was looked for."""
+
+    class Emptied(dict[str, str]):
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+    monkeypatch.setattr(stores, "_last_owners", Emptied({"p:a": OWNER}))
+    merge(store, "p:a", at(5))
+    assert store.load_with_owners("p:", ["a"]) == {"a": at(5)}
 
 
 def test_stored_record_never_falls(store: TokenStore) -> None:
