@@ -199,11 +199,15 @@ class ClusterScope:
     wait_left: float | None = None
     shortcuts: Shortcuts = field(default_factory=dict)
 
-    def add_write(self, mark: WriteMark) -> None:
-        """Remember a write, and that whatever was decided before does not hold any more."""
+    def note_written(self) -> None:
+        """Remember that there was a write: whatever was decided before does not hold any more."""
         self.wrote = True
         self.choices.clear()
         self.shortcuts.clear()
+
+    def add_write(self, mark: WriteMark) -> None:
+        """Remember a write that no token covers yet."""
+        self.note_written()
         with _lock:
             if self.pending is None:
                 self.pending = WriteMark()
@@ -247,9 +251,7 @@ class ClusterScope:
                 if checkpoint is None:
                     self.last_write = object()
         if wrote:
-            self.wrote = True
-            self.choices.clear()
-            self.shortcuts.clear()
+            self.note_written()
         return was_noticed and not wrote
 
     def was_committed_by_hand(self, raw: Any) -> None:
@@ -301,6 +303,12 @@ class Scope:
             return self.clusters[primary]
         except KeyError:
             return self.clusters.setdefault(primary, ClusterScope(shortcuts=self.shortcuts))
+
+    def follow(self, outer: Scope) -> None:
+        """Read inside what the scope outside has written: no token tells of it yet."""
+        for primary, state in list(outer.clusters.items()):
+            if state.wrote:
+                self.cluster(primary).note_written()
 
     def inherit_writes(self, inner: Scope) -> None:
         """Take over what a scope inside this one has written, before that one forgets it."""

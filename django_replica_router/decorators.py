@@ -285,6 +285,8 @@ class ScopeBlock:
     def _open(self) -> Scope:
         outer = current_frame.get()
         self._outer = outer.scope
+        if self._outer is not None:
+            self.scope.follow(self._outer)
         self._token = current_frame.set(Frame(self.scope, outer.override))
         return self.scope
 

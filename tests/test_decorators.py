@@ -1265,6 +1265,17 @@ def test_writes_of_an_inner_scope_are_the_outer_ones_too() -> None:
         assert not outer.cluster("other").wrote
 
 
+def test_inner_scope_counts_the_writes_of_the_outer_one_as_its_own() -> None:
+    """It reads what was written, and leaves it to the outer scope to store a token for that."""
+    with scope() as outer:
+        outer.cluster("default").add_write(WriteMark())
+        outer.cluster("other").floor = None
+        with scope() as inner:
+            assert inner.cluster("default").wrote
+            assert not inner.cluster("default").has_pending
+            assert not inner.cluster("other").wrote
+
+
 @pytest.mark.usefixtures("_counts")
 @pytest.mark.parametrize("is_async", [False, True])
 def test_scope_gives_back_what_it_holds(is_async: bool) -> None:

@@ -419,6 +419,22 @@ def test_a_scope_inside_a_transaction_pins_its_user(ann: User, note: Note) -> No
     assert record.pinned_until_ms > 0
 
 
+def test_a_scope_inside_a_request_sees_what_the_request_has_written(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """As a task that is run at once, in the place where it is sent: no token is stored yet."""
+    wait_until_known(cluster)
+    for replica in cluster.replicas:
+        replica.pause()
+
+    def action(request: HttpRequest) -> str:
+        Note.objects.filter(pk=note.pk).update(title="second")
+        with scope(user=ann):
+            return Note.objects.get(pk=note.pk).title
+
+    assert visit(signed_in, action, "post") == "second"
+
+
 def test_a_token_never_falls(signed_in: Client, ann: User, note: Note, cluster: Cluster) -> None:
     """A request that ends late with a low token does not undo a higher one."""
     high = Record(position=NOWHERE._replace(timeline=1, lsn=1 << 60), expires_ms=1 << 42)
