@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -292,7 +293,10 @@ class ScopeBlock:
 
     def _close(self) -> None:
         if self._token is not None:
-            current_frame.reset(self._token)
+            # Left in another context than entered, as by a generator that somebody else closes:
+            # there is nothing to restore here.
+            with contextlib.suppress(ValueError):
+                current_frame.reset(self._token)
         release_scope(self.scope)
 
     def _hand_over(self) -> None:

@@ -1277,6 +1277,23 @@ def test_inner_scope_counts_the_writes_of_the_outer_one_as_its_own() -> None:
 
 
 @pytest.mark.usefixtures("_counts")
+def test_scope_may_be_left_in_another_context() -> None:
+    """As where a generator that was left half-way is closed by somebody else."""
+
+    def steps() -> Generator[int, None, None]:
+        with scope():
+            enter_a_replica()
+            yield 1
+
+    generator = steps()
+    before = current_frame.get()
+    contextvars.copy_context().run(next, generator)
+    generator.close()
+    assert current_frame.get() is before
+    assert least_in_flight._counts == {"replica1": 0}
+
+
+@pytest.mark.usefixtures("_counts")
 @pytest.mark.parametrize("is_async", [False, True])
 def test_scope_gives_back_what_it_holds(is_async: bool) -> None:
     """At its end, and after an error, a scope is not counted as in flight any more."""
