@@ -14,6 +14,7 @@ from django_replica_router.connecting import is_elsewhere, is_standby
 from django_replica_router.context import current_frame, current_scope
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
+from django_replica_router.postgres import is_busy
 from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
@@ -25,7 +26,12 @@ from django_replica_router.rerouting import (
     is_server_side,
     run_on_primary,
 )
-from django_replica_router.statements import is_write_command, might_commit, might_write
+from django_replica_router.statements import (
+    is_write_command,
+    might_commit,
+    might_commit_part,
+    might_write,
+)
 from django_replica_router.stats import count
 from django_replica_router.transactions import watch_transactions
 from django_replica_router.writes import mark_written
@@ -70,14 +76,9 @@ def _on_primary(
     state = scope.cluster(primary)
     try:
         result = execute(sql, params, many, context)
-    except BaseException:
-        # A statement that failed has written nothing, unless its answer was lost on the way.
-        if (
-            getattr(connection.connection, "closed", True)
-            and not connection.in_atomic_block
-            and might_write(sql)
-        ):
-            mark_written(primary, uncertain=True)
+    except BaseException as error:
+        if not connection.in_atomic_block and might_write(sql):
+            _note_failed(primary, connection.connection, sql, many, error)
         raise
     finally:
         # Also where it failed: an error tells something of the rows, too.
@@ -87,6 +88,20 @@ def _on_primary(
     if connection.in_atomic_block and might_commit(sql):
         state.was_committed_by_hand(connection.connection)
     return result
+
+
+def _note_failed(primary: str, raw: Any, sql: Any, many: bool, error: BaseException) -> None:
+    """Note what a statement outside a transaction may have written although it failed.
+
+    Nothing, as a rule.
+    """
+    # 1. Its answer was lost on the way, or something has kept the code from waiting for it, as a
+    #    time limit by a signal does: the server may commit it yet.
+    if getattr(raw, "closed", True) or is_busy(raw) or not isinstance(error, Exception):
+        mark_written(primary, uncertain=True)
+    # 2. It has committed before it failed. Of many, each by itself, where libpq knows no pipeline.
+    elif many or might_commit_part(sql):
+        mark_written(primary)
 
 
 def _on_replica(

@@ -265,6 +265,14 @@ def has_failed(connection: psycopg.Connection[Any]) -> bool:
     return connection.info.transaction_status == pq.TransactionStatus.INERROR
 
 
+def is_busy(connection: object) -> bool:
+    """Tell whether a statement is still running whose answer nobody waits for any more."""
+    return (
+        isinstance(connection, psycopg.Connection)
+        and connection.info.transaction_status == pq.TransactionStatus.ACTIVE
+    )
+
+
 def was_refused(connection: psycopg.Connection[Any], error: BaseException) -> bool:
     """Tell whether an error at COMMIT is the server's word that nothing was committed.
 

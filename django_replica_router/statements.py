@@ -11,6 +11,7 @@ _HARMLESS = frozenset(
     "RELEASE RESET ROLLBACK SAVEPOINT SET SHOW START UNLISTEN".split()
 )
 _COMMITS = frozenset(["COMMIT", "END", "PREPARE"])
+_COMMIT_PARTS = frozenset(["CALL", "DO"])
 _QUERIES = frozenset(["SELECT", "TABLE", "VALUES", "WITH"])
 _WRITES = frozenset(
     "ALTER CALL CLUSTER COMMENT COPY CREATE DELETE DO DROP EXECUTE GRANT IMPORT INSERT MERGE "
@@ -164,11 +165,21 @@ def might_commit(sql: object) -> bool:
     return _might_commit(_text(sql))
 
 
+def might_commit_part(sql: object) -> bool:
+    """Tell whether the statement may fail after it has committed some of what it has written.
+
+    A procedure may, and several statements in one text.
+    """
+    plain = _plain(_text(sql))
+    word = _first_word(plain)
+    return not _is_one(plain) or not word or word in _COMMIT_PARTS
+
+
 # A site has some hundreds of different statements, since values travel apart from the text.
 @lru_cache(maxsize=2048)
 def _might_write(text: str) -> bool:
     plain = _plain(text)
-    if _ODD in plain or ";" in plain.rstrip("; \t\n\r\f\v"):
+    if not _is_one(plain):
         return True
     word = _first_word(plain)
     if word == "EXPLAIN":
@@ -189,6 +200,9 @@ def _is_known(name: str) -> bool:
 @lru_cache(maxsize=2048)
 def _might_commit(text: str) -> bool:
     plain = _plain(text)
-    is_one = _ODD not in plain and ";" not in plain.rstrip("; \t\n\r\f\v")
     word = _first_word(plain)
-    return not is_one or not word or word in _COMMITS
+    return not _is_one(plain) or not word or word in _COMMITS
+
+
+def _is_one(plain: str) -> bool:
+    return _ODD not in plain and ";" not in plain.rstrip("; \t\n\r\f\v")

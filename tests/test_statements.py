@@ -29,7 +29,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 
-from django_replica_router.statements import is_write_command, might_commit, might_write
+from django_replica_router.statements import (
+    is_write_command,
+    might_commit,
+    might_commit_part,
+    might_write,
+)
 from testproject.notes.models import Comment, Event, Note, Tag
 
 NAME = "notes_note"
@@ -665,6 +670,24 @@ def test_what_might_end_a_transaction_and_keep_its_writes(statement: Any) -> Non
 def test_what_ends_no_transaction(statement: str) -> None:
     """Ordinary statements are none, whatever their strings and names say."""
     assert not might_commit(statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("CALL purge()", True),
+        ("do $$ begin end $$", True),
+        ("UPDATE t SET a = 1; COMMIT; SELECT 1 / 0", True),
+        (sql.SQL("CALL purge()"), True),
+        ("INSERT INTO t (name) VALUES ('CALL; it')", False),
+        ('UPDATE "call" SET a = 1;', False),
+        ("SELECT 1", False),
+    ],
+    ids=str,
+)
+def test_what_might_commit_before_it_fails(statement: Any, expected: bool) -> None:
+    """A procedure may, and several statements, and what cannot be read."""
+    assert might_commit_part(statement) is expected
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import psycopg
 import pytest
 from django.apps import apps
 from django.contrib.auth.models import User
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.models.signals import post_migrate, post_save
 from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 from django.test import Client
@@ -23,7 +25,7 @@ from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Event, Note, Tag
-from tests.conftest import PATIENT, wait_until_known
+from tests.conftest import PATIENT, TIMEOUT, wait_until, wait_until_known
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -405,6 +407,98 @@ def test_an_answer_lost_in_autocommit_pins_its_user(
     record = record_of(ann)
     assert record is not None
     assert record.pinned_until_ms > 0
+
+
+class TimeLimitError(Exception):
+    """A time limit that a signal has raised, as that of a task queue does."""
+
+
+@pytest.mark.parametrize("kind", [TimeLimitError, KeyboardInterrupt])
+def test_an_answer_that_nobody_waits_for_pins_its_user(
+    ann: User, note: Note, cluster: Cluster, kind: type[BaseException]
+) -> None:
+    """A statement goes on in the server where a signal has made the code leave it."""
+    other = connections.create_connection("default")
+
+    def stop(*args: object) -> None:
+        raise kind
+
+    def interrupt() -> None:
+        try:
+            wait_until(
+                lambda: cluster.primary.execute("SELECT 1 FROM pg_locks WHERE NOT granted"),
+                "the statement to wait",
+            )
+        finally:  # else it would wait for ever
+            signal.raise_signal(signal.SIGUSR1)
+
+    def write() -> None:
+        interrupter.start()
+        Note.objects.filter(pk=note.pk).update(title="second")
+
+    other.set_autocommit(False)
+    before = signal.signal(signal.SIGUSR1, stop)
+    interrupter = threading.Thread(target=interrupt)
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT FROM notes_note FOR UPDATE")
+        with pytest.raises(kind), scope(user=ann):
+            write()
+    finally:
+        interrupter.join(TIMEOUT)
+        signal.signal(signal.SIGUSR1, before)
+        other.rollback()
+        other.close()
+    if kind is TimeLimitError:  # of a KeyboardInterrupt the driver knows, and cancels the statement
+        wait_until(
+            lambda: cluster.primary.execute(
+                "SELECT 1 FROM notes_note WHERE title = 'second'", dbname="app"
+            ),
+            "the statement to end",
+        )
+    connection.close()
+    record = record_of(ann)
+    assert record is not None
+    assert record.pinned_until_ms > 0
+
+
+FAILURES: dict[str, Callable[[Any], Any]] = {
+    "procedure": lambda cursor: cursor.execute(
+        "DO $$ BEGIN INSERT INTO notes_tag (name) VALUES ('blue'); COMMIT; "
+        "RAISE EXCEPTION 'too late'; END $$"
+    ),
+    "several statements": lambda cursor: cursor.execute(
+        "BEGIN; INSERT INTO notes_tag (name) VALUES ('blue'); COMMIT; SELECT 1 / 0"
+    ),
+    "one by one": lambda cursor: cursor.executemany(
+        "INSERT INTO notes_tag (name) VALUES (%s)", [("blue",), ("blue",)]
+    ),
+}
+
+
+@pytest.mark.parametrize("way", FAILURES.values(), ids=FAILURES)
+def test_what_was_committed_before_a_statement_failed_makes_a_token(
+    signed_in: Client,
+    ann: User,
+    note: Note,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[Any], Any],
+) -> None:
+    """As by a procedure that works in portions and is stopped by ``statement_timeout``."""
+    # Else the driver sends many at once, which are one transaction.
+    monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
+    before = cluster.primary.insert_lsn()
+
+    def action(request: HttpRequest) -> None:
+        with connection.cursor() as cursor, pytest.raises(DatabaseError):
+            way(cursor)
+
+    visit(signed_in, action)
+    assert Tag.objects.filter(name="blue").exists()
+    record = record_of(ann)
+    assert record is not None
+    assert record.position.lsn > before
 
 
 def test_a_scope_inside_a_transaction_pins_its_user(ann: User, note: Note) -> None:
