@@ -44,11 +44,12 @@ def note_write(using: str | None = None) -> None:
         ConfigurationError: the alias is a replica.
     """
     alias = DEFAULT_DB_ALIAS if using is None else using
-    topology = get_config().topology
+    config = get_config()
+    topology = config.topology
     if topology.is_replica(alias):
         message = f"{alias!r} is a replica: pass the alias of the primary that was written to."
         raise ConfigurationError(message)
-    if alias in topology.clusters:
+    if config.ENABLED and alias in topology.clusters:
         mark_written(alias)
 
 

@@ -586,6 +586,15 @@ def test_note_write_refuses_a_replica(cluster: Cluster) -> None:
         note_write("replica1")
 
 
+def test_note_write_is_nothing_where_the_package_is_switched_off(
+    signed_in: Client, ann: User, settings: Any
+) -> None:
+    """Nor is anything else remembered."""
+    settings.REPLICA_ROUTER = {**PATIENT, "ENABLED": False}
+    visit(signed_in, lambda request: note_write(), "post")
+    assert record_of(ann) is None
+
+
 def test_fast_deletion_stays_fast(note: Note, django_assert_num_queries: Any) -> None:
     """The package listens to no signal that would make Django delete objects one by one."""
     assert Event.objects.exists()
