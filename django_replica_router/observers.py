@@ -77,7 +77,7 @@ def _on_primary(
     try:
         result = execute(sql, params, many, context)
     except BaseException as error:
-        if not connection.in_atomic_block and might_write(sql):
+        if connection.autocommit and might_write(sql):
             _note_failed(primary, connection.connection, sql, many, error)
         raise
     finally:
@@ -85,7 +85,7 @@ def _on_primary(
         state.note_statement()
     if might_write(sql):
         mark_written(primary)
-    if connection.in_atomic_block and might_commit(sql):
+    if not connection.autocommit and might_commit(sql):
         state.was_committed_by_hand(connection.connection)
     return result
 

@@ -59,7 +59,9 @@ def mark_written(primary: str, *, uncertain: bool = False) -> None:
     if scope is None:
         return
     connection = connections[primary]
-    transactions = [connection.connection] if connection.in_atomic_block else []
+    raw = connection.connection
+    is_later = connection.in_atomic_block or (raw is not None and not connection.autocommit)
+    transactions = [raw] if is_later else []
     scope.cluster(primary).add_write(WriteMark(transactions, uncertain))
 
 
@@ -338,7 +340,10 @@ def _writers(primary: str, scope: Scope, state: ClusterScope, config: Config) ->
         state.store_failed = True
     users = set(known_owners(state))
     if not users and not connections[primary].in_atomic_block:
-        scope.identity.load_user()
+        try:
+            scope.identity.load_user()
+        except Exception as error:  # what the request carries must be remembered all the same
+            logger.warning("Nobody tells who has written to %r: %s", primary, error)
         users = set(scope.identity.users())
     return users
 

@@ -25,7 +25,7 @@ from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Event, Note, Tag
-from tests.conftest import PATIENT, TIMEOUT, wait_until, wait_until_known
+from tests.conftest import PATIENT, TIMEOUT, empty_store, wait_until, wait_until_known
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -407,6 +407,70 @@ def test_an_answer_lost_in_autocommit_pins_its_user(
     record = record_of(ann)
     assert record is not None
     assert record.pinned_until_ms > 0
+
+
+def test_an_answer_lost_pins_a_session_of_which_nobody_can_tell_whose_it_is(
+    signed_in: Client, note: Note, settings: Any
+) -> None:
+    """Its row cannot be read where the connection is broken; what the browser carries is known."""
+    # It asks who is signed in before the view does.
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "LoginRequired" not in name]
+    browser = Client()
+    browser.cookies = signed_in.cookies
+
+    def action(request: HttpRequest) -> None:
+        with connection.cursor() as cursor, pytest.raises(DatabaseError):
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid()), notes_touch(0)")
+
+    visit(browser, action, "post")
+    connection.close()
+    record = session_record_of(browser)
+    assert record is not None
+    assert record.pinned_until_ms > 0
+
+
+@pytest.mark.not_pooled("which server connection it has is known to the pooler")
+def test_a_connection_lost_at_a_commit_by_hand_pins_its_user(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """With autocommit off a write is in a transaction, although in no atomic block."""
+
+    def action(request: HttpRequest) -> None:
+        connection.set_autocommit(False)
+        note.save()
+        pid = connection.connection.info.backend_pid
+        cluster.primary.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        with pytest.raises(DatabaseError):
+            connection.commit()
+        connection.close()
+
+    visit(signed_in, action, "post")
+    record = record_of(ann)
+    assert record is not None
+    assert record.pinned_until_ms > 0
+
+
+def test_a_commit_by_hand_makes_a_token(signed_in: Client, ann: User, note: Note) -> None:
+    """Whether by Django's function or by a statement, with whatever is rolled back behind it."""
+
+    def action(request: HttpRequest) -> None:
+        transaction.set_autocommit(False)
+        note.save()
+        if request.GET:
+            connection.cursor().execute("COMMIT")
+        else:
+            transaction.commit()
+        Note.objects.count()
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+    for data in ({}, {"statement": 1}):
+        visit(signed_in, action, query_params=data)
+        record = record_of(ann)
+        assert record is not None
+        assert record.position != NOWHERE
+        assert not record.pinned_until_ms
+        empty_store()
 
 
 class TimeLimitError(Exception):
