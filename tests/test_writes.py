@@ -686,6 +686,8 @@ def test_a_saved_model_is_a_write_though_nobody_saw_its_statement(
     note: Note, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal holds where a backend runs statements past Django's wrappers."""
+    if isinstance(connections["default"], TokenMixin):
+        pytest.skip("the backend is told by each COMMIT")
     monkeypatch.setattr(connections["default"], "execute_wrappers", [])
     with scope() as opened:
         Tag.objects.bulk_create([Tag(name="green")])  # sends no signal
