@@ -166,6 +166,11 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
     config = get_config()
     # What is read from now on counts anew: it has been seen after what is stored now.
     scope.shortcuts.clear()
+    for primary in _untouched(scope, sent_session):
+        try:
+            _hand_on(primary, scope, config, sent_session)
+        except Exception as error:  # as below
+            _report_unrecorded(primary, error)
     for primary, state in list(scope.clusters.items()):
         try:
             _finish_cluster(primary, scope, state, config, sent_session)
@@ -175,7 +180,7 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
 
 def needs_finish(scope: Scope, sent_session: str | None = None) -> bool:
     """Tell whether ``finish_scope`` has anything to do, without doing any I/O."""
-    return any(
+    return bool(_untouched(scope, sent_session)) or any(
         state.has_pending
         or state.seen_on is not None
         or state.met_at is not None
@@ -198,6 +203,35 @@ def release_scope(scope: Scope) -> None:
     for state in list(scope.clusters.values()):
         while state.entered:
             least_in_flight.leave(state.entered.pop())
+
+
+def _untouched(scope: Scope, sent_session: str | None) -> tuple[str, ...]:
+    """Return the primaries of which nothing was asked in a scope that hands out a new session."""
+    if sent_session is None or not (scope.identity.owner() or scope.identity.has_session_data()):
+        return ()
+    config = get_config()
+    if not config.ENABLED:
+        return ()
+    return tuple(primary for primary in config.topology.clusters if primary not in scope.clusters)
+
+
+def _hand_on(primary: str, scope: Scope, config: Config, sent_session: str | None) -> None:
+    """Let a new session stand for what the old one did. The primary need not be asked for that.
+
+    A session that is no row in the database, as one in a signed cookie or in a cache, changes its
+    key where nothing is read or written.
+    """
+    state = scope.cluster(primary)
+    try:
+        load_floor(primary, scope, config)
+        old = state.records.get(scope.identity.session() or "")
+        if sent_session is not None and (old is not None or scope.identity.owner()):
+            _store(primary, scope, state, config, old or Record(), [sent_session], ())
+    except StoreError:
+        # What the old one stood for is not known: the browser may carry that.
+        state.store_failed = True
+        state.recorded, state.is_unstored = Record(pinned_until_ms=expiry_ms(config)), True
+        raise
 
 
 def _links(scope: Scope, state: ClusterScope, sent_session: str | None) -> tuple[str, ...]:

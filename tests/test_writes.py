@@ -19,6 +19,7 @@ from django.test import Client
 from django_replica_router import note_write, scope, writes
 from django_replica_router.backends.mixin import TokenMixin
 from django_replica_router.balancers import least_in_flight
+from django_replica_router.cookies import NAME
 from django_replica_router.identity import user_key
 from django_replica_router.keys import EVERYBODY, digest
 from django_replica_router.stores import get_store
@@ -615,6 +616,58 @@ def test_the_users_key_is_found_though_the_view_never_asked_who_it_is(
 
     visit(signed_in, action, "post")
     assert record_of(ann) is not None
+
+
+@pytest.mark.parametrize("engine", ["signed_cookies", "cache"])
+def test_a_token_follows_its_session_to_a_new_key(
+    note: Note, cluster: Cluster, settings: Any, engine: str
+) -> None:
+    """Also where a request that asks no database changes the key, and nobody is signed in."""
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    wait_until_known(cluster)
+    for replica in cluster.replicas:
+        replica.pause()
+    browser = Client()
+
+    def write(request: HttpRequest) -> None:
+        request.session["basket"] = [1]
+        Note.objects.filter(pk=note.pk).update(title="second")
+
+    def change_key(request: HttpRequest) -> None:
+        request.session["basket"] = [1, 2]
+        request.session.cycle_key()
+
+    def read(request: HttpRequest) -> str:
+        return Note.objects.get(pk=note.pk).title
+
+    visit(browser, write, "post")
+    key = browser.cookies["sessionid"].value
+    assert visit(browser, read) == "second"
+    visit(browser, change_key)
+    assert browser.cookies["sessionid"].value != key
+    assert visit(browser, read) == "second"
+
+
+def test_a_browser_carries_a_pin_where_the_store_does_not_tell_what_its_session_stood_for(
+    note: Note, cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old key's token is not known, and the new key has none."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    browser = Client()
+    visit(browser, lambda request: request.session.update({"basket": [1]}))
+    assert NAME not in browser.cookies
+
+    def fail(*args: object) -> None:
+        message = "away"
+        raise ConnectionError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(get_store("default")), "_load", fail)
+        patch.setattr(type(get_store("default")), "_load_with_owners", fail)
+        visit(browser, lambda request: request.session.update({"basket": [1, 2]}))
+    empty_store()
+    wait_until_known(cluster)
+    assert visit(browser, lambda request: Note.objects.get(pk=note.pk)._state.db) == "default"
 
 
 def test_nothing_of_a_session_or_credential_is_readable_in_the_cache(
