@@ -11,8 +11,9 @@ from django.utils.functional import LazyObject, empty
 from django.utils.module_loading import import_string
 
 from django_replica_router.conf import get_config
-from django_replica_router.context import ClusterScope, Shortcuts
+from django_replica_router.context import ClusterScope, Frame, Shortcuts, current_frame
 from django_replica_router.cookies import read_cookie
+from django_replica_router.errors import ConfigurationError
 from django_replica_router.keys import digest, remembered_digest
 from django_replica_router.tokens import Record
 
@@ -136,14 +137,27 @@ class RequestIdentity:
     def _custom(self) -> tuple[str, ...]:
         if self._extra is None:
             path = get_config().IDENTITY
-            if path is None:
-                self._extra = ()
-            else:
-                identify: Callable[[HttpRequest], Iterable[str]] = import_string(path)
-                self._extra = tuple(
-                    digest("custom", str(value)) for value in identify(self.request)
-                )
+            # Asked once: not again by the reads of its own, nor after it has raised.
+            self._extra = ()
+            if path is not None:
+                self._extra = self._identify(path)
         return self._extra
+
+    def _identify(self, path: str) -> tuple[str, ...]:
+        identify: Callable[[HttpRequest], Iterable[str]] = import_string(path)
+        # Nobody knows yet whose reads these are: outside of any scope the primary answers them.
+        token = current_frame.set(Frame())
+        try:
+            values = identify(self.request)
+            if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+                message = (
+                    f"REPLICA_ROUTER['IDENTITY'] ({path}) should return a list of texts, not "
+                    f"{type(values).__name__}. Return [] where the request names nobody."
+                )
+                raise ConfigurationError(message)
+            return tuple(digest("custom", str(value)) for value in values)
+        finally:
+            current_frame.reset(token)
 
     def _look(self) -> str | None:
         known = self._known

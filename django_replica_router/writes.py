@@ -166,6 +166,7 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
     config = get_config()
     # What is read from now on counts anew: it has been seen after what is stored now.
     scope.shortcuts.clear()
+    _look(scope, sent_session)
     for primary in _untouched(scope, sent_session):
         try:
             _hand_on(primary, scope, config, sent_session)
@@ -180,6 +181,7 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
 
 def needs_finish(scope: Scope, sent_session: str | None = None) -> bool:
     """Tell whether ``finish_scope`` has anything to do, without doing any I/O."""
+    _look(scope, sent_session)
     return bool(_untouched(scope, sent_session)) or any(
         state.has_pending
         or state.seen_on is not None
@@ -203,6 +205,16 @@ def release_scope(scope: Scope) -> None:
     for state in list(scope.clusters.values()):
         while state.entered:
             least_in_flight.leave(state.entered.pop())
+
+
+def _look(scope: Scope, sent_session: str | None) -> None:
+    """Find out whom the scope works for. What the callable of ``IDENTITY`` raises costs no token."""
+    if not scope.clusters and sent_session is None:
+        return
+    try:
+        scope.identity.users()
+    except Exception as error:  # it is not asked again
+        logger.warning("IDENTITY does not tell whom a request is for: %s", error)
 
 
 def _untouched(scope: Scope, sent_session: str | None) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from rest_framework.request import Request
 from django_replica_router import floors
 from django_replica_router.conf import Config
 from django_replica_router.context import Scope
+from django_replica_router.errors import ConfigurationError
 from django_replica_router.identity import (
     NamedIdentity,
     RequestIdentity,
@@ -411,6 +412,29 @@ def test_what_the_site_names_owns_no_session() -> None:
         assert identity.owner() == ""
         request._cached_user = user(1)
         assert identity.owner() == ANN
+
+
+def by_none(request: HttpRequest) -> None:
+    """Return nothing, as a callable that has forgotten to."""
+
+
+def by_text(request: HttpRequest) -> str:
+    """Return one text in the place of a list of them."""
+    return "acme"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("by_none", "NoneType"), ("by_text", "str")])
+def test_wrong_answer_of_the_site_is_told(name: str, kind: str) -> None:
+    """Each letter of a text would be a key that many readers share; and None is no list."""
+    with override_settings(REPLICA_ROUTER={"IDENTITY": f"{__name__}.{name}"}):
+        identity = RequestIdentity(run_middleware(make_request()))
+        message = (
+            f"REPLICA_ROUTER['IDENTITY'] ({__name__}.{name}) should return a list of texts, not "
+            f"{kind}. Return [] where the request names nobody."
+        )
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+            identity.users()
+        assert identity.users() == ()
 
 
 # What the response hands out

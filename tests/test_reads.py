@@ -332,6 +332,43 @@ def test_a_made_up_key_of_the_site_makes_no_session_real(cluster: Cluster, setti
     assert cluster.cache.command("KEYS", "*") == [everybodys_key()]
 
 
+def by_user(request: HttpRequest) -> list[str]:
+    """Name whom a request is for, by what the database tells."""
+    return [request.user.get_username()]
+
+
+def test_the_site_may_ask_the_database_whom_a_request_is_for(
+    ann: User, note: Note, served: Served, cluster: Cluster, settings: Any
+) -> None:
+    """The primary answers that: nobody's token protects such a read."""
+    settings.REPLICA_ROUTER = {**PATIENT, "IDENTITY": f"{__name__}.by_user"}
+    client = sign_in(ann)
+    wait_until_known(cluster)
+    served.clear()
+    assert visit(client, lambda request: Note.objects.get().title) == note.title
+    assert "default" in served.aliases("auth_user")
+    assert served.only_replicas("notes_note")
+
+
+def by_nothing(request: HttpRequest) -> list[str]:
+    """Fail, as a callable of a site may."""
+    raise LookupError(request.path)
+
+
+def test_an_error_of_the_sites_callable_costs_no_token(
+    note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """A request that has written is remembered under what else is known of it."""
+    client = Client(headers={"Authorization": "Token abc"})
+    visit(client, lambda request: Note.objects.count())
+    wait_until_known(cluster)
+    pause(cluster)
+    settings.REPLICA_ROUTER = {**PATIENT, "IDENTITY": f"{__name__}.by_nothing"}
+    visit(client, lambda request: Note.objects.update(title="second") and None)
+    settings.REPLICA_ROUTER = PATIENT
+    assert visit(client, lambda request: Note.objects.get().title) == "second"
+
+
 def test_a_made_up_session_leaves_nothing_in_the_cache(cluster: Cluster) -> None:
     """Nobody fills the cache with invented cookies."""
     client = Client()
