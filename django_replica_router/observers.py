@@ -12,6 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_replica_router.conf import get_config
 from django_replica_router.connecting import is_elsewhere, is_standby
 from django_replica_router.context import current_frame, current_scope
+from django_replica_router.cursors import watch_cursors
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
 from django_replica_router.postgres import is_busy
@@ -281,7 +282,7 @@ def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
 
 
 def observe(connection: BaseDatabaseWrapper) -> None:
-    """Put an observer around the statements of a connection, once.
+    """Put an observer around the statements of a connection, once, and around its cursors each time it is opened.
 
     At the front of the list: ``connection.execute_wrapper()`` takes the last one off when its
     block ends, and must find its own there. The front is also the outside, so that what another
@@ -289,6 +290,7 @@ def observe(connection: BaseDatabaseWrapper) -> None:
     """
     if connection.vendor != "postgresql":
         return
+    watch_cursors(connection)
     if not any(isinstance(wrapper, StatementObserver) for wrapper in connection.execute_wrappers):
         connection.execute_wrappers.insert(0, StatementObserver(connection.alias))
         watch_transactions(connection)

@@ -33,7 +33,7 @@ _HOLD = 2.0
 
 
 def note_write(using: str | None = None) -> None:
-    """Tell that the code has written by a way that Django does not show, such as ``copy()``.
+    """Tell that the code has written by a way that is not noticed, such as the driver's own connection.
 
     Call it after the write, or inside the transaction that it belongs to.
 

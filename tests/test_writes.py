@@ -81,6 +81,21 @@ def writing_cte(note: Note) -> None:
 def copy(note: Note) -> None:
     with connection.cursor() as cursor, cursor.copy("COPY notes_tag (name) FROM STDIN") as rows:
         rows.write_row(("blue",))
+
+
+def procedure(note: Note) -> None:
+    with connection.cursor() as cursor:
+        cursor.callproc("notes_touch", [note.pk])
+
+
+def stream(note: Note) -> None:
+    with connection.cursor() as cursor:
+        list(cursor.stream("UPDATE notes_note SET body = 'new' RETURNING id"))
+
+
+def driver(note: Note) -> None:
+    with connection.cursor() as cursor:
+        cursor.connection.execute("INSERT INTO notes_tag (name) VALUES ('blue')")
     note_write()
 
 
@@ -114,6 +129,9 @@ WAYS: dict[str, Callable[[Note], Any]] = {
     "writing function": writing_function,
     "writing CTE": writing_cte,
     "copy": copy,
+    "procedure": procedure,
+    "stream": stream,
+    "told by note_write": driver,
     "atomic": in_transaction,
     "get_or_create": lambda note: Tag.objects.get_or_create(name="blue"),
     "update_or_create": lambda note: Tag.objects.update_or_create(name="green"),
@@ -426,6 +444,23 @@ def test_an_answer_lost_pins_a_session_of_which_nobody_can_tell_whose_it_is(
     visit(browser, action, "post")
     connection.close()
     record = session_record_of(browser)
+    assert record is not None
+    assert record.pinned_until_ms > 0
+
+
+@pytest.mark.not_pooled("which server connection it has is known to the pooler")
+def test_a_procedure_whose_answer_is_lost_pins_its_user(
+    signed_in: Client, ann: User, note: Note
+) -> None:
+    """It may have been committed, as any other statement."""
+
+    def action(request: HttpRequest) -> None:
+        with connection.cursor() as cursor, pytest.raises(DatabaseError):
+            cursor.callproc("pg_terminate_backend", [connection.connection.info.backend_pid])
+        connection.close()
+
+    visit(signed_in, action, "post")
+    record = record_of(ann)
     assert record is not None
     assert record.pinned_until_ms > 0
 
