@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Container, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any, NamedTuple, Protocol
 
 from django_replica_router.policy import Decision
@@ -81,8 +83,49 @@ class Shortcut:
         self.identity = identity
 
 
-Shortcuts = dict[int, dict[str, Shortcut]]
-"""By thread, and by the alias that Django would have read from."""
+class ThreadShortcuts(dict[str, Shortcut]):
+    """Those of one thread, by the alias that Django would have read from."""
+
+    __slots__ = ("__weakref__",)
+
+
+Shortcuts = dict[int, ThreadShortcuts]
+"""By the number of the thread, which another one may be given when it has ended."""
+
+
+class _ThreadEnd:
+    """Lies among what belongs to one thread alone, and takes its shortcuts with it.
+
+    A shortcut leads past the questions whether a transaction is open in the thread, and whether it
+    can connect: whoever gets its number next has to ask them himself.
+    """
+
+    _MANY = 64
+
+    def __init__(self) -> None:
+        self._kept: list[weakref.ref[ThreadShortcuts]] = []
+
+    def note(self, shortcuts: ThreadShortcuts) -> None:
+        """Have these dropped when the thread ends, where their scope has not ended before."""
+        if len(self._kept) >= self._MANY:
+            self._kept = [kept for kept in self._kept if kept() is not None]
+        self._kept.append(weakref.ref(shortcuts))
+
+    def __del__(self) -> None:
+        for kept in self._kept:
+            shortcuts = kept()
+            if shortcuts is not None:
+                shortcuts.clear()
+
+
+class _Here(threading.local):
+    """What belongs to one thread alone."""
+
+    def __init__(self) -> None:
+        self.end = _ThreadEnd()
+
+
+_here = _Here()
 
 # Threads of one scope may write at the same time. Held for moments only.
 _lock = threading.Lock()
@@ -309,6 +352,19 @@ class Scope:
         for primary, state in list(outer.clusters.items()):
             if state.wrote:
                 self.cluster(primary).note_written()
+
+    def shortcuts_here(self) -> ThreadShortcuts:
+        """Return what is to hold the shortcuts of this thread.
+
+        Where somebody ends the scope's shortcuts, it does not belong to them any more: so what is
+        decided meanwhile makes none.
+        """
+        self.identity.users()  # else the decision would find them, and end what it makes
+        mine = self.shortcuts.get(get_ident())
+        if mine is None:
+            mine = self.shortcuts[get_ident()] = ThreadShortcuts()
+            _here.end.note(mine)
+        return mine
 
     def inherit_writes(self, inner: Scope) -> None:
         """Take over what a scope inside this one has written, before that one forgets it."""

@@ -59,9 +59,13 @@ class ReplicaRouter:
         primary = config.topology.primary_of.get(asked)
         if primary is None:
             return None
+        scope = frame.scope
+        if scope is None or frame.override is not None or others or not config.ENABLED:
+            return route_read(primary, model, config, frame)[0]
+        mine = scope.shortcuts_here()
         alias, shortcut = route_read(primary, model, config, frame)
-        if shortcut is not None and frame.scope is not None and not others:
-            frame.scope.shortcuts.setdefault(get_ident(), {})[asked] = shortcut
+        if shortcut is not None:
+            mine[asked] = shortcut
         return alias
 
     def db_for_write(self, model: type[Any], **hints: Any) -> str | None:

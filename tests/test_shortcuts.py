@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread
+from contextvars import copy_context
+from threading import Thread, get_ident
 from typing import Any
 
 import pytest
@@ -236,6 +237,45 @@ def test_it_is_no_other_threads(cluster: Cluster) -> None:
     assert is_replica(seen[0])
 
 
+def in_thread(action: Callable[[], Any]) -> tuple[int, Any]:
+    """Run the action in a thread that takes the scope along; return its number and the result."""
+
+    def run() -> Any:
+        try:
+            return action()
+        finally:
+            for alias in connections:
+                connections[alias].close()
+            get_store("default")._client.connection_pool.disconnect()  # type: ignore[attr-defined]
+
+    found: list[Any] = []
+    number = []
+    run_here = copy_context().run
+    thread = Thread(target=lambda: (number.append(get_ident()), found.append(run_here(run))))
+    thread.start()
+    thread.join()
+    return number[0], found[0]
+
+
+def test_it_is_not_left_to_the_next_thread_of_that_number(cluster: Cluster) -> None:
+    """The operating system gives a number again: the new thread may be in a transaction."""
+
+    def ask_in_transaction() -> str:
+        with transaction.atomic():
+            return route()
+
+    with scope():
+        before, alias = in_thread(route_by_shortcut)
+        assert is_replica(alias)
+        # Whoever else starts a thread may have got it: this one is the next, or the one after.
+        for _ in range(100):
+            now, alias = in_thread(ask_in_transaction)
+            assert alias == "default"
+            if now == before:
+                return
+    pytest.fail("no thread has got the number of the one before")
+
+
 @contextmanager
 def paused(cluster: Cluster) -> Iterator[None]:
     """Let every replica show the present for ever."""
@@ -434,7 +474,12 @@ def keep_models(patch: Patch) -> None:
 
 
 def share_among_threads(patch: Patch) -> None:
-    patch.setattr(routers, "get_ident", lambda: 1)
+    for module in (context, routers):
+        patch.setattr(module, "get_ident", lambda: 1)
+
+
+def keep_of_ended_threads(patch: Patch) -> None:
+    patch.setattr(context._ThreadEnd, "note", lambda self, shortcuts: None)
 
 
 def keep_after_writes(patch: Patch) -> None:
@@ -470,6 +515,7 @@ CONTROLS = [
     (keep_models, test_a_changed_setting_ends_it, {}),
     (keep_models, test_another_router_ends_it, {}),
     (share_among_threads, test_it_is_no_other_threads, {}),
+    (keep_of_ended_threads, test_it_is_not_left_to_the_next_thread_of_that_number, {}),
     (keep_after_writes, test_a_write_ends_it, {}),
     (keep_among_blocks, test_use_primary_and_use_replica_stand_above_it, {}),
 ]
