@@ -245,7 +245,7 @@ class ClusterScope:
     def note_written(self) -> None:
         """Remember that there was a write: whatever was decided before does not hold any more."""
         self.wrote = True
-        self.choices.clear()
+        self.choices = {}  # another one: who is deciding at this moment puts his into the old
         self.shortcuts.clear()
 
     def add_write(self, mark: WriteMark) -> None:

@@ -178,7 +178,8 @@ def _decide_by_token(
     primary: str, model: Any, scope: Scope, max_lag: float, config: Config
 ) -> Decision:
     state = scope.cluster(primary)
-    choice = state.choices.get(max_lag)
+    choices = state.choices  # where another thread writes meanwhile, there is a new one
+    choice = choices.get(max_lag)
     if choice is not None:
         users = scope.identity.users()
         if choice.alias == primary:
@@ -198,7 +199,7 @@ def _decide_by_token(
         _blind.add(primary)
         state.store_failed = True
         count(_EVENTS[Reason.STORE_ERROR])
-        return state.choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
+        return choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
     if choice is None and _identifies_unknown_reader(model, scope, state):
         return Decision(primary, Reason.UNKNOWN_SESSION)
     decision, life = _decide_anew(primary, scope, floor, max_lag, config, choice)
@@ -208,9 +209,9 @@ def _decide_by_token(
     if config.PRIMARY_SHARE < 1:
         budget.note_decision()
     if choice is None:
-        decision = state.choices.setdefault(max_lag, decision)  # another thread may have been first
+        decision = choices.setdefault(max_lag, decision)  # another thread may have been first
     else:
-        state.choices[max_lag] = decision
+        choices[max_lag] = decision
     if config.BALANCER == "least_in_flight" and decision.alias not in (primary, *state.entered):
         least_in_flight.enter(decision.alias)
         state.entered.append(decision.alias)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
+from functools import partial
 from threading import Thread, get_ident
 from typing import Any
 
@@ -274,6 +275,26 @@ def test_it_is_not_left_to_the_next_thread_of_that_number(cluster: Cluster) -> N
             if now == before:
                 return
     pytest.fail("no thread has got the number of the one before")
+
+
+@pytest.mark.parametrize("block", [nullcontext, use_replica])
+def test_what_is_decided_while_another_thread_writes_is_dropped(
+    cluster: Cluster, monkeypatch: Patch, block: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    """The decision holds for its own read, which began before, and for none that follows."""
+    find = reads.find_at_once
+    names = ["of another thread"]
+
+    def find_during_a_write(*args: Any) -> Any:
+        found = find(*args)
+        while names:
+            in_thread(partial(Tag.objects.create, name=names.pop()))
+        return found
+
+    monkeypatch.setattr(reads, "find_at_once", find_during_a_write)
+    with paused(cluster), scope(), block():
+        assert is_replica(route())
+        assert route() == "default"
 
 
 @contextmanager
