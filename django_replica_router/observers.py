@@ -269,6 +269,26 @@ def _guard_opening(connection: BaseDatabaseWrapper) -> None:
     connection._cursor = open_cursor_somewhere  # type: ignore[attr-defined]
 
 
+def _watch_health_check(connection: BaseDatabaseWrapper) -> None:
+    """Have the waiting ended where a replica hangs when Django asks whether it still answers.
+
+    That is a statement past all wrappers, at the first use of a connection in a request, or at its
+    end (``CONN_HEALTH_CHECKS``, and wherever an error has occurred).
+    """
+    ask = connection.is_usable
+
+    def is_usable() -> bool:
+        if not get_config().topology.is_replica(connection.alias):
+            return ask()
+        number = in_flight.enter(connection.alias, connection.connection)
+        try:
+            return ask()
+        finally:
+            in_flight.leave(number)
+
+    connection.is_usable = is_usable  # type: ignore[method-assign]
+
+
 def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
     """Return the primary that may serve where a connection to a replica cannot be opened.
 
@@ -295,6 +315,7 @@ def observe(connection: BaseDatabaseWrapper) -> None:
         connection.execute_wrappers.insert(0, StatementObserver(connection.alias))
         watch_transactions(connection)
         _guard_opening(connection)
+        _watch_health_check(connection)
 
 
 def observe_open_connections() -> None:

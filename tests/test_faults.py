@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from typing import Any
 
@@ -24,6 +24,7 @@ from testproject.cluster import Cluster, ReplicaServer
 from testproject.notes.models import Note, Tag
 from tests.conftest import (
     PATIENT,
+    TIMEOUT,
     impatient,
     wait_until,
     wait_until_known,
@@ -69,6 +70,17 @@ def backend(alias: str) -> int:
     row = raw.execute("SELECT pg_backend_pid()").fetchone()  # a pooler tells libpq another one
     assert row is not None
     return int(row[0])
+
+
+@contextmanager
+def rescue(replica: ReplicaServer) -> Iterator[None]:
+    """Let a server that hangs go on after a while: a test that waits for it then fails, and ends."""
+    timer = threading.Timer(TIMEOUT, replica.resume_process)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 READS: dict[str, Callable[[], Any]] = {
@@ -200,6 +212,32 @@ def test_a_replica_that_hangs_delays_nobody_for_long(
     assert title == "first"
     assert get_stats()["waits_ended"] >= 1
     # The bound of the package, plus a busy machine; TCP alone would take minutes.
+    assert seconds < 10
+
+
+def test_a_replica_that_hangs_when_django_asks_for_its_health_delays_nobody_for_long(
+    note: Note, healed: Cluster
+) -> None:
+    """With ``CONN_HEALTH_CHECKS`` the first thing that waits for it is no statement of the site's."""
+
+    def action(request: HttpRequest) -> list[Any]:
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        asked = connections[alias]
+        asked.health_check_enabled, asked.health_check_done = True, False
+        # A pooler has who connects wait for seconds for a server that hangs.
+        setattr(asked, connecting._TIMEOUT, 0.5)
+        replica = next(r for r in healed.replicas if r.name == alias)
+        replica.suspend()
+        with rescue(replica):
+            began = time.monotonic()
+            title = Note.objects.get().title
+            return [title, time.monotonic() - began]
+
+    pop_stats()
+    title, seconds = visit(Client(), action)
+    assert title == "first"
+    assert get_stats()["waits_ended"] >= 1
     assert seconds < 10
 
 
