@@ -292,11 +292,13 @@ def _watch_health_check(connection: BaseDatabaseWrapper) -> None:
 def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
     """Return the primary that may serve where a connection to a replica cannot be opened.
 
-    None where it stands, and where it is not the package that has sent the reader there.
+    Or has broken where Django has not noticed, as between two rows that it fetched. None where it
+    stands, and where it is not the package that has sent the reader there.
     """
     alias, topology = connection.alias, get_config().topology
     primary = topology.primary_of.get(alias)
-    if primary is None or connection.connection is not None or connection.in_atomic_block:
+    stands = not getattr(connection.connection, "closed", True)
+    if primary is None or stands or connection.in_atomic_block:
         return None
     return primary if topology.is_replica(alias) and _was_sent(primary, alias) else None
 

@@ -192,6 +192,10 @@ def test_after_the_first_row_the_error_is_raised(note: Note, cluster: Cluster) -
         # PgBouncer adds an error of its own to the server's.
         with pytest.raises(Exception, match=r"terminating connection|received 2 results"):
             list(rows)
+        # Whoever has an answer to that goes on: as where it could not be opened anew.
+        with Served() as served:
+            assert Note.objects.get().title == "first"
+        assert served.only_primary("notes_note")
 
 
 def test_a_replica_that_hangs_delays_nobody_for_long(
