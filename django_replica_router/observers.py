@@ -25,6 +25,7 @@ from django_replica_router.rerouting import (
     is_refused_write,
     is_replica_fault,
     is_server_side,
+    open_on_primary,
     run_on_primary,
 )
 from django_replica_router.statements import (
@@ -264,7 +265,7 @@ def _guard_opening(connection: BaseDatabaseWrapper) -> None:
             _leave(connection.alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         count("retried_replica_fault")
         _note_shown(primary)
-        return connections[primary]._cursor(name)  # type: ignore[attr-defined]
+        return open_on_primary(primary, server_side=name is not None)
 
     connection._cursor = open_cursor_somewhere  # type: ignore[attr-defined]
 

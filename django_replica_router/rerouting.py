@@ -75,8 +75,7 @@ def run_on_primary(primary: str, cursor: CursorWrapper, sql: Any, params: Any, m
         params: its parameters, or a list of them.
         many: the parameters are a list.
     """
-    connection = connections[primary]
-    other = connection.chunked_cursor() if is_server_side(cursor) else connection.cursor()
+    other = open_on_primary(primary, server_side=is_server_side(cursor))
     try:
         result = other.executemany(sql, params) if many else other.execute(sql, params)
     except BaseException:
@@ -85,6 +84,21 @@ def run_on_primary(primary: str, cursor: CursorWrapper, sql: Any, params: Any, m
     old, cursor.cursor = cursor.cursor, other.cursor
     _close_quietly(old)
     return result
+
+
+def open_on_primary(primary: str, *, server_side: bool) -> CursorWrapper:
+    """Return a new cursor of the primary, in place of one of a replica.
+
+    Args:
+        primary: alias of the primary.
+        server_side: the replica's fetches its rows piece by piece. Whether the primary's may, which a
+            pooler in front of it alone does not allow, is that alias's own setting.
+    """
+    connection = connections[primary]
+    if server_side and not connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"):
+        cursor: CursorWrapper = connection.chunked_cursor()
+        return cursor
+    return connection.cursor()
 
 
 def is_server_side(cursor: CursorWrapper) -> bool:

@@ -443,6 +443,34 @@ def test_a_connection_that_cannot_be_opened_anew_is_never_seen(
     assert get_stats()["retried_replica_fault"] == 1
 
 
+@pytest.mark.not_pooled("it allows the primary no cursors of the server", modes=["transaction"])
+@pytest.mark.parametrize("fault", ["closed", "broken"])
+def test_the_primary_serves_with_the_cursors_that_it_may_have(
+    note: Note, healed: Cluster, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler in front of the primary alone forbids cursors of the server there, and only there."""
+    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
+    create_cursor = connection.create_cursor
+
+    def create_allowed(name: str | None = None) -> Any:
+        assert name is None, "the primary may have no cursors of the server"
+        return create_cursor()
+
+    monkeypatch.setattr(connection, "create_cursor", create_allowed)
+    with scope():
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        replica = next(r for r in healed.replicas if r.name == alias)
+        if fault == "closed":
+            connections[alias].close()
+            # A pooler has who connects wait for seconds for a server that is gone.
+            setattr(connections[alias], connecting._TIMEOUT, 0.5)
+            replica.kill()
+        else:
+            replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)])
+        assert sum(1 for _ in Tag.objects.iterator(chunk_size=10)) == 200
+
+
 def test_a_connection_that_another_thread_cannot_open_is_never_seen(
     note: Note, healed: Cluster, settings: Any
 ) -> None:
