@@ -19,7 +19,6 @@ from django_replica_router.postgres import is_busy
 from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
-    guard_first_fetch,
     is_bound,
     is_recovery_conflict,
     is_refused_write,
@@ -27,6 +26,7 @@ from django_replica_router.rerouting import (
     is_server_side,
     open_on_primary,
     run_on_primary,
+    watch_fetches,
 )
 from django_replica_router.statements import (
     is_write_command,
@@ -140,26 +140,25 @@ def _on_replica(
         return result
     finally:
         in_flight.leave(number)
-    if connection.in_atomic_block:
-        return result
-    scope = current_frame.get().scope  # current_scope(), without a call for every statement
-    state = None if scope is None else scope.clusters.get(primary)
-    chosen_life = None if state is None else state.lives.get(alias)
-    if is_elsewhere(connection, chosen_life):
-        _leave(alias, primary, connection, ReplicaState.UNKNOWN, "Promoted, or started anew.")
-        count("retried_elsewhere")
-        return _show_primary(primary, cursor, sql, params, many)
+    is_free = not connection.in_atomic_block
+    if is_free:
+        scope = current_frame.get().scope  # current_scope(), without a call for every statement
+        state = None if scope is None else scope.clusters.get(primary)
+        chosen_life = None if state is None else state.lives.get(alias)
+        if is_elsewhere(connection, chosen_life):
+            _leave(alias, primary, connection, ReplicaState.UNKNOWN, "Promoted, or started anew.")
+            count("retried_elsewhere")
+            return _show_primary(primary, cursor, sql, params, many)
     if is_server_side(cursor):
+
+        def is_mendable(error: Exception) -> bool:
+            return _is_mendable(primary, alias, connection, error)
 
         def run_elsewhere() -> None:
             count("retried_first_fetch")
             _show_primary(primary, cursor, sql, params, many)
 
-        guard_first_fetch(
-            cursor,
-            lambda error: _is_mendable(primary, alias, connection, error),
-            run_elsewhere,
-        )
+        watch_fetches(cursor, alias, is_mendable if is_free else None, run_elsewhere)
     return result
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from django.db import connections, transaction
 from django.db.backends.utils import CursorWrapper
 
+from django_replica_router.inflight import in_flight
 from django_replica_router.postgres import READ_ONLY_SQL_TRANSACTION
 
 # Attribute of Django's connection to a replica while its atomic block takes place on the primary.
@@ -106,31 +107,42 @@ def is_server_side(cursor: CursorWrapper) -> bool:
     return getattr(cursor.cursor, "name", None) is not None
 
 
-class _GuardedCursor:
-    """A driver's server-side cursor whose first fetch may be answered by another server.
+class _WatchedCursor:
+    """A driver's server-side cursor of a replica, whose first fetch another server may answer.
 
-    Its ``execute`` only declares it: what is wrong with the server shows with the first fetch,
-    before the caller has seen a row.
+    Its ``execute`` only declares it: what is wrong with the server shows with a fetch, or when it is
+    closed. Of those no wrapper of statements knows; where the server hangs, their waiting is ended as
+    that of a statement is.
     """
 
     def __init__(
         self,
         cursor: CursorWrapper,
-        is_mendable: Callable[[Exception], bool],
+        alias: str,
+        is_mendable: Callable[[Exception], bool] | None,
         run_elsewhere: Callable[[], Any],
     ) -> None:
         self._cursor = cursor
-        self._inner = cursor.cursor
+        # It may be executed anew.
+        self._inner = getattr(cursor.cursor, "_inner", cursor.cursor)
+        self._alias = alias
         self._is_mendable = is_mendable
         self._run_elsewhere = run_elsewhere
 
-    def _fetch(self, method: str, *args: Any) -> Any:
-        # From here on the caller's cursor is a plain one again, wherever it leads.
-        self._cursor.cursor = self._inner
+    def _ask(self, method: str, *args: Any) -> Any:
+        number = in_flight.enter(self._alias, self._inner.connection)
         try:
             return getattr(self._inner, method)(*args)
+        finally:
+            in_flight.leave(number)
+
+    def _fetch(self, method: str, *args: Any) -> Any:
+        # Once the caller has seen rows, no others can take their place.
+        is_mendable, self._is_mendable = self._is_mendable, None
+        try:
+            return self._ask(method, *args)
         except Exception as error:
-            if not self._is_mendable(error):
+            if is_mendable is None or not is_mendable(error):
                 raise
             self._run_elsewhere()
             return getattr(self._cursor.cursor, method)(*args)
@@ -147,23 +159,35 @@ class _GuardedCursor:
     def __iter__(self) -> Any:
         return iter(self._fetch("fetchall"))
 
+    def close(self) -> None:
+        try:
+            self._ask("close")
+        except Exception:
+            if not self._inner.connection.closed:
+                raise
+            # With the connection went what was to be closed; the driver has to be told.
+            self._inner.close()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
 
-def guard_first_fetch(
+def watch_fetches(
     cursor: CursorWrapper,
-    is_mendable: Callable[[Exception], bool],
+    alias: str,
+    is_mendable: Callable[[Exception], bool] | None,
     run_elsewhere: Callable[[], Any],
 ) -> None:
-    """Have a server-side cursor mended also where its first fetch fails.
+    """Have the waiting for a server-side cursor ended, and its first fetch mended, as statements are.
 
     Args:
         cursor: the caller's cursor, on which a statement was just executed.
-        is_mendable: tells whether the error is one that another server would not raise.
+        alias: alias of the replica.
+        is_mendable: tells whether the error is one that another server would not raise. None where
+            nothing may be run elsewhere.
         run_elsewhere: runs the statement elsewhere, and makes the cursor yield its rows.
     """
-    cursor.cursor = _GuardedCursor(cursor, is_mendable, run_elsewhere)
+    cursor.cursor = _WatchedCursor(cursor, alias, is_mendable, run_elsewhere)
 
 
 def _close_quietly(cursor: Any) -> None:

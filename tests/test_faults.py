@@ -245,6 +245,71 @@ def test_a_replica_that_hangs_when_django_asks_for_its_health_delays_nobody_for_
     assert seconds < 10
 
 
+NO_CURSORS = pytest.mark.not_pooled(
+    "there are no cursors of the server: Django has all rows before the first is used",
+    modes=["transaction"],
+)
+
+
+@NO_CURSORS
+@pytest.mark.parametrize("where", ["free", "in a transaction"])
+def test_a_replica_that_hangs_between_two_fetches_is_not_waited_for(
+    note: Note, healed: Cluster, where: str
+) -> None:
+    """Rows that the caller has seen cannot be taken back: the error is raised, and soon."""
+    pop_stats()
+    with scope():
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        replica = next(r for r in healed.replicas if r.name == alias)
+        block = nullcontext() if where == "free" else transaction.atomic(using=alias)
+        with pytest.raises(Exception, match="connection"), rescue(replica), block:  # noqa: PT012
+            rows = Tag.objects.iterator(chunk_size=10)
+            assert next(rows)._state.db == alias
+            replica.suspend()
+            list(rows)
+        assert Note.objects.get().title == "first"
+    assert get_stats()["waits_ended"] >= 1
+
+
+@NO_CURSORS
+def test_a_replica_that_hangs_before_the_first_fetch_delays_nobody_for_long(
+    note: Note, healed: Cluster
+) -> None:
+    """The caller has seen no row yet: he gets all of them, from the primary."""
+    pop_stats()
+    with scope():
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        replica = next(r for r in healed.replicas if r.name == alias)
+        with connections[alias].chunked_cursor() as cursor, rescue(replica):
+            cursor.execute("SELECT name, pg_is_in_recovery() FROM notes_tag")
+            replica.suspend()
+            assert cursor.fetchmany(10)[9] == ("tag 009", False)
+    assert get_stats()["waits_ended"] >= 1
+
+
+@NO_CURSORS
+def test_a_replica_that_hangs_when_a_cursor_is_closed_is_not_seen(
+    note: Note, healed: Cluster
+) -> None:
+    """Whoever has all the rows that he wanted is not told that there was nothing left to close."""
+    pop_stats()
+    with scope():
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        replica = next(r for r in healed.replicas if r.name == alias)
+        rows = Tag.objects.iterator(chunk_size=10)
+        assert next(rows).name == "tag 000"
+        replica.suspend()
+        with rescue(replica):
+            began = time.monotonic()
+            rows.close()  # type: ignore[attr-defined]
+            assert time.monotonic() - began < 10
+        assert Note.objects.get().title == "first"
+    assert get_stats()["waits_ended"] >= 1
+
+
 def test_a_replica_that_hangs_is_left_out(note: Note, healed: Cluster, served: Served) -> None:
     """New requests do not even try it; when it answers again, it serves again."""
     replica = healed.replicas[0]
