@@ -402,9 +402,12 @@ class Monitor:
         self.readings[alias] = reading
 
     def _announce(self) -> None:
-        # Outside the lock: who listens may take his time.
-        while self._news:
-            alias, before, state, detail = self._news.pop(0)
+        # Outside the lock: who listens may take his time. So several threads may be at it.
+        while True:
+            try:
+                alias, before, state, detail = self._news.pop(0)
+            except IndexError:
+                return
             if state is ReplicaState.STREAMING:
                 logger.info("Replica %r serves.", alias)
                 signals.replica_restored.send_robust(sender=alias)

@@ -578,6 +578,26 @@ def test_what_a_replica_tells_a_request_counts_where_it_is_known_and_well(
     assert cluster.replica().state is state
 
 
+def test_threads_announce_the_news_together(cluster: Cluster, news: list[Any]) -> None:
+    """What another thread has taken meanwhile is no error, which would end the watcher's thread."""
+
+    class News(list[Any]):
+        """Somebody else takes the last before this thread does."""
+
+        def pop(self, index: Any = -1) -> Any:
+            if len(self) == 1:
+                self.clear()
+            return super().pop(index)
+
+    cluster.sample(100)
+    cluster.read(100)
+    cluster.read(100, "r2")
+    cluster.monitor._news = News()
+    news.clear()
+    cluster.sample(50, timeline=2)
+    assert news == [("lost", "r1", ReplicaState.UNKNOWN)]
+
+
 def test_connection_that_was_ended_leaves_the_replica_silent(
     cluster: Cluster, news: list[Any]
 ) -> None:
