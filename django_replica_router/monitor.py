@@ -251,9 +251,10 @@ class Monitor:
 
         It counts where the server is the one that was looked at last, and was in good health then.
         """
-        if self._pollers[alias].life != life:
-            return
         with self._changed:
+            # One that is being forgotten at this moment has the old life yet, and is in doubt.
+            if self._pollers[alias].life != life or alias in self._doubted:
+                return
             reading = self.readings[alias]
             if reading.state is ReplicaState.STREAMING and lsn > reading.watermark:
                 self._take(alias, reading._replace(watermark=lsn))

@@ -598,6 +598,45 @@ def test_threads_announce_the_news_together(cluster: Cluster, news: list[Any]) -
     assert news == [("lost", "r1", ReplicaState.UNKNOWN)]
 
 
+@pytest.mark.parametrize("moment", ["before the lock", "between the two steps"])
+def test_what_a_server_told_before_it_was_replaced_is_not_the_next_ones(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """However late a request comes with the answer of a life that is over, it does not count."""
+    monitor = cluster.monitor
+    poller = monitor._pollers["r1"]
+    cluster.sample(500)
+    poller._note_life(("one",))
+    cluster.read(100)
+
+    class Lock(threading.Condition):
+        """What is done elsewhere while a thread waits for it."""
+
+        def __enter__(self) -> bool:
+            monkeypatch.setattr(monitor, "_changed", changed)
+            poller._note_life(("two",))
+            return changed.__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            changed.__exit__(*error)
+
+    forget, changed = monitor.forget, monitor._changed
+
+    def forget_slowly(alias: str) -> None:
+        forget(alias)
+        monitor.note_replayed("r1", ("one",), 400)
+
+    if moment == "before the lock":
+        monkeypatch.setattr(monitor, "_changed", Lock())
+        monitor.note_replayed("r1", ("one",), 400)
+    else:
+        monkeypatch.setattr(monitor, "forget", forget_slowly)
+        poller._note_life(("two",))
+    cluster.read(50)
+    assert poller.life == ("two",)
+    assert cluster.replica().watermark == 50
+
+
 def test_connection_that_was_ended_leaves_the_replica_silent(
     cluster: Cluster, news: list[Any]
 ) -> None:
