@@ -33,6 +33,7 @@ from django_replica_router.conf import get_config
 from django_replica_router.context import Override, WriteMark, current_frame
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.keys import EVERYBODY, digest, store_key
+from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import ReplicaState
 from django_replica_router.readings import Reading, Sample
@@ -1310,4 +1311,24 @@ def test_scope_gives_back_what_it_holds(is_async: bool) -> None:
 
     with pytest.raises(ValueError, match="inside"):
         asyncio.run(run_async()) if is_async else run_sync()
+    assert least_in_flight._counts == {"replica1": 0}
+
+
+@pytest.mark.usefixtures("_counts")
+@pytest.mark.parametrize("is_async", [False, True])
+def test_stream_that_nobody_reads_gives_back_what_its_scope_holds(
+    is_async: bool, request_: Any
+) -> None:
+    """Where the client has hung up before the first part, the response is closed, and that is all."""
+
+    async def parts() -> AsyncGenerator[str, None]:
+        yield "part"
+
+    def view(request: Any) -> StreamingHttpResponse:
+        enter_a_replica()
+        return StreamingHttpResponse(parts() if is_async else iter(["part"]))
+
+    response: Any = ReplicaRouterMiddleware(view)(request_)
+    assert least_in_flight._counts == {"replica1": 1}
+    response.close()
     assert least_in_flight._counts == {"replica1": 0}
