@@ -294,6 +294,9 @@ def _decide_anew(
         # The user became known. Two reads of one request never go to two replicas: the one that
         # has served so far must pass again, or the primary takes over.
         order = Order(choice.alias, lambda: [choice.alias])
+    served_by = _replica_so_far(primary, state) if choice is None and state.choices else None
+    if served_by is not None:
+        order = _begin_with(served_by, order)
     is_somebody = _is_somebody(scope)
     # An older replica may lack a write whose token has expired.
     bound = config.TOKEN_TTL - config.WAIT - AGE_ERROR if is_somebody else math.inf
@@ -318,8 +321,8 @@ def _decide_anew(
             order,
             target,
             config.WAIT if state.wait_left is None else state.wait_left,
-            # Who is nobody in particular cannot be shown less than before.
-            keeps_replica=config.MONOTONIC_READS and is_somebody,
+            # Who is nobody in particular cannot be shown less than before, but by this very scope.
+            keeps_replica=(config.MONOTONIC_READS and is_somebody) or served_by is not None,
         )
         try:
             found = search.run()
@@ -329,6 +332,16 @@ def _decide_anew(
     if config.MONOTONIC_READS and alias not in (primary, preferred):
         state.seen_on = alias
     return found
+
+
+def _replica_so_far(primary: str, state: ClusterScope) -> str | None:
+    """Return the replica that serves the scope where it allows another lag, or None."""
+    chosen = (choice.alias for choice in list(state.choices.values()))
+    return next((alias for alias in chosen if alias != primary), None)
+
+
+def _begin_with(first: str, order: Order) -> Order:
+    return Order(first, lambda: [first, *(alias for alias in order.all() if alias != first)])
 
 
 def _is_somebody(scope: Scope) -> bool:

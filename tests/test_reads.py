@@ -1009,6 +1009,44 @@ def test_max_lag_of_a_block_is_obeyed(note: Note, cluster: Cluster, settings: An
         assert str(Note.objects.get(pk=note.pk)._state.db).startswith("replica")
 
 
+def test_a_block_with_a_lag_of_its_own_reads_from_the_requests_replica(
+    note: Note, cluster: Cluster
+) -> None:
+    """Also for whom any other would do: it might show less than the request has seen."""
+
+    def alias() -> str:
+        return str(Note.objects.get(pk=note.pk)._state.db)
+
+    for _ in range(20):
+        with scope():
+            before = alias()
+            assert before.startswith("replica")
+            with use_replica(max_lag=3600.0):
+                assert alias() == before
+
+
+def test_a_block_that_allows_less_lag_reads_from_a_replica_that_has_as_much(
+    note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """Where the request's own replica lags too far for it, another one takes the block."""
+    settings.REPLICA_ROUTER = {**PATIENT, "WAIT": 5.0}
+    wait_until_routed()
+    with scope():
+        before = str(Note.objects.get(pk=note.pk)._state.db)
+        slow = next(replica for replica in cluster.replicas if replica.name == before)
+        slow.pause()
+        try:
+            cluster.primary.execute("INSERT INTO notes_tag (name) VALUES ('late')", dbname="app")
+            monitor = find_monitor("default")
+            assert monitor is not None
+            wait_until(lambda: monitor.replica(before).age > 0.4, "lag to be noticed")
+            with use_replica(max_lag=0.4):
+                tag = Tag.objects.get(name="late")
+        finally:
+            slow.resume()
+    assert tag._state.db not in ("default", before)
+
+
 def test_without_a_live_replica_the_site_works_from_the_primary(
     browser: Client, note: Note, cluster: Cluster, served: Served, settings: Any
 ) -> None:
