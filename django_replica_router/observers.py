@@ -24,6 +24,7 @@ from django_replica_router.rerouting import (
     is_refused_write,
     is_replica_fault,
     is_server_side,
+    is_unsupported,
     open_on_primary,
     run_on_primary,
     watch_fetches,
@@ -133,7 +134,7 @@ def _on_replica(
         if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
             raise
         result = _show_primary(primary, cursor, sql, params, many)
-        count("retried_refused_write" if is_refused_write(error) else "retried_replica_fault")
+        count(_retry_of(error))
         if is_refused_write(error):
             # A standby knows better than any reading of the text.
             mark_written(primary)
@@ -160,6 +161,12 @@ def _on_replica(
 
         watch_fetches(cursor, alias, is_mendable if is_free else None, run_elsewhere)
     return result
+
+
+def _retry_of(error: Exception) -> str:
+    if is_refused_write(error):
+        return "retried_refused_write"
+    return "retried_unsupported" if is_unsupported(error) else "retried_replica_fault"
 
 
 def _was_cancelled_at_once(error: Exception, connection: BaseDatabaseWrapper, began: float) -> bool:
@@ -203,10 +210,12 @@ def _is_mendable(
     """
     if is_refused_write(error):
         return True
-    if _was_sent(primary, alias) and is_replica_fault(error, connection.connection):
+    if not _was_sent(primary, alias):
+        return False
+    if is_replica_fault(error, connection.connection):
         _leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         return True
-    return False
+    return is_unsupported(error)
 
 
 def _was_sent(primary: str, alias: str) -> bool:

@@ -16,6 +16,7 @@ from django_replica_router.postgres import READ_ONLY_SQL_TRANSACTION
 _BOUND = "_replica_router_bound"
 
 _RECOVERY_CONFLICT = "40001"
+_FEATURE_NOT_SUPPORTED = "0A000"
 
 # Recovery conflict; and a server that shuts down, was shut down, or is starting: the statement
 # has had no effect, and the reader is free to ask another server.
@@ -48,6 +49,15 @@ def is_recovery_conflict(error: BaseException, raw: Any) -> bool:
         raw: the driver's connection, to a standby.
     """
     return sqlstate(error) == _RECOVERY_CONFLICT and not getattr(raw, "closed", True)
+
+
+def is_unsupported(error: BaseException) -> bool:
+    """Tell whether a server cannot do what the statement asks, as a standby read an unlogged table.
+
+    Its rows are in no WAL. The message would tell it from what no server can do, but is in the server's
+    own language; and the primary then answers the same.
+    """
+    return sqlstate(error) == _FEATURE_NOT_SUPPORTED
 
 
 def is_replica_fault(error: BaseException, raw: Any) -> bool:

@@ -13,7 +13,14 @@ from typing import Any
 import psycopg
 import pytest
 from django.contrib.auth.models import User
-from django.db import InterfaceError, OperationalError, connection, connections, transaction
+from django.db import (
+    InterfaceError,
+    NotSupportedError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.http import HttpRequest
 from django.test import Client
 
@@ -154,6 +161,45 @@ def test_a_recovery_conflict_is_never_seen(note: Note, healed: Cluster, settings
         assert get_stats().get("retried_replica_fault") == 1
     finally:
         thread.join()
+
+
+@pytest.fixture
+def unlogged(note: Note, cluster: Cluster) -> Iterator[None]:
+    """The tags, in a table that a site has made unlogged, as one of sessions: no standby has it."""
+    cluster.primary.execute("ALTER TABLE notes_note_tags SET UNLOGGED", dbname="app")
+    cluster.primary.execute("ALTER TABLE notes_tag SET UNLOGGED", dbname="app")
+    wait_until_known(cluster)
+    yield
+    cluster.primary.execute("ALTER TABLE notes_tag SET LOGGED", dbname="app")
+    cluster.primary.execute("ALTER TABLE notes_note_tags SET LOGGED", dbname="app")
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize("read", ["aggregate", "iterator", "prefetch"])
+def test_what_no_standby_can_read_is_read_from_the_primary(
+    note: Note, served: Served, read: str
+) -> None:
+    """The replica is not to blame, and serves what it has."""
+
+    def action(request: HttpRequest) -> Any:
+        result = READS[read]()
+        served.clear()
+        assert Note.objects.exists()
+        assert served.only_replicas("notes_note")
+        return repr(result)
+
+    pop_stats()
+    assert visit(Client(), action) == repr(READS[read]())
+    assert get_stats()["retried_unsupported"] == 1
+
+
+@pytest.mark.usefixtures("unlogged")
+def test_what_no_server_can_do_is_told() -> None:
+    """The error is the primary's own; and that of a replica where the code itself has named it."""
+    with scope(), pytest.raises(NotSupportedError, match="not implemented"):
+        list(Note.objects.raw("SELECT * FROM other.public.notes_note"))
+    with scope(), pytest.raises(NotSupportedError, match="unlogged"):
+        Tag.objects.using("replica1").count()
 
 
 def test_inside_a_transaction_on_a_replica_the_error_is_raised(
