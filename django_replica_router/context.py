@@ -352,6 +352,9 @@ class Scope:
         for primary, state in list(outer.clusters.items()):
             if state.wrote:
                 self.cluster(primary).note_written()
+            if state.pending is not None and state.pending.uncertain:
+                # No position covers it: who reads in here stays on the primary.
+                self.cluster(primary).add_write(WriteMark(uncertain=True))
 
     def shortcuts_here(self) -> ThreadShortcuts:
         """Return what is to hold the shortcuts of this thread.

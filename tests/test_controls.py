@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -312,6 +313,10 @@ def hand_nothing_over(patch: Patch) -> None:
     patch.setattr(Scope, "inherit_writes", lambda self, inner: None)
 
 
+def begin_without_the_outer(patch: Patch) -> None:
+    patch.setattr(Scope, "follow", lambda self, outer: None)
+
+
 def trust_raw_statements(patch: Patch) -> None:
     patch.setattr(observers, "might_commit", lambda sql: False)
 
@@ -458,6 +463,11 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         make_records_that_say_nothing,
         test_eviction.test_a_record_that_is_made_anew_says_no_less_than_the_dropped_one,
         {},
+    ),
+    (
+        begin_without_the_outer,
+        test_reads.test_a_scope_inside_another_sees_what_that_has_written,
+        {"block": nullcontext, "is_same": True},
     ),
     (forget_late_users, test_reads.test_the_token_counts_where_the_user_is_found_late, {}),
     (without(primary_in_atomic=False), test_reads.test_inside_atomic_the_primary_serves, {}),

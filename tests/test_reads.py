@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -625,6 +626,18 @@ def test_use_replica_works_outside_a_request(note: Note) -> None:
     with use_replica():
         assert str(Note.objects.get(pk=note.pk)._state.db).startswith("replica")
     assert Note.objects.get(pk=note.pk)._state.db == "default"
+
+
+@pytest.mark.parametrize("block", [nullcontext, use_replica])
+@pytest.mark.parametrize("is_same", [True, False], ids=["same user", "somebody else"])
+def test_a_scope_inside_another_sees_what_that_has_written(
+    ann: User, lagging: Cluster, block: Callable[[], AbstractContextManager[Any]], is_same: bool
+) -> None:
+    """A task that is run at once, in the midst of the request that begins it, reads its rows."""
+    with scope(user=ann):
+        Tag.objects.create(name="new")
+        with scope(user=ann if is_same else None), block():
+            assert Tag.objects.filter(name="new").exists()
 
 
 def test_use_primary_reads_from_the_primary(browser: Client, note: Note) -> None:
