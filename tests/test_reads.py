@@ -63,7 +63,9 @@ def pause(cluster: Cluster) -> None:
 def store_answers() -> bool:
     """Tell whether the token store is read again."""
     try:
-        get_store("default").load(["anything"])
+        store = get_store("default")
+        store.life()  # it was started anew, perhaps
+        store.load(["anything"])
     except StoreError:
         return False
     return True
