@@ -1,72 +1,85 @@
-"""Notices what is written by methods of a cursor that Django hands on to the driver as they are."""
+"""Notices what is written by methods of a cursor that run no wrapper of statements."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache, partial
+from typing import Any
 
-import psycopg
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
 
 from django_replica_router.conf import get_config
 from django_replica_router.context import current_scope
 from django_replica_router.postgres import is_busy
 from django_replica_router.writes import mark_written
 
-if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
-    class _Cursor(psycopg.Cursor[Any]):
-        def callproc(self, *args: Any, **kwargs: Any) -> Any: ...
-
-else:
-    _Cursor = object
-
-
-class WatchedMixin(_Cursor):
-    """Tells of ``callproc``, ``copy`` and ``stream``, which run no wrapper of statements.
+class WatchedMixin(CursorWrapper):
+    """Tells of ``callproc``, ``copy`` and ``stream``.
 
     Each counts as a write, also where it only reads: what it does is not known.
     """
-
-    watched_alias: ClassVar[str]
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         with self._noting():
             return super().callproc(*args, **kwargs)
 
     @contextmanager
-    def copy(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Copy]:
-        with self._noting(), super().copy(*args, **kwargs) as copy:
+    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._noting(), self._inherited("copy")(*args, **kwargs) as copy:
             yield copy
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         with self._noting():
-            yield from super().stream(*args, **kwargs)
+            yield from self._inherited("stream")(*args, **kwargs)
+
+    def _inherited(self, name: str) -> Any:
+        # Of the driver's cursor, where no class above this one has it.
+        return getattr(super(), name, None) or self.__getattr__(name)
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
-        raw = self.connection
+        alias, raw = self.db.alias, self.db.connection
         try:
             yield
         finally:
             if current_scope() is not None:
-                config, alias = get_config(), self.watched_alias
+                config = get_config()
                 if config.ENABLED and config.topology.primary_of.get(alias) == alias:
                     # Where its answer was lost, or nobody waits for it, it may be committed yet.
-                    mark_written(alias, uncertain=raw.closed or is_busy(raw))
+                    is_lost = getattr(raw, "closed", True) or is_busy(raw)
+                    mark_written(alias, uncertain=is_lost)
+
+
+class WatchedCursor(WatchedMixin, CursorWrapper):
+    """A cursor as Django makes it."""
 
 
 @cache
-def _watched(kind: type[Any], alias: str) -> type[Any]:
-    return type(f"Watched{kind.__name__}", (WatchedMixin, kind), {"watched_alias": alias})
+def _watched(kind: type[CursorWrapper]) -> type[CursorWrapper]:
+    return type(f"Watched{kind.__name__}", (WatchedMixin, kind), {})
 
 
 def watch_cursors(connection: BaseDatabaseWrapper) -> None:
-    """Have the cursors of an open connection tell of what they write past Django."""
-    raw = connection.connection
-    if isinstance(raw, psycopg.Connection):
-        kind: Any = raw.cursor_factory
-        if not issubclass(kind, WatchedMixin):  # else it comes from a pool, and was opened before
-            raw.cursor_factory = _watched(kind, connection.alias)
+    """Have the cursors of a connection tell of what they write past Django."""
+    for name in ("make_cursor", "make_debug_cursor"):
+        if getattr(type(connection), name) is BaseDatabaseWrapper.make_cursor:
+            make: Any = partial(_make_watched, connection)
+        else:
+            make = partial(_turn_watched, getattr(connection, name))
+        setattr(connection, name, make)
+
+
+def _make_watched(connection: BaseDatabaseWrapper, cursor: Any) -> CursorWrapper:
+    return WatchedCursor(cursor, connection)
+
+
+def _turn_watched(make: Callable[[Any], CursorWrapper], cursor: Any) -> CursorWrapper:
+    """Do the same with whatever else makes a cursor, which takes a microsecond longer."""
+    wrapper = make(cursor)
+    if not isinstance(wrapper, WatchedMixin):  # else the connection is observed twice
+        kind: Any = type(wrapper)
+        wrapper.__class__ = _watched(kind)
+    return wrapper

@@ -313,7 +313,7 @@ def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
 
 
 def observe(connection: BaseDatabaseWrapper) -> None:
-    """Put an observer around the statements of a connection, once, and around its cursors each time it is opened.
+    """Put an observer around the statements of a connection, once.
 
     At the front of the list: ``connection.execute_wrapper()`` takes the last one off when its
     block ends, and must find its own there. The front is also the outside, so that what another
@@ -321,10 +321,10 @@ def observe(connection: BaseDatabaseWrapper) -> None:
     """
     if connection.vendor != "postgresql":
         return
-    watch_cursors(connection)
     if not any(isinstance(wrapper, StatementObserver) for wrapper in connection.execute_wrappers):
         connection.execute_wrappers.insert(0, StatementObserver(connection.alias))
         watch_transactions(connection)
+        watch_cursors(connection)
         _guard_opening(connection)
         _watch_health_check(connection)
 

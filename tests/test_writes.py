@@ -22,6 +22,7 @@ from django_replica_router.balancers import least_in_flight
 from django_replica_router.cookies import NAME
 from django_replica_router.identity import user_key
 from django_replica_router.keys import EVERYBODY, digest
+from django_replica_router.observers import StatementObserver, observe_open_connections
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
@@ -794,10 +795,32 @@ def test_signals_sent_by_hand_need_not_name_the_database(note: Note) -> None:
         assert opened.cluster("default").wrote
 
 
+@pytest.mark.parametrize("is_debugged", [False, True])
+def test_a_copy_is_noticed_whatever_the_class_of_the_cursor(
+    note: Note, settings: Any, is_debugged: bool
+) -> None:
+    """Also where Django keeps a log of queries, and where the connection is observed anew."""
+    connection.force_debug_cursor = is_debugged
+    connection.execute_wrappers.clear()
+    try:
+        for _ in range(2):
+            observe_open_connections()
+            with scope() as opened:
+                with connection.cursor() as cursor:
+                    cursor.execute("TRUNCATE notes_tag CASCADE")
+                    opened.clusters.clear()
+                    with cursor.copy("COPY notes_tag (name) FROM STDIN") as rows:
+                        rows.write_row(("blue",))
+                assert opened.cluster("default").has_pending
+            connection.execute_wrappers.clear()
+    finally:
+        connection.force_debug_cursor = False
+        observe_open_connections()
+    assert bool(connection.queries) is is_debugged
+
+
 def test_connections_that_were_open_before_the_app_was_ready_are_observed() -> None:
     """Each connection of a cluster has one observer, however often it connects."""
-    from django_replica_router.observers import StatementObserver, observe_open_connections
-
     for _ in range(2):
         observe_open_connections()
     for alias in connections:
