@@ -458,6 +458,8 @@ class Monitor:
         self.want(lsn, 0.0)
 
         def have_all() -> bool | None:
+            if self.looks_itself and any(r.read_at == -math.inf for r in self.readings.values()):
+                return None  # just started: another process may know already that it serves
             serving = [r for r in self.readings.values() if r.state is ReplicaState.STREAMING]
             return all(reading.watermark >= lsn for reading in serving) or None
 

@@ -17,7 +17,7 @@ from django_replica_router.errors import ConfigurationError, PositionError, Stor
 from django_replica_router.floors import expiry_ms, forget_everybody, known_owners, load_floor
 from django_replica_router.inflight import in_flight
 from django_replica_router.keys import EVERYBODY, store_key
-from django_replica_router.registry import find_monitor
+from django_replica_router.registry import find_monitor, get_monitor
 from django_replica_router.stats import count
 from django_replica_router.stores import get_store
 from django_replica_router.tokens import Position, Record
@@ -330,11 +330,10 @@ def _store_write(
         state.is_unstored = True
         count("tokens_unstored")
         _report_unrecorded(primary, error)
-        monitor = find_monitor(primary)
-        if monitor is not None:
-            # The store may still answer those who read. Once all replicas have the write, an old
-            # answer does no harm.
-            monitor.wait_for_all(record.position.lsn, _HOLD)
+        # The store may still answer those who read. Once all replicas have the write, an old
+        # answer does no harm. A process that has only written so far has no monitor yet.
+        monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+        monitor.wait_for_all(record.position.lsn, _HOLD)
 
 
 def _carried(scope: Scope, sent_session: str | None) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from django.test import Client, RequestFactory, override_settings
 
 from django_replica_router import writes
 from django_replica_router.cookies import NAME, read_cookie
+from django_replica_router.monitor import Monitor
+from django_replica_router.registry import stop_monitors
 from django_replica_router.tokens import Position, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
@@ -163,6 +165,33 @@ def test_where_the_store_refuses_a_token_the_response_waits_for_the_replicas(
             assert str(number) in visit(phone, names)
     finally:
         cluster.cache.command("CONFIG", "SET", "maxmemory", "0")
+
+
+@pytest.mark.usefixtures("test_site")
+def test_a_process_that_has_only_written_waits_for_the_replicas_as_well(
+    ann: User, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has looked at none of them yet, from which other processes read."""
+    client = sign_in(ann)
+    wait_until_known(cluster)
+    for replica in cluster.replicas:
+        replica.pause()
+    stop_monitors()
+    waits: list[bool] = []
+    wait_for_all = Monitor.wait_for_all
+
+    def note(monitor: Monitor, lsn: int, timeout: float) -> bool:
+        waits.append(wait_for_all(monitor, lsn, 0.2))
+        return waits[-1]
+
+    monkeypatch.setattr(Monitor, "wait_for_all", note)
+    assert cluster.cache is not None
+    cluster.cache.command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        visit(client, write, "post")
+    finally:
+        cluster.cache.command("CONFIG", "SET", "maxmemory", "0")
+    assert waits == [False]
 
 
 @override_settings(SECRET_KEY="another")
