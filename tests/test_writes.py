@@ -307,6 +307,29 @@ def test_what_a_stream_writes_when_it_is_cut_short_is_behind_its_token(
     assert record.position != NOWHERE
 
 
+def test_a_stream_that_lives_long_sees_what_came_later_in_a_scope_for_each_part(
+    ann: User, note: Note, cluster: Cluster
+) -> None:
+    """Its request stays with what was known when it began; a scope asks anew."""
+    feed, laptop = sign_in(ann), sign_in(ann)
+    visit(feed, lambda request: str(request.user))
+    wait_until_known(cluster)
+
+    def body() -> Any:
+        for _ in range(2):
+            yield Note.objects.get(pk=note.pk).title
+            with scope(user=ann):
+                title = Note.objects.get(pk=note.pk).title
+            yield title
+
+    parts = visit(feed, lambda request: StreamingHttpResponse(body())).streaming_content
+    assert [next(parts), next(parts)] == [b"first", b"first"]
+    for replica in cluster.replicas:
+        replica.pause()
+    visit(laptop, lambda request: Note.objects.update(title="second") and None, "post")
+    assert list(parts) == [b"first", b"second"]
+
+
 def test_a_stream_that_nobody_begins_gives_back_what_its_request_held(
     note: Note, cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
