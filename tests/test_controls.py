@@ -26,6 +26,7 @@ from django_replica_router import (
 from django_replica_router.backends import mixin
 from django_replica_router.conf import get_config
 from django_replica_router.context import ClusterScope, Scope
+from django_replica_router.cursors import WatchedMixin
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
@@ -262,6 +263,15 @@ def ask_for_the_position_too_early(patch: Patch) -> None:
 def ignore_the_transactions_number(patch: Patch) -> None:
     original = postgres.commit
     patch.setattr(postgres, "commit", lambda raw: original(raw)._replace(wrote=None))
+
+
+def ignore_cursors(patch: Patch) -> None:
+    patch.setattr(WatchedMixin, "_noting", lambda self: nullcontext())
+
+
+def ignore_number_and_cursors(patch: Patch) -> None:
+    ignore_the_transactions_number(patch)
+    ignore_cursors(patch)
 
 
 def take_a_rollback_for_a_commit(patch: Patch) -> None:
@@ -564,6 +574,14 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         test_writes.test_every_way_of_writing_makes_a_token,
         {"way": test_writes.WAYS["writing function"], "method": "get"},
     ),
+    *(
+        (
+            ignore_cursors,
+            test_writes.test_every_way_of_writing_makes_a_token,
+            {"way": way, "method": "get"},
+        )
+        for way in (test_writes.copy, test_writes.procedure, test_writes.stream)
+    ),
     (merge_by_plain_set, test_writes.test_a_token_never_falls, {}),
     (
         compare_by_the_locale,
@@ -639,7 +657,7 @@ BACKEND_CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[
     ),
     *(
         (
-            ignore_the_transactions_number,
+            ignore_number_and_cursors,
             test_backend.test_what_goes_past_the_statements_is_noticed,
             {"way": way},
         )
