@@ -209,5 +209,11 @@ def get_balancer(name: str) -> Balancer:
     """
     balancer = _BALANCERS.get(name)
     if balancer is None:
-        balancer = import_string(name)
+        try:
+            balancer = import_string(name)
+        except ImportError as error:
+            message = (
+                f"REPLICA_ROUTER['BALANCER'] names {name!r}, which cannot be imported: {error}."
+            )
+            raise ImportError(message) from error
     return balancer

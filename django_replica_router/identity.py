@@ -144,7 +144,13 @@ class RequestIdentity:
         return self._extra
 
     def _identify(self, path: str) -> tuple[str, ...]:
-        identify: Callable[[HttpRequest], Iterable[str]] = import_string(path)
+        try:
+            identify: Callable[[HttpRequest], Iterable[str]] = import_string(path)
+        except ImportError as error:
+            message = (
+                f"REPLICA_ROUTER['IDENTITY'] names {path!r}, which cannot be imported: {error}."
+            )
+            raise ConfigurationError(message) from error
         # Nobody knows yet whose reads these are: outside of any scope the primary answers them.
         token = current_frame.set(Frame())
         try:

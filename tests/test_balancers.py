@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -257,6 +258,7 @@ def test_names_of_the_setting_are_those_of_the_balancers() -> None:
     ],
 )
 def test_path_that_leads_nowhere_is_an_error(name: str, message: str) -> None:
-    """A balancer that cannot be imported raises an error that names it."""
-    with pytest.raises(ImportError, match=message):
+    """A balancer that cannot be imported raises an error that names it, and the setting."""
+    names = f"REPLICA_ROUTER['BALANCER'] names {name!r}, which cannot be imported: "
+    with pytest.raises(ImportError, match=f"^{re.escape(names)}{message}"):
         get_balancer(name)

@@ -437,6 +437,15 @@ def test_wrong_answer_of_the_site_is_told(name: str, kind: str) -> None:
         assert identity.users() == ()
 
 
+def test_wrong_path_of_the_site_is_told() -> None:
+    """Where nobody has run the checks, the error names the setting as they do."""
+    with override_settings(REPLICA_ROUTER={"IDENTITY": "nowhere.identify"}):
+        identity = RequestIdentity(run_middleware(make_request()))
+        message = "REPLICA_ROUTER['IDENTITY'] names 'nowhere.identify', which cannot be imported"
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}"):
+            identity.users()
+
+
 # What the response hands out
 
 
