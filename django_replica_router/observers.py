@@ -117,6 +117,8 @@ def _on_replica(
     context: dict[str, Any],
 ) -> Any:
     connection, cursor = context["connection"], context["cursor"]
+    if many:
+        params = list(params)  # which can be gone through once more, as a generator cannot
     if is_bound(connection):
         return _show_primary(primary, cursor, sql, params, many)
     if is_write_command(sql) and is_standby(connection) and _can_leave(connection, primary):

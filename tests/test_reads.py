@@ -1211,6 +1211,26 @@ def test_a_select_that_writes_reaches_the_primary(browser: Client, note: Note) -
     assert Note.objects.using("default").get(pk=note.pk).version == 2
 
 
+def test_many_selects_that_write_reach_the_primary(note: Note, cluster: Cluster) -> None:
+    """All of them, also where what the replica has taken of their parameters comes but once."""
+    cluster.primary.execute(
+        "CREATE FUNCTION add_tag(name text) RETURNS void LANGUAGE sql "
+        "AS 'INSERT INTO notes_tag (name) VALUES ($1)'",
+        dbname="app",
+    )
+    try:
+        wait_until_known(cluster)
+        with scope():
+            alias = str(Note.objects.get()._state.db)
+            assert alias.startswith("replica")
+            with connections[alias].cursor() as cursor:
+                names = ([name] for name in ("red", "green", "blue"))
+                cursor.executemany("SELECT add_tag(%s)", names)
+            assert Tag.objects.count() == 3
+    finally:
+        cluster.primary.execute("DROP FUNCTION add_tag(text)", dbname="app")
+
+
 @pytest.mark.parametrize("asks", [True, False])
 def test_a_replica_is_asked_itself_where_the_last_look_at_it_is_too_old(
     asks: bool,
