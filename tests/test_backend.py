@@ -365,7 +365,11 @@ def by_procedure() -> None:
         cursor.callproc("notes_touch", [Note.objects.get().pk])
 
 
-@pytest.mark.parametrize("way", [by_copy, by_procedure])
+def by_driver() -> None:
+    connection.connection.execute("INSERT INTO notes_tag (name) VALUES ('blue')")
+
+
+@pytest.mark.parametrize("way", [by_copy, by_procedure, by_driver])
 def test_what_goes_past_the_statements_is_noticed(
     signed_in: Client,  # noqa: F811
     ann: User,

@@ -655,6 +655,11 @@ BACKEND_CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[
         test_backend.test_the_request_itself_reads_what_no_statement_tells_of,
         {},
     ),
+    (
+        ignore_the_transactions_number,
+        test_backend.test_what_goes_past_the_statements_is_noticed,
+        {"way": test_backend.by_driver},
+    ),
     *(
         (
             ignore_number_and_cursors,
