@@ -15,7 +15,7 @@ from django_replica_router.context import current_frame, current_scope
 from django_replica_router.cursors import watch_cursors
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
-from django_replica_router.postgres import is_busy
+from django_replica_router.postgres import has_failed, is_busy
 from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
@@ -135,6 +135,9 @@ def _on_replica(
     except Exception as error:
         if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
             raise
+        raw = connection.connection
+        if raw is not None and has_failed(raw):
+            connection.rollback()  # autocommit is off: else nothing would run there any more
         result = _show_primary(primary, cursor, sql, params, many)
         count(_retry_of(error))
         if is_refused_write(error):
@@ -183,7 +186,9 @@ def _was_cancelled_at_once(error: Exception, connection: BaseDatabaseWrapper, be
         connection: Django's connection to the replica.
         began: moment before the statement was sent.
     """
-    if connection.in_atomic_block or not is_recovery_conflict(error, connection.connection):
+    if connection.in_atomic_block or not connection.autocommit:
+        return False
+    if not is_recovery_conflict(error, connection.connection):
         return False
     return time.monotonic() - began <= _BRIEF
 

@@ -1211,6 +1211,23 @@ def test_a_select_that_writes_reaches_the_primary(browser: Client, note: Note) -
     assert Note.objects.using("default").get(pk=note.pk).version == 2
 
 
+def test_a_replica_without_autocommit_serves_after_it_has_refused_to_write(note: Note) -> None:
+    """Its transaction has failed with the statement, and would refuse whatever comes next."""
+    with scope():
+        alias = str(Note.objects.get()._state.db)
+        assert alias.startswith("replica")
+        connections[alias].set_autocommit(False)
+        try:
+            Tag.objects.raw(
+                "WITH new AS (INSERT INTO notes_tag (name) VALUES ('new') RETURNING *) SELECT * FROM new"
+            )[0]
+            assert Tag.objects.filter(name="new").exists()
+            assert Note.objects.using(alias).get() == note
+        finally:
+            connections[alias].rollback()
+            connections[alias].set_autocommit(True)
+
+
 def test_many_selects_that_write_reach_the_primary(note: Note, cluster: Cluster) -> None:
     """All of them, also where what the replica has taken of their parameters comes but once."""
     cluster.primary.execute(
