@@ -209,7 +209,11 @@ def _decide_by_token(
     if config.PRIMARY_SHARE < 1:
         budget.note_decision()
     if choice is None:
-        decision = choices.setdefault(max_lag, decision)  # another thread may have been first
+        mine = decision
+        decision = choices.setdefault(max_lag, mine)
+        if decision.alias not in (mine.alias, primary):
+            # Another thread was first, and may not have known the user yet.
+            return mine if mine.alias == primary else Decision(primary, Reason.LAGGING)
     else:
         choices[max_lag] = decision
     if config.BALANCER == "least_in_flight" and decision.alias not in (primary, *state.entered):

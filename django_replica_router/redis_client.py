@@ -8,7 +8,8 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,15 @@ class RestartedError(Exception):
     """The server has been started anew, or is another one: it may hold what another held before."""
 
 
+class Pause:
+    """Until when a server that has failed is not asked again, on the monotonic clock."""
+
+    __slots__ = ("until",)
+
+    def __init__(self) -> None:
+        self.until = -math.inf
+
+
 class RedisServer:
     """A server, as it is reached through the client of a cache backend.
 
@@ -39,6 +49,7 @@ class RedisServer:
         self._pool = _bounded_pool(given, timeout) if _is_plain(given) else None
         self.client = client if self._pool is None else type(client)(connection_pool=self._pool)
         self._resting: deque[_Line] = deque()
+        self.pause = Pause()
         self.life: str | None = None
         """The ``run_id`` of the server that this process has met last, another one after each start;
         "" where it does not tell, None where nobody has asked."""
@@ -211,8 +222,11 @@ def _bounded_pool(pool: Any, timeout: float) -> Any:
     return ConnectionPool(connection_class=pool.connection_class, **settings)
 
 
+# By what is connected to, and by time-out: in an event loop Django makes a backend object for each
+# request, and its own Redis backend a pool for each of these.
+_servers: dict[tuple[Hashable, float], RedisServer] = {}
 # By the pool of the cache backend, which its objects in several threads may share, and by time-out.
-_servers: WeakKeyDictionary[Any, dict[float, RedisServer]] = WeakKeyDictionary()
+_servers_of_pools: WeakKeyDictionary[Any, dict[float, RedisServer]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -226,13 +240,28 @@ def find_server(cache: BaseCache, timeout: float) -> RedisServer | None:
     client = _find_client(cache)
     if client is None:
         return None
-    if not _is_plain(client.connection_pool):
+    pool = client.connection_pool
+    if not _is_plain(pool):
         return RedisServer(client, timeout)
+    address = _address(cache)
     with _lock:
-        servers = _servers.setdefault(client.connection_pool, {})
-        if timeout not in servers:
-            servers[timeout] = RedisServer(client, timeout)
-        return servers[timeout]
+        if address is None:
+            servers = _servers_of_pools.setdefault(pool, {})
+            return servers.get(timeout) or servers.setdefault(timeout, RedisServer(client, timeout))
+        place = (address, timeout)
+        return _servers.get(place) or _servers.setdefault(place, RedisServer(client, timeout))
+
+
+def _address(cache: BaseCache) -> Hashable | None:
+    """Return all that Django's own backend connects by; None of others, and where that cannot be compared."""
+    made: Any = getattr(cache, "_cache", None)
+    urls, options = getattr(made, "_servers", None), getattr(made, "_pool_options", None)
+    if not urls or options is None or not all(isinstance(o, _PLAIN) for o in options.values()):
+        return None
+    return urls[0], made._pool_class, tuple(sorted(options.items(), key=itemgetter(0)))
+
+
+_PLAIN = (str, bytes, int, float, type, type(None))
 
 
 def _find_client(cache: BaseCache) -> Any | None:
@@ -253,9 +282,9 @@ def _after_fork() -> None:
     # Whoever holds the lock does not exist in the child, and the parent goes on with its sockets.
     global _lock
     _lock = threading.Lock()
-    for servers in _servers.values():
-        for server in servers.values():
-            server.forget_connections()
+    of_pools = [server for servers in _servers_of_pools.values() for server in servers.values()]
+    for server in (*_servers.values(), *of_pools):
+        server.forget_connections()
 
 
 if hasattr(os, "register_at_fork"):

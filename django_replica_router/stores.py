@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +15,7 @@ from django.core.cache.backends.locmem import LocMemCache
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
-from django_replica_router.redis_client import RedisServer, find_server
+from django_replica_router.redis_client import Pause, RedisServer, find_server
 from django_replica_router.tokens import Record
 
 # Reads a record as ``Record.decode`` does. Of a pin of 8 digits and an owner of 16, either may be
@@ -113,6 +112,7 @@ class TokenStore(ABC):
 
     Args:
         cache: the Django cache.
+        pause: that of the cache's server, where its other stores are known.
     """
 
     is_shared = True
@@ -121,9 +121,9 @@ class TokenStore(ABC):
     is_atomic = True
     """Two merges at the same moment cannot lose one."""
 
-    def __init__(self, cache: BaseCache) -> None:
+    def __init__(self, cache: BaseCache, pause: Pause | None = None) -> None:
         self._cache = cache
-        self._down_until = -math.inf
+        self._pause = pause or Pause()
 
     def life(self) -> str:
         """Return what stands for the present life of the cache's server; "" where nobody knows.
@@ -184,13 +184,13 @@ class TokenStore(ABC):
 
     @contextmanager
     def _guarded_reading(self) -> Iterator[None]:
-        if time.monotonic() < self._down_until:
+        if time.monotonic() < self._pause.until:
             message = "The token store did not answer a moment ago."
             raise StoreError(message)
         try:
             yield
         except Exception as error:  # whatever a cache backend raises, the site goes on
-            self._down_until = time.monotonic() + _PAUSE
+            self._pause.until = time.monotonic() + _PAUSE
             message = f"The token store could not be read: {error}"
             raise StoreError(message) from error
 
@@ -286,7 +286,7 @@ class RedisStore(TokenStore):
     """
 
     def __init__(self, cache: BaseCache, server: RedisServer) -> None:
-        super().__init__(cache)
+        super().__init__(cache, server.pause)
         self._server = server
         self._client = client = server.client
         self._script = client.register_script(_MERGE_SCRIPT)

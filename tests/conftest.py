@@ -230,6 +230,7 @@ def renew_store() -> None:
 def forget_the_server() -> None:
     """Have this process know no more of the cache server than one that has just begun."""
     redis_client._servers.clear()
+    redis_client._servers_of_pools.clear()
     renew_store()
 
 
@@ -244,7 +245,7 @@ def empty_store() -> None:
     # Nor remember that it was down a moment ago.
     reads._blind.clear()
     store = get_store("default")
-    store._down_until = -math.inf
+    store._pause.until = -math.inf
     if isinstance(store, RedisStore):
         # Another test may have started it anew.
         store._server.life = None

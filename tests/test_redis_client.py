@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 import redis
 from django.core.cache import caches
+from django.core.cache.backends.redis import RedisCache
+from django_redis.cache import RedisCache as DjangoRedisCache
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from django_replica_router import redis_client
+from django_replica_router.errors import StoreError
 from django_replica_router.redis_client import RedisServer, find_server
+from django_replica_router.stores import open_store
 from testproject.cluster import Cluster
 
 Patch = pytest.MonkeyPatch
@@ -97,6 +103,43 @@ def test_threads_reach_a_cache_by_one_server(cluster: Cluster) -> None:
     assert find_server(caches["default"], 2.0) is not servers[0]
 
 
+@pytest.mark.parametrize("backend", [RedisCache, DjangoRedisCache], ids=["Django", "django-redis"])
+def test_requests_of_an_event_loop_reach_a_cache_by_one_server(
+    cluster: Cluster, backend: Any
+) -> None:
+    """Each makes a backend object, and Django's own makes a pool with it: these are of no use."""
+    assert cluster.cache is not None
+    servers = [find_server(backend(cluster.cache.url, {}), 1.0) for _ in range(2)]
+    assert servers[0] is not None
+    assert servers[0] is servers[1]
+    other = find_server(backend(cluster.cache.url.removesuffix("0") + "1", {}), 1.0)
+    assert other is not servers[0]
+
+
+def test_what_cannot_be_compared_is_told_apart_by_its_pool(cluster: Cluster) -> None:
+    """One that hands out a password may be another one for each pool."""
+    assert cluster.cache is not None
+    options = {"retry": Retry(NoBackoff(), 1)}
+    first, second = (RedisCache(cluster.cache.url, {"OPTIONS": options}) for _ in range(2))
+    assert find_server(first, 1.0) is find_server(first, 1.0)
+    assert find_server(first, 1.0) is not find_server(second, 1.0)
+
+
+def test_stores_of_one_server_pause_together(cluster: Cluster) -> None:
+    """One time-out, and not one for each request."""
+    assert cluster.cache is not None
+    stores = [open_store(RedisCache(cluster.cache.url, {}), 1.0) for _ in range(2)]
+    cluster.cache.kill()
+    try:
+        with pytest.raises(StoreError, match="could not be read"):
+            stores[0].load(["a"])
+        with pytest.raises(StoreError, match="a moment ago"):
+            stores[1].load(["a"])
+    finally:
+        cluster.cache.start()
+        stores[0]._pause.until = 0.0
+
+
 def test_a_pool_that_finds_its_server_itself_is_left_alone(cluster: Cluster) -> None:
     """A Sentinel's, for one: who is asked is its own affair."""
     assert cluster.cache is not None
@@ -117,6 +160,10 @@ settings.configure(CACHES={"default": {
     "BACKEND": "django_redis.cache.RedisCache", "LOCATION": sys.argv[1],
 }})
 from django.core.cache import caches
+from django.core.cache.backends.redis import RedisCache
+from django_redis.cache import RedisCache as DjangoRedisCache
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from django_replica_router import redis_client
 server = redis_client.find_server(caches["default"], 1.0)
 if sys.argv[2:]:
