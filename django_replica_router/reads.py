@@ -212,8 +212,9 @@ def _decide_by_token(
         mine = decision
         decision = choices.setdefault(max_lag, mine)
         if decision.alias not in (mine.alias, primary):
-            # Another thread was first, and may not have known the user yet.
-            return mine if mine.alias == primary else Decision(primary, Reason.LAGGING)
+            # Another thread was first, and may not have known the user yet: it asked for less.
+            decision = choices[max_lag] = Decision(primary, Reason.LAGGING)
+            state.shortcuts.clear()
     else:
         choices[max_lag] = decision
     if config.BALANCER == "least_in_flight" and decision.alias not in (primary, *state.entered):

@@ -31,6 +31,7 @@ from django_replica_router import (
 )
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.middleware import ReplicaRouterMiddleware
+from django_replica_router.policy import Decision, Reason
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
@@ -295,6 +296,26 @@ def test_what_is_decided_while_another_thread_writes_is_dropped(
     with paused(cluster), scope(), block():
         assert is_replica(route())
         assert route() == "default"
+
+
+def test_who_knows_the_user_does_not_take_the_choice_of_who_did_not(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """Two threads decide at once for the first time, and one of them has not met the user yet."""
+    decide = reads._decide_anew
+
+    def decide_second(primary: str, scope: Any, floor: Any, max_lag: float, *args: Any) -> Any:
+        found = decide(primary, scope, floor, max_lag, *args)
+        first = Decision("replica1", Reason.NO_TOKEN)
+        scope.cluster(primary).choices.setdefault(max_lag, first)
+        return found
+
+    with paused(cluster):
+        write_as(ann)
+        monkeypatch.setattr(reads, "_decide_anew", decide_second)
+        with scope(user=ann):
+            assert route() == "default"
+            assert route() == "default"
 
 
 @contextmanager
