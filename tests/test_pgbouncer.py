@@ -70,17 +70,19 @@ def pooled_by(cluster: Cluster, mode: str) -> Iterator[dict[str, PgBouncerServer
         wait_until_routed()
         yield cluster.poolers
     finally:
-        cluster.heal()
-        connections.close_all()
-        stop_monitors()
-        if POOLER:
-            cluster.lead_poolers(POOLER, {server.name: server.port for _, server in servers})
-            lead(cluster)
-        else:
-            cluster.remove_poolers()
-            for alias, settings in before.items():
-                connections[alias].settings_dict.clear()  # what was not there before goes as well
-                connections[alias].settings_dict.update(settings)
+        try:
+            cluster.heal()
+        finally:
+            connections.close_all()
+            stop_monitors()
+            if POOLER:
+                cluster.lead_poolers(POOLER, {server.name: server.port for _, server in servers})
+                lead(cluster)
+            else:
+                cluster.remove_poolers()
+                for alias, settings in before.items():
+                    connections[alias].settings_dict.clear()  # also what was not there before
+                    connections[alias].settings_dict.update(settings)
 
 
 def lead(cluster: Cluster) -> None:
@@ -412,11 +414,12 @@ def test_a_pooler_that_takes_no_more_clients_is_no_concern_of_the_visitor(
     poolers: dict[str, PgBouncerServer], note: Note, cluster: Cluster, served: Served
 ) -> None:
     """Another replica or the primary serves."""
-    for replica in cluster.replicas:
-        poolers[replica.name].ask("SET max_client_conn = 1")
-    connections.close_all()
-    assert visit(Client(), title) == "first"
-    assert served.only_primary("notes_note")
+    with ExitStack() as stack:
+        for replica in cluster.replicas:
+            stack.enter_context(poolers[replica.name].adjusted(max_client_conn="1"))
+        connections.close_all()
+        assert visit(Client(), title) == "first"
+        assert served.only_primary("notes_note")
 
 
 def test_a_replicas_pooler_that_is_led_to_the_primary_serves_nobody(
