@@ -264,7 +264,7 @@ class Cluster:
         for server in (self.primary, *self.replicas):
             if server.name in self.poolers:
                 self.poolers[server.name].lead(server.port)
-                self.poolers[server.name].meet_server(("postgres", *self._databases))
+                self.poolers[server.name].heal(("postgres", *self._databases))
         self.wait_caught_up()
 
     def django_databases(self, name: str = "app") -> dict[str, dict[str, Any]]:

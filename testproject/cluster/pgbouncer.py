@@ -15,7 +15,7 @@ import psycopg
 
 from testproject.cluster.errors import ClusterError
 from testproject.cluster.server import LOOPBACK, Server, wait_until
-from testproject.cluster.workspace import Workspace
+from testproject.cluster.workspace import Workspace, last_lines
 
 USER = "postgres"
 CONNECT_TIMEOUT = 10.0
@@ -147,17 +147,21 @@ class PgBouncerServer(Server):
             for name in settings:
                 self.ask(f"SET {name} = {self._settings[name]}")
 
-    def meet_server(self, databases: Iterable[str]) -> None:
-        """Return when these databases are reached again, after the server was down.
+    def heal(self, databases: Iterable[str]) -> None:
+        """Return to the settings of the start, and when these databases are reached again.
 
-        Of itself the pooler would try again only ``server_login_retry`` seconds after a failure.
+        Of itself the pooler would try a server that was down again only ``server_login_retry``
+        seconds after a failure.
         """
+        self.ask("RELOAD")
         with self.adjusted(server_login_retry="0"):
             for database in databases:
                 wait_until(
                     lambda database=database: self._reaches(database),  # type: ignore[misc]
                     timeout=RELOAD_TIMEOUT,
-                    failure=lambda: f"{self.name} does not reach its server.",
+                    failure=lambda: (
+                        f"{self.name} does not reach its server. {last_lines(self.log_path)}"
+                    ),
                 )
 
     def _reaches(self, database: str) -> bool:
