@@ -300,7 +300,7 @@ NO_CURSORS = pytest.mark.not_pooled(
 @NO_CURSORS
 @pytest.mark.parametrize("where", ["free", "in a transaction"])
 def test_a_replica_that_hangs_between_two_fetches_is_not_waited_for(
-    note: Note, healed: Cluster, where: str
+    note: Note, healed: Cluster, where: str, settings: Any
 ) -> None:
     """Rows that the caller has seen cannot be taken back: the error is raised, and soon."""
     pop_stats()
@@ -309,10 +309,13 @@ def test_a_replica_that_hangs_between_two_fetches_is_not_waited_for(
         assert alias.startswith("replica")
         replica = next(r for r in healed.replicas if r.name == alias)
         block = nullcontext() if where == "free" else transaction.atomic(using=alias)
+        # Django connects anew at the end of the block.
+        setattr(connections[alias], connecting._TIMEOUT, 0.5)
         with pytest.raises(Exception, match="connection"), rescue(replica), block:  # noqa: PT012
             rows = Tag.objects.iterator(chunk_size=10)
             assert next(rows)._state.db == alias
             replica.suspend()
+            settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "CONNECT_TIMEOUT": 0.5}
             list(rows)
         assert Note.objects.get().title == "first"
     assert get_stats()["waits_ended"] >= 1
