@@ -567,6 +567,18 @@ def test_a_healed_cluster_is_reached_at_once(
     ask()
 
 
+def test_a_healed_cluster_has_poolers_as_they_were(
+    transaction_poolers: dict[str, PgBouncerServer], healed: Cluster
+) -> None:
+    """What a test has set there is undone, also what keeps everybody out."""
+    pooler = transaction_poolers[healed.replicas[0].name]
+    with psycopg.connect(host=pooler.host, port=pooler.port, user="postgres", dbname="app"):
+        pooler.ask("SET max_client_conn = 1")
+        healed.heal()
+    known = {row["key"]: row["value"] for row in pooler.ask("SHOW CONFIG")}
+    assert known["max_client_conn"] == "1000"
+
+
 def test_the_monitor_prepares_nothing(
     transaction_poolers: dict[str, PgBouncerServer], cluster: Cluster
 ) -> None:
