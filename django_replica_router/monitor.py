@@ -458,9 +458,13 @@ class Monitor:
         self.want(lsn, 0.0)
 
         def have_all() -> bool | None:
-            if self.looks_itself and any(r.read_at == -math.inf for r in self.readings.values()):
-                return None  # just started: another process may know already that it serves
-            serving = [r for r in self.readings.values() if r.state is ReplicaState.STREAMING]
+            # Of which nothing is known here, as right after the start: another process may know
+            # already that it serves.
+            serving = [
+                reading
+                for reading in self.readings.values()
+                if reading.state in {ReplicaState.STREAMING, ReplicaState.UNKNOWN}
+            ]
             return all(reading.watermark >= lsn for reading in serving) or None
 
         return self.wait_for(have_all, timeout) is not None

@@ -1119,7 +1119,8 @@ def test_last_look_after_the_time_out_counts(cluster: Cluster) -> None:
         ((101, STREAMING), (500, STREAMING), True),
         ((100, STREAMING), (99, STREAMING), False),
         ((100, STREAMING), (0, ReplicaState.UNREACHABLE), True),
-        ((0, ReplicaState.AHEAD), (0, ReplicaState.UNKNOWN), True),
+        ((0, ReplicaState.AHEAD), (0, ReplicaState.TIMELINE), True),
+        ((100, STREAMING), (0, ReplicaState.UNKNOWN), False),
     ],
 )
 def test_all_replicas_in_service_are_waited_for(
