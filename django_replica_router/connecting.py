@@ -94,14 +94,12 @@ def ask_over_connection(alias: str, monitor: Monitor) -> None:
         return
     if raw.info.transaction_status != pq.TransactionStatus.IDLE:
         return
-    number = in_flight.enter(alias, raw)
     try:
-        answer = postgres.ask_replica(raw)
+        with in_flight.waiting(alias, raw):
+            answer = postgres.ask_replica(raw)
     except Exception:  # says nothing of the server: the connection may be an old one
         connection.close()
         return
-    finally:
-        in_flight.leave(number)
     if answer.in_recovery and answer.replayed is not None:
         monitor.note_replayed(alias, answer.life, answer.replayed)
 
@@ -155,11 +153,8 @@ def _look_again(connection: Any, alias: str) -> _Sight | None:
     now = time.monotonic()
     if sight is not None and sight.raw is raw and now - sight.seen_at < _LEAST_RESTART:
         return sight
-    number = in_flight.enter(alias, raw)
-    try:
+    with in_flight.waiting(alias, raw):
         identity = postgres.identify(raw)
-    finally:
-        in_flight.leave(number)
     if not identity.in_recovery:
         return None
     sight = _Sight(raw, identity.life, identity.is_pooled, now)

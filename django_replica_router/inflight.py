@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
@@ -52,6 +53,15 @@ class InFlight:
             waiting = self._waiting.pop(number)
             if not waiting.is_ended:  # else what it came back with is no answer
                 self._answered_at[waiting.alias] = now
+
+    @contextlib.contextmanager
+    def waiting(self, alias: str, raw: Any) -> Iterator[None]:
+        """Note, for the length of the block, that it waits for an answer of that server."""
+        number = self.enter(alias, raw)
+        try:
+            yield
+        finally:
+            self.leave(number)
 
     def shortest_wait(self, alias: str, least: float) -> float | None:
         """Return how long one has waited for that server that has waited longer than ``least``.

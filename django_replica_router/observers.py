@@ -296,11 +296,8 @@ def _watch_health_check(connection: BaseDatabaseWrapper) -> None:
     def is_usable() -> bool:
         if not get_config().topology.is_replica(connection.alias):
             return ask()
-        number = in_flight.enter(connection.alias, connection.connection)
-        try:
+        with in_flight.waiting(connection.alias, connection.connection):
             return ask()
-        finally:
-            in_flight.leave(number)
 
     connection.is_usable = is_usable  # type: ignore[method-assign]
 

@@ -166,14 +166,11 @@ class Poller(threading.Thread):
 
     def _look_in_flight(self) -> None:
         connection = self._connect()
-        number = in_flight.enter(self.alias, connection)
-        try:
+        with in_flight.waiting(self.alias, connection):
             if not self._is_known:
                 self.identify(connection)
                 self._is_known = True
             self.look(connection)
-        finally:
-            in_flight.leave(number)
 
     def identify(self, connection: psycopg.Connection[Any]) -> None:
         """Find out which server the connection reaches."""

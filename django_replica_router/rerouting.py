@@ -140,11 +140,8 @@ class _WatchedCursor:
         self._run_elsewhere = run_elsewhere
 
     def _ask(self, method: str, *args: Any) -> Any:
-        number = in_flight.enter(self._alias, self._inner.connection)
-        try:
+        with in_flight.waiting(self._alias, self._inner.connection):
             return getattr(self._inner, method)(*args)
-        finally:
-            in_flight.leave(number)
 
     def _fetch(self, method: str, *args: Any) -> Any:
         # Once the caller has seen rows, no others can take their place.

@@ -359,11 +359,8 @@ def locate_seen(primary: str, alias: str) -> Position | None:
     try:
         raw = connections[alias].connection
         if timeline is not None and isinstance(raw, psycopg.Connection):
-            number = in_flight.enter(alias, raw)
-            try:
+            with in_flight.waiting(alias, raw):
                 answer = postgres.ask_replica(raw)
-            finally:
-                in_flight.leave(number)
             if answer.in_recovery and answer.replayed is not None:
                 return Position(timeline, answer.replayed)
     except Exception as error:  # whatever has become of the replica, the primary knows an answer
