@@ -170,9 +170,7 @@ def might_commit_part(sql: object) -> bool:
 
     A procedure may, and several statements in one text.
     """
-    plain = _plain(_text(sql))
-    word = _first_word(plain)
-    return not _is_one(plain) or not word or word in _COMMIT_PARTS
+    return _may_be_one_of(_COMMIT_PARTS, _plain(_text(sql)))
 
 
 # A site has some hundreds of different statements, since values travel apart from the text.
@@ -199,9 +197,13 @@ def _is_known(name: str) -> bool:
 
 @lru_cache(maxsize=2048)
 def _might_commit(text: str) -> bool:
-    plain = _plain(text)
+    return _may_be_one_of(_COMMITS, _plain(text))
+
+
+def _may_be_one_of(commands: frozenset[str], plain: str) -> bool:
+    """Tell whether the statement is one of the commands, is not understood, or is several."""
     word = _first_word(plain)
-    return not _is_one(plain) or not word or word in _COMMITS
+    return not _is_one(plain) or not word or word in commands
 
 
 def _is_one(plain: str) -> bool:
