@@ -10,14 +10,12 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
-from django_replica_router.conf import get_config
-from django_replica_router.context import current_scope
-from django_replica_router.postgres import is_busy
-from django_replica_router.writes import mark_written
+from django_replica_router.postgres import is_unanswered
+from django_replica_router.writes import find_state, mark_written
 
 
-class WatchedMixin(CursorWrapper):
-    """Tells of ``callproc``, ``copy`` and ``stream``.
+class WatchedCursor(CursorWrapper):
+    """A cursor as Django makes it, that tells of ``callproc``, ``copy`` and ``stream``.
 
     Each counts as a write, also where it only reads: what it does is not known.
     """
@@ -45,21 +43,13 @@ class WatchedMixin(CursorWrapper):
         try:
             yield
         finally:
-            if current_scope() is not None:
-                config = get_config()
-                if config.ENABLED and config.topology.primary_of.get(alias) == alias:
-                    # Where its answer was lost, or nobody waits for it, it may be committed yet.
-                    is_lost = getattr(raw, "closed", True) or is_busy(raw)
-                    mark_written(alias, uncertain=is_lost)
-
-
-class WatchedCursor(WatchedMixin, CursorWrapper):
-    """A cursor as Django makes it."""
+            if find_state(alias) is not None:
+                mark_written(alias, uncertain=is_unanswered(raw))
 
 
 @cache
 def _watched(kind: type[CursorWrapper]) -> type[CursorWrapper]:
-    return type(f"Watched{kind.__name__}", (WatchedMixin, kind), {})
+    return type(f"Watched{kind.__name__}", (WatchedCursor, kind), {})
 
 
 def watch_cursors(connection: BaseDatabaseWrapper) -> None:
@@ -79,7 +69,7 @@ def _make_watched(connection: BaseDatabaseWrapper, cursor: Any) -> CursorWrapper
 def _turn_watched(make: Callable[[Any], CursorWrapper], cursor: Any) -> CursorWrapper:
     """Do the same with whatever else makes a cursor, which takes a microsecond longer."""
     wrapper = make(cursor)
-    if not isinstance(wrapper, WatchedMixin):  # else the connection is observed twice
+    if not isinstance(wrapper, WatchedCursor):  # else the connection is observed twice
         kind: Any = type(wrapper)
         wrapper.__class__ = _watched(kind)
     return wrapper

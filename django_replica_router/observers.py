@@ -15,7 +15,7 @@ from django_replica_router.context import current_frame, current_scope
 from django_replica_router.cursors import watch_cursors
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
-from django_replica_router.postgres import has_failed, is_busy
+from django_replica_router.postgres import has_failed, is_unanswered
 from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
@@ -99,8 +99,8 @@ def _note_failed(primary: str, raw: Any, sql: Any, many: bool, error: BaseExcept
     Nothing, as a rule.
     """
     # 1. Its answer was lost on the way, or something has kept the code from waiting for it, as a
-    #    time limit by a signal does: the server may commit it yet.
-    if getattr(raw, "closed", True) or is_busy(raw) or not isinstance(error, Exception):
+    #    time limit by a signal does.
+    if is_unanswered(raw) or not isinstance(error, Exception):
         mark_written(primary, uncertain=True)
     # 2. It has committed before it failed. Of many, each by itself, where libpq knows no pipeline.
     elif many or might_commit_part(sql):

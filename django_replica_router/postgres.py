@@ -265,9 +265,12 @@ def has_failed(connection: psycopg.Connection[Any]) -> bool:
     return connection.info.transaction_status == pq.TransactionStatus.INERROR
 
 
-def is_busy(connection: object) -> bool:
-    """Tell whether a statement is still running whose answer nobody waits for any more."""
-    return (
+def is_unanswered(connection: object) -> bool:
+    """Tell whether the last statement has no answer, and the server may commit it yet.
+
+    The answer was lost with the connection, or nobody waits for it any more.
+    """
+    return bool(getattr(connection, "closed", True)) or (
         isinstance(connection, psycopg.Connection)
         and connection.info.transaction_status == pq.TransactionStatus.ACTIVE
     )

@@ -26,7 +26,7 @@ from django_replica_router import (
 from django_replica_router.backends import mixin
 from django_replica_router.conf import get_config
 from django_replica_router.context import ClusterScope, Scope
-from django_replica_router.cursors import WatchedMixin
+from django_replica_router.cursors import WatchedCursor
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
@@ -266,7 +266,7 @@ def ignore_the_transactions_number(patch: Patch) -> None:
 
 
 def ignore_cursors(patch: Patch) -> None:
-    patch.setattr(WatchedMixin, "_noting", lambda self: nullcontext())
+    patch.setattr(WatchedCursor, "_noting", lambda self: nullcontext())
 
 
 def ignore_number_and_cursors(patch: Patch) -> None:
