@@ -14,6 +14,8 @@ from functools import partial
 
 from django.utils.module_loading import import_string
 
+from django_replica_router.errors import tell_import_failure
+
 Balancer = Callable[[str, Mapping[str, float]], Sequence[str]]
 """Takes a text that stands for the reader, or "", and the weight of each replica. Returns the
 aliases, the one to prefer first."""
@@ -212,8 +214,5 @@ def get_balancer(name: str) -> Balancer:
         try:
             balancer = import_string(name)
         except ImportError as error:
-            message = (
-                f"REPLICA_ROUTER['BALANCER'] names {name!r}, which cannot be imported: {error}."
-            )
-            raise ImportError(message) from error
+            raise ImportError(tell_import_failure("BALANCER", name, error)) from error
     return balancer

@@ -15,7 +15,7 @@ from django.db import connections
 from django.utils.module_loading import import_string
 
 from django_replica_router.conf import AGE_ERROR, BALANCERS, Config, find_problems, get_config
-from django_replica_router.errors import StoreError
+from django_replica_router.errors import StoreError, tell_import_failure
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.stores import get_store
@@ -136,7 +136,7 @@ def _check_names(config: Config) -> Iterator[checks.CheckMessage]:
         except ImportError as error:
             yield _error(
                 "E007",
-                f"REPLICA_ROUTER[{key!r}] names {path!r}, which cannot be imported: {error}.",
+                tell_import_failure(key, path, error),
                 "Give the dotted path of a callable.",
             )
             continue

@@ -24,3 +24,8 @@ class ReplicasLagError(ReplicaRouterError):
 
 class PositionError(ReplicaRouterError):
     """A server did not tell its WAL position in a usable form."""
+
+
+def tell_import_failure(key: str, path: str, error: ImportError) -> str:
+    """Return what to say where the dotted path in a setting cannot be imported."""
+    return f"REPLICA_ROUTER[{key!r}] names {path!r}, which cannot be imported: {error}."

@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 from django_replica_router.conf import get_config
 from django_replica_router.context import ClusterScope, Frame, Shortcuts, current_frame
 from django_replica_router.cookies import read_cookie
-from django_replica_router.errors import ConfigurationError
+from django_replica_router.errors import ConfigurationError, tell_import_failure
 from django_replica_router.keys import digest, remembered_digest
 from django_replica_router.tokens import Record
 
@@ -147,10 +147,7 @@ class RequestIdentity:
         try:
             identify: Callable[[HttpRequest], Iterable[str]] = import_string(path)
         except ImportError as error:
-            message = (
-                f"REPLICA_ROUTER['IDENTITY'] names {path!r}, which cannot be imported: {error}."
-            )
-            raise ConfigurationError(message) from error
+            raise ConfigurationError(tell_import_failure("IDENTITY", path, error)) from error
         # Nobody knows yet whose reads these are: outside of any scope the primary answers them.
         token = current_frame.set(Frame())
         try:
