@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import subprocess
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import psycopg
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -23,6 +20,7 @@ from django.core.cache import caches
 from django.core.management import call_command
 from django.db import connection, connections
 
+from benchmarks.__main__ import read_results
 from django_replica_router import reads, redis_client
 from django_replica_router.conf import get_config
 from django_replica_router.keys import EVERYBODY, store_key
@@ -31,6 +29,7 @@ from django_replica_router.registry import get_monitor, stop_monitors
 from django_replica_router.stores import RedisStore, get_store
 from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
+from testproject.cluster.pgbouncer import answers
 from testproject.notes.models import Note
 from tests.helpers import Served
 from tests.site import PASSWORD
@@ -76,8 +75,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     assert (directory / "performance.md").exists()
-    found: dict[str, Any] = json.loads(file.read_text())["results"]
-    return found
+    return read_results([file])
 
 
 def pytest_report_header() -> str:
@@ -140,24 +138,9 @@ def wait_until_reachable(alias: str) -> None:
     A pooler that has met a dead server tries it again only after a while.
     """
     database = connections[alias].settings_dict
-
-    def answers(name: str) -> bool:
-        with (
-            contextlib.suppress(psycopg.Error),
-            psycopg.connect(
-                host=database["HOST"],
-                port=database["PORT"],
-                user=database["USER"],
-                dbname=name,
-                connect_timeout=2,
-            ) as raw,
-        ):
-            raw.execute("SELECT 1")
-            return True
-        return False
-
+    port = int(database["PORT"])
     for name in (database["NAME"], "postgres"):
-        wait_until(lambda name=name: answers(name), f"{alias} to answer")
+        wait_until(lambda name=name: answers(port, name, timeout=2), f"{alias} to answer")
 
 
 def impatient(cluster: Cluster, name: str) -> AbstractContextManager[None]:
@@ -218,6 +201,13 @@ def wait_until_known(cluster: Cluster) -> None:
     meanwhile, and does not within the wait budget, the primary serves, and rightly so.
     """
     wait_until_seen(cluster.present_primary.flush())
+
+
+def stand_still(cluster: Cluster) -> None:
+    """Have all replicas show what there is now, and nothing newer."""
+    wait_until_known(cluster)
+    for replica in cluster.replicas:
+        replica.pause()
 
 
 def renew_store() -> None:

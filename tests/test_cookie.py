@@ -17,7 +17,7 @@ from django_replica_router.registry import stop_monitors
 from django_replica_router.tokens import Position, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import PATIENT, TIMEOUT, wait_until_known
+from tests.conftest import PATIENT, TIMEOUT, stand_still, wait_until_known
 from tests.site import sign_in, visit
 
 SALT = "django_replica_router.cookie"
@@ -132,9 +132,7 @@ def test_an_old_cookie_binds_nobody(cluster: Cluster, monkeypatch: pytest.Monkey
 def test_where_the_store_refuses_a_token_the_cookie_carries_it(ann: User, cluster: Cluster) -> None:
     """A store that can be read and not written would otherwise answer as before the write."""
     client = sign_in(ann)
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
+    stand_still(cluster)
     assert cluster.cache is not None
     cluster.cache.command("CONFIG", "SET", "maxmemory", "1")
     try:
@@ -173,9 +171,7 @@ def test_a_process_that_has_only_written_waits_for_the_replicas_as_well(
 ) -> None:
     """It has looked at none of them yet, from which other processes read."""
     client = sign_in(ann)
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
+    stand_still(cluster)
     stop_monitors()
     waits: list[bool] = []
     wait_for_all = Monitor.wait_for_all

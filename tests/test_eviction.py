@@ -16,7 +16,7 @@ from django_replica_router.keys import EVERYBODY
 from django_replica_router.stores import RedisStore, get_store
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import empty_store, forget_the_server, wait_until, wait_until_known
+from tests.conftest import empty_store, forget_the_server, stand_still, wait_until, wait_until_known
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -66,13 +66,6 @@ def drop_tokens(redis: Any) -> None:
     redis.delete(*found)
 
 
-def pause(cluster: Cluster) -> None:
-    """Have all replicas show what there is now, and nothing newer."""
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
-
-
 def write(request: HttpRequest) -> None:
     """Write a note for who is signed in."""
     Note.objects.create(owner=User.objects.get(username="ann"), title="mine")
@@ -84,13 +77,19 @@ def read(request: HttpRequest) -> list[str]:
     return list(Note.objects.values_list("title", flat=True))
 
 
+def who_has_written(user: User, cluster: Cluster) -> Client:
+    """Return a browser of the user, who has just written what no replica has."""
+    browser = sign_in(user)
+    stand_still(cluster)
+    visit(browser, write, "post")
+    return browser
+
+
 def test_a_write_is_seen_though_its_token_was_dropped(
     ann: User, dropping: Cluster, redis: Any
 ) -> None:
     """Neither the session nor its user is known any more; that the store was emptied is not so."""
-    browser = sign_in(ann)
-    pause(dropping)
-    visit(browser, write, "post")
+    browser = who_has_written(ann, dropping)
     drop_tokens(redis)
     assert visit(browser, read) == ["mine"]
 
@@ -101,7 +100,7 @@ def test_a_write_is_seen_on_another_device_though_its_token_was_dropped(
     """The device is known, and has written nothing: what it leads to is missing."""
     laptop, phone = sign_in(ann), sign_in(ann)
     visit(phone, read)
-    pause(dropping)
+    stand_still(dropping)
     before = {key: redis.dump(key) for key in tokens(redis)}
     visit(laptop, write, "post")
     changed = [key for key in tokens(redis) if redis.dump(key) != before.get(key)]
@@ -114,9 +113,7 @@ def test_a_write_is_seen_though_the_server_needed_its_room(
     ann: User, dropping: Cluster, redis: Any
 ) -> None:
     """The server itself drops the key, while others stay."""
-    browser = sign_in(ann)
-    pause(dropping)
-    visit(browser, write, "post")
+    browser = who_has_written(ann, dropping)
     mine = tokens(redis)
     # Those that live longest go last: the tokens, these, the record for everybody.
     for number in range(300):
@@ -138,7 +135,7 @@ def test_a_write_of_a_session_without_a_user_is_seen_though_its_token_was_droppe
     """A visitor who has not signed in, and has a session."""
     browser = Client()
     visit(browser, lambda request: request.session.update({"cart": "full"}), "post")
-    pause(dropping)
+    stand_still(dropping)
     visit(browser, lambda request: str(Tag.objects.create(name="red")), "post")
     drop_tokens(redis)
     assert visit(browser, lambda request: [request.session["cart"], Tag.objects.count()]) == [
@@ -151,9 +148,7 @@ def test_a_task_sees_what_its_user_wrote_though_the_token_was_dropped(
     ann: User, dropping: Cluster, redis: Any
 ) -> None:
     """It names a user, and has no session."""
-    browser = sign_in(ann)
-    pause(dropping)
-    visit(browser, write, "post")
+    who_has_written(ann, dropping)
     drop_tokens(redis)
     with scope(user=ann):
         assert Note.objects.exists()
@@ -169,7 +164,7 @@ def test_who_has_become_known_is_asked_for_once(
     pop_stats()
     visit(browser, read)
     assert get_stats()["readers_unknown"] >= 1
-    pause(dropping)
+    stand_still(dropping)
     pop_stats()
     served.clear()
     for _ in range(3):
@@ -191,9 +186,7 @@ def test_a_record_that_is_made_anew_says_no_less_than_the_dropped_one(
     ann: User, dropping: Cluster, redis: Any
 ) -> None:
     """A request that reads nothing from a replica makes one, too."""
-    browser = sign_in(ann)
-    pause(dropping)
-    visit(browser, write, "post")
+    browser = who_has_written(ann, dropping)
     drop_tokens(redis)
     visit(browser, lambda request: str(request.user), "post")
     assert tokens(redis)
@@ -205,7 +198,7 @@ def test_whoever_is_nobody_in_particular_is_not_asked_for(
 ) -> None:
     """There is no record to be missed."""
     pop_stats()
-    pause(dropping)
+    stand_still(dropping)
     assert visit(Client(), lambda request: Note.objects.count()) == 0
     assert "readers_unknown" not in get_stats()
     assert served.only_replicas("notes_note")
@@ -218,7 +211,7 @@ def test_a_server_that_keeps_everything_is_believed(
     ask_anew()
     browser = sign_in(ann)
     drop_tokens(redis)
-    pause(cluster)
+    stand_still(cluster)
     pop_stats()
     served.clear()
     visit(browser, read)
@@ -234,9 +227,7 @@ def test_a_server_that_does_not_tell_is_not_believed(
     try:
         forget_the_server()
         empty_store()
-        browser = sign_in(ann)
-        pause(cluster)
-        visit(browser, write, "post")
+        browser = who_has_written(ann, cluster)
         drop_tokens(redis)
         assert visit(browser, read) == ["mine"]
     finally:

@@ -15,7 +15,14 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import PATIENT, everybodys_key, impatient, wait_until, wait_until_known
+from tests.conftest import (
+    PATIENT,
+    everybodys_key,
+    impatient,
+    stand_still,
+    wait_until,
+    wait_until_known,
+)
 from tests.helpers import Served
 from tests.site import sign_in, visit
 from tests.test_faults import backend
@@ -123,9 +130,7 @@ def test_what_the_primary_showed_after_a_fault_is_not_taken_back(
 ) -> None:
     """A read that was run again on the primary counts as one there, also where it was the last."""
     client = sign_in(ann)
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
+    stand_still(cluster)
     by_somebody_else(cluster, "new")
 
     def action(request: HttpRequest) -> list[str]:
@@ -166,9 +171,7 @@ def test_it_can_be_switched_off(ann: User, note: Note, cluster: Cluster, setting
     """A site that prefers replicas to this guarantee says so."""
     settings.REPLICA_ROUTER = {**PATIENT, "MONOTONIC_READS": False}
     client = sign_in(ann)
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
+    stand_still(cluster)
     by_somebody_else(cluster, "new")
     assert visit(client, use_primary(title)) == "new"
     assert visit(client, title) == "old"

@@ -21,7 +21,14 @@ from django_replica_router.registry import find_monitor, stop_monitors
 from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
-from tests.conftest import PATIENT, everybodys_key, wait_until, wait_until_known, wait_until_routed
+from tests.conftest import (
+    PATIENT,
+    everybodys_key,
+    stand_still,
+    wait_until,
+    wait_until_known,
+    wait_until_routed,
+)
 from tests.helpers import Served
 from tests.site import PASSWORD, sign_in, visit
 
@@ -55,9 +62,7 @@ def note(ann: User, cluster: Cluster) -> Note:
 
 def pause(cluster: Cluster) -> None:
     """Let every replica show the present for ever."""
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
+    stand_still(cluster)
 
 
 def store_answers() -> bool:

@@ -36,7 +36,7 @@ from django_replica_router.routers import ReplicaRouter
 from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import wait_until_known
+from tests.conftest import stand_still, wait_until_known
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -321,9 +321,7 @@ def test_who_knows_the_user_does_not_take_the_choice_of_who_did_not(
 @contextmanager
 def paused(cluster: Cluster) -> Iterator[None]:
     """Let every replica show the present for ever."""
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
+    stand_still(cluster)
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ import pytest
 import redis
 from django.contrib.auth.models import User
 from django.core.cache import caches
-from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import get_stats, pop_stats
@@ -18,8 +17,9 @@ from django_replica_router.stores import get_store
 from testproject.cluster import Cluster
 from testproject.cluster.valkey import ValkeyServer
 from testproject.notes.models import Note
-from tests.conftest import empty_store, forget_the_server, wait_until, wait_until_known
+from tests.conftest import empty_store, forget_the_server, stand_still, wait_until, wait_until_known
 from tests.site import sign_in, visit
+from tests.test_eviction import read, write
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -42,23 +42,11 @@ def crash(cache: ValkeyServer) -> None:
     cache.start()
 
 
-def write(request: HttpRequest) -> None:
-    """Write a note for Ann."""
-    Note.objects.create(owner=User.objects.get(username="ann"), title="mine")
-
-
-def titles(request: HttpRequest) -> list[str]:
-    """Return the titles of all notes, read by who is signed in."""
-    assert request.user.is_authenticated
-    return list(Note.objects.values_list("title", flat=True))
-
-
 def write_what_is_not_saved(browser: Client, cluster: Cluster, cache: ValkeyServer) -> None:
     """Have all replicas stand still, and the token of a write lost in a crash of the cache."""
     wait_until_known(cluster)
-    visit(browser, titles)
-    for replica in cluster.replicas:
-        replica.pause()
+    visit(browser, read)
+    stand_still(cluster)
     cache.command("SAVE")
     visit(browser, write, "post")
     crash(cache)
@@ -76,11 +64,11 @@ def test_what_a_restart_of_the_cache_has_lost_is_seen(
     pop_stats()
 
     def has_begun_anew() -> bool:
-        assert visit(browser, titles) == ["mine"]
+        assert visit(browser, read) == ["mine"]
         return "reads_empty_store" in get_stats()
 
     wait_until(has_begun_anew, "the store to begin to remember anew")
-    assert visit(browser, titles) == ["mine"]
+    assert visit(browser, read) == ["mine"]
 
 
 def test_after_a_restart_replicas_serve_again(
@@ -120,7 +108,7 @@ def test_a_server_that_does_not_tell_is_believed(
         browser = sign_in(ann)
         wait_until_known(cluster)
         pop_stats()
-        visit(browser, titles)
+        visit(browser, read)
         assert "reads_store_error" not in get_stats()
         assert "reads_empty_store" not in get_stats()
     finally:
@@ -156,7 +144,7 @@ def test_another_server_is_noticed_where_a_record_leads_on_to_another(
     write_what_is_not_saved(browser, cluster, saved)
     monkeypatch.setattr("django_replica_router.stores._last_owners", {})
     pop_stats()
-    assert visit(browser, titles) == ["mine"]
+    assert visit(browser, read) == ["mine"]
     assert get_stats()["reads_store_error"] == 1
 
 

@@ -27,7 +27,7 @@ from django_replica_router.stores import get_store
 from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Event, Note, Tag
-from tests.conftest import PATIENT, TIMEOUT, empty_store, wait_until, wait_until_known
+from tests.conftest import PATIENT, TIMEOUT, empty_store, stand_still, wait_until, wait_until_known
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -641,9 +641,7 @@ def test_a_scope_inside_a_request_sees_what_the_request_has_written(
     signed_in: Client, ann: User, note: Note, cluster: Cluster
 ) -> None:
     """As a task that is run at once, in the place where it is sent: no token is stored yet."""
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
+    stand_still(cluster)
 
     def action(request: HttpRequest) -> str:
         Note.objects.filter(pk=note.pk).update(title="second")
@@ -683,9 +681,7 @@ def test_a_token_follows_its_session_to_a_new_key(
 ) -> None:
     """Also where a request that asks no database changes the key, and nobody is signed in."""
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
-    wait_until_known(cluster)
-    for replica in cluster.replicas:
-        replica.pause()
+    stand_still(cluster)
     browser = Client()
 
     def write(request: HttpRequest) -> None:

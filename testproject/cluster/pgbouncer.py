@@ -35,6 +35,25 @@ DEFAULT_SETTINGS = {
 }
 
 
+def answers(port: int, database: str, *, timeout: int) -> bool:
+    """Tell whether a new connection to that port of loopback has an answer from the database.
+
+    Args:
+        port: of a server, or of a pooler, which takes a connection also where its server is gone.
+        database: its name.
+        timeout: seconds within which the connection must be accepted.
+    """
+    with (
+        contextlib.suppress(psycopg.Error),
+        psycopg.connect(
+            host=LOOPBACK, port=port, user=USER, dbname=database, connect_timeout=timeout
+        ) as connection,
+    ):
+        connection.execute("SELECT 1")
+        return True
+    return False
+
+
 class PgBouncerServer(Server):
     """A pooler that leads to one server, for all databases of it.
 
@@ -157,27 +176,14 @@ class PgBouncerServer(Server):
         with self.adjusted(server_login_retry="0"):
             for database in databases:
                 wait_until(
-                    lambda database=database: self._reaches(database),  # type: ignore[misc]
+                    lambda database=database: answers(  # type: ignore[misc]
+                        self.port, database, timeout=round(CONNECT_TIMEOUT)
+                    ),
                     timeout=RELOAD_TIMEOUT,
                     failure=lambda: (
                         f"{self.name} does not reach its server. {last_lines(self.log_path)}"
                     ),
                 )
-
-    def _reaches(self, database: str) -> bool:
-        with (
-            contextlib.suppress(psycopg.Error),
-            psycopg.connect(
-                host=self.host,
-                port=self.port,
-                user=USER,
-                dbname=database,
-                connect_timeout=round(CONNECT_TIMEOUT),
-            ) as connection,
-        ):
-            connection.execute("SELECT 1")
-            return True
-        return False
 
     def lead(self, port: int) -> None:
         """Lead to another server from now on; no client is disconnected, as in a failover."""
