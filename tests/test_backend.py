@@ -22,12 +22,11 @@ from psycopg.rows import dict_row
 
 from django_replica_router import note_write, scope, use_primary, use_replica
 from django_replica_router.backends.mixin import TokenMixin
-from django_replica_router.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
 from tests.conftest import PATIENT, wait_until, wait_until_known, wait_until_seen
 from tests.site import sign_in, visit
-from tests.test_writes import note, record_of, signed_in  # noqa: F401 - fixtures
+from tests.test_writes import note, record_of, signed_in, wrote  # noqa: F401 - fixtures
 from tests.torture.proxy import ProxyProcess
 
 OWN = "django_replica_router.backends.postgresql"
@@ -113,15 +112,6 @@ def execute(statement: str, params: Any = None) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(statement, params)
         return cursor.fetchall() if cursor.description else []
-
-
-def wrote(user: User) -> Record:
-    """Return what is stored of the user's write, whose position is known."""
-    record = record_of(user)
-    assert record is not None
-    assert record.position != NOWHERE
-    assert not record.pinned_until_ms
-    return record
 
 
 def is_pinned(user: User) -> bool:

@@ -90,6 +90,15 @@ def rescue(replica: ReplicaServer) -> Iterator[None]:
         timer.cancel()
 
 
+ENDS_AT_REST = pytest.mark.not_pooled(
+    "it notices that a connection at rest has ended, and gives another one of the same server",
+    modes=["transaction"],
+)
+NO_CURSORS = pytest.mark.not_pooled(
+    "there are no cursors of the server: Django has all rows before the first is used",
+    modes=["transaction"],
+)
+
 READS: dict[str, Callable[[], Any]] = {
     "get": lambda: Note.objects.get().title,
     "values": lambda: Note.objects.values_list("title", flat=True)[0],
@@ -101,10 +110,7 @@ READS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.not_pooled(
-    "it notices that a connection at rest has ended, and gives another one of the same server",
-    modes=["transaction"],
-)
+@ENDS_AT_REST
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 def test_a_connection_that_is_gone_is_never_seen(
     note: Note, cluster: Cluster, served: Served, read: Callable[[], Any]
@@ -221,10 +227,7 @@ def test_inside_a_transaction_on_a_replica_the_error_is_raised(
             read_twice()
 
 
-@pytest.mark.not_pooled(
-    "there are no cursors of the server: Django has all rows before the first is used",
-    modes=["transaction"],
-)
+@NO_CURSORS
 def test_after_the_first_row_the_error_is_raised(note: Note, cluster: Cluster) -> None:
     """Rows that the caller has seen cannot be taken back."""
     with scope():
@@ -244,40 +247,21 @@ def test_after_the_first_row_the_error_is_raised(note: Note, cluster: Cluster) -
         assert served.only_primary("notes_note")
 
 
-def test_a_replica_that_hangs_delays_nobody_for_long(
-    note: Note, healed: Cluster, served: Served
+def answer_though_it_hangs(
+    cluster: Cluster, prepare: Callable[[Any], object] = lambda connection: None
 ) -> None:
-    """Stopped in the middle of a session: what runs there is ended and run on the primary."""
+    """See a request answered in time whose replica hangs in the midst of it.
+
+    Args:
+        cluster: the servers.
+        prepare: is given Django's connection to the replica before that.
+    """
 
     def action(request: HttpRequest) -> list[Any]:
         alias = str(Note.objects.get()._state.db)
         assert alias.startswith("replica")
-        next(r for r in healed.replicas if r.name == alias).suspend()
-        began = time.monotonic()
-        title = Note.objects.get().title
-        return [title, time.monotonic() - began]
-
-    pop_stats()
-    title, seconds = visit(Client(), action)
-    assert title == "first"
-    assert get_stats()["waits_ended"] >= 1
-    # The bound of the package, plus a busy machine; TCP alone would take minutes.
-    assert seconds < 10
-
-
-def test_a_replica_that_hangs_when_django_asks_for_its_health_delays_nobody_for_long(
-    note: Note, healed: Cluster
-) -> None:
-    """With ``CONN_HEALTH_CHECKS`` the first thing that waits for it is no statement of the site's."""
-
-    def action(request: HttpRequest) -> list[Any]:
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        asked = connections[alias]
-        asked.health_check_enabled, asked.health_check_done = True, False
-        # A pooler has who connects wait for seconds for a server that hangs.
-        setattr(asked, connecting._TIMEOUT, 0.5)
-        replica = next(r for r in healed.replicas if r.name == alias)
+        prepare(connections[alias])
+        replica = next(r for r in cluster.replicas if r.name == alias)
         replica.suspend()
         with rescue(replica):
             began = time.monotonic()
@@ -288,13 +272,26 @@ def test_a_replica_that_hangs_when_django_asks_for_its_health_delays_nobody_for_
     title, seconds = visit(Client(), action)
     assert title == "first"
     assert get_stats()["waits_ended"] >= 1
+    # The bound of the package, plus a busy machine; TCP alone would take minutes.
     assert seconds < 10
 
 
-NO_CURSORS = pytest.mark.not_pooled(
-    "there are no cursors of the server: Django has all rows before the first is used",
-    modes=["transaction"],
-)
+def test_a_replica_that_hangs_delays_nobody_for_long(note: Note, healed: Cluster) -> None:
+    """Stopped in the middle of a session: what runs there is ended and run on the primary."""
+    answer_though_it_hangs(healed)
+
+
+def test_a_replica_that_hangs_when_django_asks_for_its_health_delays_nobody_for_long(
+    note: Note, healed: Cluster
+) -> None:
+    """With ``CONN_HEALTH_CHECKS`` the first thing that waits for it is no statement of the site's."""
+
+    def have_its_health_asked_for(asked: Any) -> None:
+        asked.health_check_enabled, asked.health_check_done = True, False
+        # A pooler has who connects wait for seconds for a server that hangs.
+        setattr(asked, connecting._TIMEOUT, 0.5)
+
+    answer_though_it_hangs(healed, have_its_health_asked_for)
 
 
 @NO_CURSORS
@@ -617,10 +614,7 @@ def test_code_that_names_a_replica_is_told_that_it_is_down(note: Note, healed: C
         Note.objects.using(replica.name).get()
 
 
-@pytest.mark.not_pooled(
-    "it notices that a connection at rest has ended, and gives another one of the same server",
-    modes=["transaction"],
-)
+@ENDS_AT_REST
 @pytest.mark.parametrize("where", [scope, nullcontext], ids=["in a scope", "outside"])
 def test_code_that_names_a_replica_is_told_that_its_connection_broke(
     note: Note, cluster: Cluster, where: Callable[[], AbstractContextManager[Any]]

@@ -38,6 +38,15 @@ def record_of(user: User) -> Record | None:
     return get_store("default").load([f"rr:default:{user_key(user)}"])[0]
 
 
+def wrote(user: User) -> Record:
+    """Return what is stored of the user's write, whose position is known."""
+    record = record_of(user)
+    assert record is not None
+    assert record.position != NOWHERE
+    assert not record.pinned_until_ms
+    return record
+
+
 def session_record_of(client: Client) -> Record | None:
     """Return what the token store knows of the client's session."""
     cookie = client.cookies["sessionid"].value
@@ -247,9 +256,7 @@ def test_the_token_stands_before_the_response_leaves_though_the_view_raised(
 
     signed_in.raise_request_exception = False
     assert visit(signed_in, action, "post").status_code == 500
-    record = record_of(ann)
-    assert record is not None
-    assert record.position != NOWHERE
+    wrote(ann)
 
 
 def test_a_stream_stores_its_token_at_its_end(signed_in: Client, ann: User, note: Note) -> None:
@@ -263,9 +270,7 @@ def test_a_stream_stores_its_token_at_its_end(signed_in: Client, ann: User, note
     response = visit(signed_in, lambda request: StreamingHttpResponse(body()))
     assert record_of(ann) is None
     assert b"".join(response.streaming_content) == b"beginend"
-    record = record_of(ann)
-    assert record is not None
-    assert record.position != NOWHERE
+    wrote(ann)
 
 
 def test_a_stream_that_is_cut_short_stores_its_token(
@@ -281,9 +286,7 @@ def test_a_stream_that_is_cut_short_stores_its_token(
     response = visit(signed_in, lambda request: StreamingHttpResponse(body()))
     assert next(iter(response.streaming_content)) == b"begin"
     response.close()
-    record = record_of(ann)
-    assert record is not None
-    assert record.position != NOWHERE
+    wrote(ann)
 
 
 def test_what_a_stream_writes_when_it_is_cut_short_is_behind_its_token(
@@ -302,9 +305,7 @@ def test_what_a_stream_writes_when_it_is_cut_short_is_behind_its_token(
     assert next(iter(response.streaming_content)) == b"begin"
     response.close()
     assert Note.objects.get(pk=note.pk).title == "second"
-    record = record_of(ann)
-    assert record is not None
-    assert record.position != NOWHERE
+    wrote(ann)
 
 
 def test_a_stream_that_lives_long_sees_what_came_later_in_a_scope_for_each_part(
@@ -359,9 +360,7 @@ def test_a_download_that_is_no_file_is_made_inside_the_scope(
     wait_until_known(cluster)
     response = visit(signed_in, lambda request: FileResponse(body(), filename="notes.csv"))
     assert b"".join(response.streaming_content).startswith(b"replica")
-    record = record_of(ann)
-    assert record is not None
-    assert record.position != NOWHERE
+    wrote(ann)
 
 
 def test_the_token_is_taken_after_the_commit(
