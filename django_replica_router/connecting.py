@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,10 +20,6 @@ _SIGHT = "_replica_router_sight"
 _OPENED = "_replica_router_opened"
 _TIMEOUT = "_replica_router_timeout"
 
-# No PostgreSQL ends, starts again and answers queries in less (measured: 60 ms, empty). Within it a
-# pooled connection is not looked through again.
-_LEAST_RESTART = 0.02
-
 Life = tuple[Any, ...]
 
 
@@ -35,13 +30,11 @@ class _Sight(NamedTuple):
         raw: the driver's connection. Django may have opened another one since.
         life: which server, and which life of it.
         is_pooled: a pooler may lead it elsewhere without its breaking.
-        seen_at: the moment before the server was asked.
     """
 
     raw: Any
     life: Life
     is_pooled: bool
-    seen_at: float
 
 
 def connect_to_replica(alias: str, monitor: Monitor, timeout: float) -> Any | None:
@@ -119,13 +112,13 @@ def _ensure_connection(connection: Any, alias: str) -> None:
 def _is_watched(connection: Any, alias: str, monitor: Monitor) -> bool:
     """Tell whether an open connection reaches the server that is known.
 
-    The code may have opened it past this module, as by ``using()``; or a pooler may have led it
-    elsewhere meanwhile.
+    The code may have opened it past this module, as by ``using()``. Whether a pooler has led it
+    elsewhere meanwhile shows with the statement.
     """
     if not isinstance(connection.connection, psycopg.Connection) or not monitor.looks_itself:
         return True
     try:
-        sight = _look_again(connection, alias)
+        sight = _sight_of(connection, alias)
     except Exception:  # says nothing of the server: the connection may be an old one
         return False
     return sight is not None and monitor.life(alias) == sight.life
@@ -134,38 +127,53 @@ def _is_watched(connection: Any, alias: str, monitor: Monitor) -> bool:
 def _is_known_server(connection: Any, alias: str, monitor: Monitor) -> bool:
     if not isinstance(connection.connection, psycopg.Connection) or not monitor.looks_itself:
         return True
-    sight = _look_again(connection, alias)
+    sight = _sight_of(connection, alias)
     if sight is None:
         monitor.report(alias, "A request has met it.", ReplicaState.PROMOTED)
         return False
     return monitor.is_same_server(alias, sight.life)
 
 
-def _look_again(connection: Any, alias: str) -> _Sight | None:
-    """Return which standby the connection leads to now, or None where it is none.
+def _sight_of(connection: Any, alias: str) -> _Sight | None:
+    """Return which standby the connection was last seen to lead to, or None where it is none.
 
-    A connection without a pooler leads to one server in one life, or breaks: that is asked once.
+    A connection that nobody has seen through is seen through now. Of a promotion libpq knows.
     """
     raw = connection.connection
-    sight: _Sight | None = connection.__dict__.get(_SIGHT)
-    if sight is not None and sight.raw is raw and not sight.is_pooled:
-        return sight if raw.pgconn.parameter_status(b"in_hot_standby") == b"on" else None
-    now = time.monotonic()
-    if sight is not None and sight.raw is raw and now - sight.seen_at < _LEAST_RESTART:
+    sight = _last_sight(connection)
+    if sight is None:
+        return _look_through(connection, alias)
+    if sight.is_pooled or raw.pgconn.parameter_status(b"in_hot_standby") == b"on":
         return sight
+    return None
+
+
+def _last_sight(connection: Any) -> _Sight | None:
+    sight: _Sight | None = connection.__dict__.get(_SIGHT)
+    return None if sight is None or sight.raw is not connection.connection else sight
+
+
+def _look_through(connection: Any, alias: str) -> _Sight | None:
+    raw = connection.connection
     with in_flight.waiting(alias, raw):
         identity = postgres.identify(raw)
     if not identity.in_recovery:
         return None
-    sight = _Sight(raw, identity.life, identity.is_pooled, now)
+    sight = _Sight(raw, identity.life, identity.is_pooled)
     setattr(connection, _SIGHT, sight)
     return sight
 
 
 def life_behind(connection: Any) -> Life | None:
     """Return which server, and which life of it, Django's connection was last seen to reach."""
-    sight: _Sight | None = connection.__dict__.get(_SIGHT)
-    return None if sight is None or sight.raw is not connection.connection else sight.life
+    sight = _last_sight(connection)
+    return None if sight is None else sight.life
+
+
+def is_pooled(connection: Any) -> bool:
+    """Tell whether a pooler is known to stand between the connection and its server."""
+    sight = _last_sight(connection)
+    return sight is not None and sight.is_pooled
 
 
 def is_elsewhere(connection: Any, life: Life | None) -> bool:
@@ -184,11 +192,26 @@ def is_elsewhere(connection: Any, life: Life | None) -> bool:
         return False  # nobody has vouched for it: a mirror in a test, an alias named by the code
     if not isinstance(connection.connection, psycopg.Connection):
         return False
+    look = _look_through if is_pooled(connection) else _sight_of
     try:
-        sight = _look_again(connection, connection.alias)
+        sight = look(connection, connection.alias)
     except Exception:  # whatever has become of it, the statement can be run elsewhere
         return True
     return sight is None or life not in (None, sight.life)
+
+
+def was_elsewhere(cursor: Any, life: Life | None) -> bool:
+    """Tell the same of a statement that has asked along who answers it, without another question.
+
+    Args:
+        cursor: the driver's cursor; it yields the rows of the statement afterwards.
+        life: which server, in which life, was chosen; None where nobody has chosen.
+    """
+    try:
+        answerer = postgres.read_answerer(cursor)
+    except Exception:  # whoever that was
+        return True
+    return not answerer.in_recovery or life not in (None, answerer.life)
 
 
 def is_standby(connection: Any) -> bool:
@@ -199,9 +222,7 @@ def is_standby(connection: Any) -> bool:
     raw = connection.connection
     if raw is None:
         return False
-    sight: _Sight | None = connection.__dict__.get(_SIGHT)
-    is_seen = sight is not None and sight.raw is raw and sight.is_pooled
-    return is_seen or raw.info.parameter_status("in_hot_standby") == "on"
+    return is_pooled(connection) or raw.info.parameter_status("in_hot_standby") == "on"
 
 
 def _bound_connecting(connection: Any, timeout: float) -> None:
@@ -237,9 +258,8 @@ def _first_sight(raw: Any) -> _Sight | None:
     if not isinstance(raw, psycopg.Connection):
         return None
     raw.autocommit = True  # no transaction is left open; Django sets what it wants afterwards
-    now = time.monotonic()
     identity = postgres.identify(raw)
-    return _Sight(raw, identity.life, identity.is_pooled, now) if identity.in_recovery else None
+    return _Sight(raw, identity.life, identity.is_pooled) if identity.in_recovery else None
 
 
 def _give_back(raw: Any) -> None:

@@ -10,12 +10,23 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import get_config
-from django_replica_router.connecting import is_elsewhere, is_standby
+from django_replica_router.connecting import (
+    Life,
+    is_elsewhere,
+    is_pooled,
+    is_standby,
+    was_elsewhere,
+)
 from django_replica_router.context import current_frame, current_scope
 from django_replica_router.cursors import watch_cursors
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
-from django_replica_router.postgres import has_failed, is_unanswered
+from django_replica_router.postgres import (
+    ask_along,
+    can_ask_along,
+    has_failed,
+    is_unanswered,
+)
 from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
@@ -30,6 +41,7 @@ from django_replica_router.rerouting import (
     watch_fetches,
 )
 from django_replica_router.statements import (
+    is_query,
     is_write_command,
     might_commit,
     might_commit_part,
@@ -44,6 +56,9 @@ Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 _BRIEF = 0.05
 """Seconds within which a statement has only just begun. One that takes longer, and is in the way of
 what is replayed, would be in the way of more the next time."""
+
+
+_MET_ANOTHER = "Promoted, started anew, or another server."
 
 
 class StatementObserver:
@@ -123,15 +138,18 @@ def _on_replica(
         return _show_primary(primary, cursor, sql, params, many)
     if is_write_command(sql) and is_standby(connection) and _can_leave(connection, primary):
         return _show_primary(primary, cursor, sql, params, many)
+    is_free = not connection.in_atomic_block
+    asks_along = is_free and not many and _can_ask_along(connection, cursor, sql)
+    sent = ask_along(sql) if asks_along else sql
     number = in_flight.enter(alias, connection.connection)
     try:
         try:
-            result = execute(sql, params, many, context)
+            result = execute(sent, params, many, context)
         except Exception as error:
             if not _was_cancelled_at_once(error, connection, in_flight.began(number)):
                 raise
             count("repeated_after_conflict")
-            result = execute(sql, params, many, context)
+            result = execute(sent, params, many, context)
     except Exception as error:
         if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
             raise
@@ -146,13 +164,10 @@ def _on_replica(
         return result
     finally:
         in_flight.leave(number)
-    is_free = not connection.in_atomic_block
     if is_free:
-        scope = current_frame.get().scope  # current_scope(), without a call for every statement
-        state = None if scope is None else scope.clusters.get(primary)
-        chosen_life = None if state is None else state.lives.get(alias)
-        if is_elsewhere(connection, chosen_life):
-            _leave(alias, primary, connection, ReplicaState.UNKNOWN, "Promoted, or started anew.")
+        life = _chosen_life(primary, alias)
+        if was_elsewhere(cursor.cursor, life) if asks_along else is_elsewhere(connection, life):
+            _leave(alias, primary, connection, ReplicaState.UNKNOWN, _MET_ANOTHER)
             count("retried_elsewhere")
             return _show_primary(primary, cursor, sql, params, many)
     if is_server_side(cursor):
@@ -166,6 +181,18 @@ def _on_replica(
 
         watch_fetches(cursor, alias, is_mendable if is_free else None, run_elsewhere)
     return result
+
+
+def _can_ask_along(connection: BaseDatabaseWrapper, cursor: Any, sql: Any) -> bool:
+    """Tell whether the statement should, and can, ask in one message who answers it.
+
+    Any other is followed by that question.
+    """
+    return (
+        is_pooled(connection)
+        and is_query(sql)
+        and can_ask_along(connection.connection, cursor.cursor)
+    )
 
 
 def _retry_of(error: Exception) -> str:
@@ -222,7 +249,20 @@ def _is_mendable(
     if is_replica_fault(error, connection.connection):
         _leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         return True
+    if not has_failed(connection.connection) and is_elsewhere(
+        connection, _chosen_life(primary, alias)
+    ):
+        # What is wrong with a statement is for the right server to say: there the table may exist.
+        _leave(alias, primary, connection, ReplicaState.UNKNOWN, _MET_ANOTHER)
+        return True
     return is_unsupported(error)
+
+
+def _chosen_life(primary: str, alias: str) -> Life | None:
+    """Return which server, in which life, was chosen for this scope; None where nobody has."""
+    scope = current_frame.get().scope  # current_scope(), without a call for every statement
+    state = None if scope is None else scope.clusters.get(primary)
+    return None if state is None else state.lives.get(alias)
 
 
 def _was_sent(primary: str, alias: str) -> bool:

@@ -60,6 +60,7 @@ _LIFE = (
 )
 
 _REPLICA_SQL = f"SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, {_LIFE}"
+_ANSWERER_SQL = f"SELECT pg_is_in_recovery(), {_LIFE}"
 
 # Of pg_stat_wal_receiver a role without pg_read_all_stats sees that there is one, and nothing more.
 # The control file tells the timeline to everybody, but lags behind it by up to a checkpoint.
@@ -128,6 +129,18 @@ class Examination(NamedTuple):
     delay: float
     has_receiver: bool
     timeline: int
+
+
+class Answerer(NamedTuple):
+    """Who has answered a statement.
+
+    Args:
+        life: start time and address of the server.
+        in_recovery: it is a standby.
+    """
+
+    life: tuple[Any, ...]
+    in_recovery: bool
 
 
 class ServerIdentity(NamedTuple):
@@ -346,6 +359,48 @@ def examine_replica(connection: psycopg.Connection[Any]) -> Examination:
     row = _ask(connection, _EXAMINE_SQL, "the state of its replay", kinds)
     pause_state, delay, has_receiver, received, checkpointed = row
     return Examination(pause_state == "paused", delay, has_receiver, received or checkpointed or 0)
+
+
+def can_ask_along(raw: psycopg.Connection[Any], cursor: Any) -> bool:
+    """Tell whether a statement of this cursor can be one of several in a message.
+
+    Only the simple protocol knows such messages ("Multiple Statements in a Simple Query" in
+    PostgreSQL's manual): psycopg speaks it where the values are in the text already, which is what
+    ``ClientCursor`` is for, and Django's usual one. Outside a transaction the server makes one of
+    the message, so that no pooler can lead a part of it elsewhere.
+
+    Args:
+        raw: the driver's connection.
+        cursor: the driver's cursor.
+    """
+    pgconn = raw.pgconn
+    return (
+        isinstance(cursor, psycopg.ClientCursor)
+        and raw.autocommit
+        and pgconn.transaction_status == pq.TransactionStatus.IDLE
+        and pgconn.pipeline_status == pq.PipelineStatus.OFF
+        and cursor.format == pq.Format.TEXT
+    )
+
+
+def ask_along(query: str) -> str:
+    """Return a message that asks who answers, and then does what the query does.
+
+    In front: there nothing of the query's own, as a comment at its end, is in the way.
+    """
+    return f"{_ANSWERER_SQL};\n{query}"
+
+
+def read_answerer(cursor: Any) -> Answerer:
+    """Return who has answered what ``ask_along`` made; the cursor then yields the query's rows.
+
+    Raises:
+        PositionError: the server answers something else than expected.
+    """
+    row = cursor.fetchone()
+    cursor.nextset()
+    in_recovery, *life = _checked(row, "its identity", ((bool,), *_LIFE_KINDS))
+    return Answerer(tuple(life), in_recovery)
 
 
 def identify(connection: psycopg.Connection[Any]) -> ServerIdentity:

@@ -148,6 +148,12 @@ def _first_word(plain: str) -> str:
     return match[1].upper() if match else ""
 
 
+def is_query(sql: object) -> bool:
+    """Tell whether the statement is a text that begins as a query does."""
+    match = _FIRST_WORD.match(sql) if isinstance(sql, str) else None
+    return match is not None and match[1].upper() in _QUERIES
+
+
 def might_write(sql: object) -> bool:
     """Tell whether the statement could change data. Errs on the side of yes.
 

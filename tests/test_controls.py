@@ -30,6 +30,7 @@ from django_replica_router.cursors import WatchedCursor
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
+from django_replica_router.postgres import read_answerer
 from django_replica_router.redis_client import RedisServer
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.search import Search
@@ -341,6 +342,7 @@ def take_every_error_for_a_failed_commit(patch: Patch) -> None:
 
 def believe_every_connection(patch: Patch) -> None:
     patch.setattr(observers, "is_elsewhere", lambda connection, life: False)
+    patch.setattr(observers, "was_elsewhere", lambda cursor, life: not read_answerer(cursor))
 
 
 def forget_what_the_primary_showed_instead(patch: Patch) -> None:

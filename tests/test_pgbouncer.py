@@ -18,11 +18,12 @@ from typing import Any
 import psycopg
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, connections, transaction
+from django.db import ProgrammingError, connection, connections, transaction
+from django.db.models import Count
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import connecting, get_stats, pop_stats, postgres, scope
+from django_replica_router import connecting, get_stats, observers, pop_stats, postgres, scope
 from django_replica_router.conf import get_config
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor, get_monitor, stop_monitors
@@ -180,6 +181,15 @@ def rename(client: Client, text: str) -> None:
     visit(client, lambda request: Note.objects.update(title=text) and None, "post")
 
 
+def believe_what_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody care which server has answered a statement."""
+    monkeypatch.setattr(observers, "is_elsewhere", lambda *args: False)
+    # The cursor still has to be led to the statement's own rows.
+    monkeypatch.setattr(
+        observers, "was_elsewhere", lambda cursor, life: not postgres.read_answerer(cursor)
+    )
+
+
 def read_from_a_server_that_went_back_in_time(
     ann: User, healed: Cluster, settings: Any, served: Served
 ) -> set[str]:
@@ -226,7 +236,7 @@ def test_without_the_question_old_data_would_be_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The negative control: a connection that was seen through once is believed for ever."""
-    monkeypatch.setattr(connecting, "_LEAST_RESTART", float("inf"))
+    believe_what_answers(monkeypatch)
     seen = read_from_a_server_that_went_back_in_time(ann, healed, settings, served)
     assert seen == {"first"}
 
@@ -269,7 +279,7 @@ def test_without_the_question_one_request_would_go_back_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The negative control."""
-    monkeypatch.setattr("django_replica_router.observers.is_elsewhere", lambda *args: False)
+    believe_what_answers(monkeypatch)
     assert read_around_a_restart(ann, healed) == ["second", "first"]
 
 
@@ -293,18 +303,119 @@ def test_a_promotion_is_noticed_though_the_pooler_does_not_tell(
     assert get_stats()["retried_elsewhere"] == 1
 
 
-@pytest.mark.parametrize(("least", "questions"), [(3600.0, 0), (0.0, 11)])
-def test_a_connection_is_seen_through_again_after_a_while(
+@contextmanager
+def led_elsewhere_for_one_statement(
+    pooler: PgBouncerServer, alias: str, port: int
+) -> Iterator[list[str]]:
+    """Lead the pooler elsewhere while one statement of the alias runs, and back before its end."""
+    led: list[str] = []
+
+    def lead(execute: Any, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        if led or "notes_note" not in sql:
+            return execute(sql, params, many, context)
+        before = pooler.target_port
+        pooler.lead(port)
+        try:
+            return execute(sql, params, many, context)
+        finally:
+            led.append(sql)
+            pooler.lead(before)
+
+    with connections[alias].execute_wrapper(lead):
+        yield led
+
+
+def read_while_led_to_an_old_replica(
+    poolers: dict[str, PgBouncerServer], ann: User, cluster: Cluster, settings: Any
+) -> str:
+    """Return what a user sees of a write that the server which answers has not replayed."""
+    settings.REPLICA_ROUTER = BLIND
+    look_until_routed()
+    client = sign_in(ann)
+    cluster.wait_caught_up()
+    look_until_routed()
+    usual = usual_replica(client, cluster)
+    other = next(replica for replica in cluster.replicas if replica is not usual)
+    other.pause()
+    rename(client, "second")
+    usual.wait_replayed(cluster.primary.flush())
+
+    def is_usual() -> bool:
+        look_until_routed()
+        return usual_replica(client, cluster) is usual
+
+    wait_until(is_usual, "the usual replica to serve")
+    with led_elsewhere_for_one_statement(poolers[usual.name], usual.name, other.port) as led:
+        seen = str(visit(client, title))
+    assert led, "the usual replica should be asked first"
+    return seen
+
+
+def test_a_pooler_may_lead_one_statement_elsewhere(
     transaction_poolers: dict[str, PgBouncerServer],
-    cluster: Cluster,
+    ann: User,
     note: Note,
-    monkeypatch: pytest.MonkeyPatch,
-    least: float,
-    questions: int,
+    healed: Cluster,
+    settings: Any,
 ) -> None:
-    """With the decision and after each statement, but not within the time that a restart takes."""
-    with scope():
-        assert str(Note.objects.get()._state.db).startswith("replica")
+    """Before and after the statement it leads to the right server: a question then tells nothing."""
+    pop_stats()
+    seen = read_while_led_to_an_old_replica(transaction_poolers, ann, healed, settings)
+    assert seen == "second"
+    assert get_stats()["retried_elsewhere"] == 1
+
+
+def test_a_question_after_the_statement_would_not_notice(
+    transaction_poolers: dict[str, PgBouncerServer],
+    ann: User,
+    note: Note,
+    healed: Cluster,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The negative control."""
+    monkeypatch.setattr(observers, "can_ask_along", lambda raw, cursor: False)
+    seen = read_while_led_to_an_old_replica(transaction_poolers, ann, healed, settings)
+    assert seen == "first"
+
+
+def test_an_error_of_another_server_is_not_the_visitors_concern(
+    transaction_poolers: dict[str, PgBouncerServer],
+    ann: User,
+    note: Note,
+    healed: Cluster,
+    settings: Any,
+    request: pytest.FixtureRequest,
+) -> None:
+    """A table may exist where the statement was to be run; what is wrong there, too, is raised."""
+    settings.REPLICA_ROUTER = BLIND
+    look_until_routed()
+    client = sign_in(ann)
+    healed.wait_caught_up()
+    look_until_routed()
+    usual = usual_replica(client, healed)
+    other = next(replica for replica in healed.replicas if replica is not usual)
+    other.pause()
+    healed.primary.execute("CREATE TABLE late ()", dbname="app")
+    request.addfinalizer(lambda: healed.primary.execute("DROP TABLE late", dbname="app"))
+    usual.wait_replayed(healed.primary.flush())
+    sql = "SELECT * FROM notes_note WHERE NOT EXISTS (SELECT FROM {})"
+
+    def read_around(table: str) -> str:
+        with scope(user=ann):
+            return Note.objects.raw(sql.format(table))[0].title
+
+    assert read_around("late") == "first"
+    transaction_poolers[usual.name].lead(other.port)
+    pop_stats()
+    assert read_around("late") == "first"
+    assert get_stats()["retried_replica_fault"] == 1
+    with pytest.raises(ProgrammingError, match="nowhere"):
+        read_around("nowhere")
+
+
+def count_questions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list of the connections on which this thread asks, in a message of its own, who is there."""
     asked: list[Any] = []
     original = postgres.identify
 
@@ -313,36 +424,123 @@ def test_a_connection_is_seen_through_again_after_a_while(
             asked.append(raw)
         return original(raw)
 
-    monkeypatch.setattr(connecting, "_LEAST_RESTART", least)
     monkeypatch.setattr(connecting.postgres, "identify", identify)
+    return asked
+
+
+def read_ten_times() -> str:
+    """Return the alias of the replica that serves one user's reads."""
+    with scope(user=1):
+        (alias,) = {str(Note.objects.get()._state.db) for _ in range(10)}
+    assert alias.startswith("replica")
+    return alias
+
+
+def test_a_query_asks_along_who_answers_it(
+    poolers: dict[str, PgBouncerServer],
+    cluster: Cluster,
+    note: Note,
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No message is sent for it."""
+    read_ten_times()
+    asked = count_questions(monkeypatch)
+    served.clear()
+    read_ten_times()
+    assert asked == []
+    assert len(served.statements) == 10
+    assert all(sql.startswith(postgres.ask_along("SELECT")) for _, sql in served.statements)
+
+
+def test_what_cannot_ask_along_is_followed_by_the_question(
+    poolers: dict[str, PgBouncerServer],
+    cluster: Cluster,
+    note: Note,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a statement whose values travel apart from its text."""
+    connection = connections[read_ten_times()]
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", {"server_side_binding": True})
+    monkeypatch.setattr(connection.features, "uses_server_side_binding", True)
+    try:
+        read_ten_times()
+        asked = count_questions(monkeypatch)
+        read_ten_times()
+        assert len(asked) == 10
+    finally:
+        connection.close()
+
+
+READS: dict[str, Callable[[], Any]] = {
+    "count": lambda: Note.objects.filter(title__contains="fir%").count(),
+    "values": lambda: list(Note.objects.values_list("title", flat=True)),
+    "aggregate": lambda: Note.objects.aggregate(n=Count("*"))["n"],
+    "iterator": lambda: [note.title for note in Note.objects.iterator(chunk_size=1)],
+    "exists": lambda: Note.objects.filter(title="first").exists(),
+    "raw": lambda: [n.title for n in Note.objects.raw("SELECT * FROM notes_note -- all")],
+    "union": lambda: list(Note.objects.filter(pk=0).union(Note.objects.all()).values("title")),
+    "explain": lambda: Note.objects.all().explain().split()[0],
+    "in_bulk": lambda: Note.objects.in_bulk().popitem()[1].title,
+    "related": lambda: [n.owner.pk for n in Note.objects.select_related("owner")],
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_whatever_asks_along_yields_its_own_rows(
+    transaction_poolers: dict[str, PgBouncerServer],
+    cluster: Cluster,
+    note: Note,
+    read: Callable[[], Any],
+    served: Served,
+) -> None:
+    """As on the primary, which is asked nothing."""
+    expected = read()  # outside a scope
+    assert served.only_primary()
+    served.clear()
     with scope():
-        for _ in range(10):
-            assert str(Note.objects.get()._state.db).startswith("replica")
-    assert len(asked) == questions
+        assert read() == expected
+    assert served.only_replicas()
+
+
+def test_a_cursor_that_asks_along_is_one_of_the_statement(
+    transaction_poolers: dict[str, PgBouncerServer], cluster: Cluster, note: Note
+) -> None:
+    """Its description and number of rows; an error is raised as the statement's own."""
+    with scope():
+        alias = str(Note.objects.get()._state.db)
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT title AS heading, 7 AS n FROM notes_note; SELECT 100 %% 30", ())
+            assert [column.name for column in cursor.description] == ["heading", "n"]
+            assert cursor.rowcount == 1
+            assert cursor.fetchall() == [("first", 7)]
+            assert cursor.nextset()
+            assert cursor.fetchone() == (10,)
+            assert not cursor.nextset()
+            cursor.execute("SELECT 5 % 3")  # no parameters: nothing is doubled
+            assert cursor.fetchone() == (2,)
+            with pytest.raises(ProgrammingError) as caught:
+                cursor.execute("SELECT nothing FROM notes_note")
+            assert getattr(caught.value.__cause__, "sqlstate", None) == "42703"
+            cursor.execute("SHOW transaction_read_only")
+            assert cursor.fetchone() == ("on",)
 
 
 def test_without_a_pooler_nothing_is_asked(
-    cluster: Cluster, note: Note, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, note: Note, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that leads to one server breaks with it."""
     if POOLER:
         pytest.skip("the whole run is behind a pooler")
-    with scope():
-        alias = str(Note.objects.get()._state.db)
-    assert alias.startswith("replica")
-
-    monkeypatch.setattr(connecting, "_LEAST_RESTART", 0.0)
+    alias = read_ten_times()
     raw = connections[alias].connection
-    asked: list[Any] = []
-    original = postgres.identify
-    monkeypatch.setattr(
-        connecting.postgres, "identify", lambda raw: asked.append(raw) or original(raw)
-    )
-    for _ in range(3):
-        with scope():
-            assert str(Note.objects.get()._state.db).startswith("replica")
+    asked = count_questions(monkeypatch)
+    served.clear()
+    read_ten_times()
     assert connections[alias].connection is raw
-    assert raw not in asked
+    assert asked == []
+    assert all(sql.startswith('SELECT "notes_note"') for _, sql in served.statements)
 
 
 # A dead server behind a living pooler, and a dead pooler
