@@ -32,6 +32,7 @@ GENUINE: dict[str, tuple[Any, ...]] = {
     "replica": (True, "16/100", *LIFE),
     "examination": ("not paused", 0.0, True, 3, 3),
     "identity": (SYSTEM, True, PID, *LIFE),
+    "answerer": (True, *LIFE),
 }
 ASK: dict[str, Callable[[Any], Any]] = {
     "token": postgres.read_token,
@@ -39,6 +40,7 @@ ASK: dict[str, Callable[[Any], Any]] = {
     "replica": lambda connection: postgres.ask_replica(connection),
     "examination": lambda connection: postgres.examine_replica(connection),
     "identity": postgres.identify,
+    "answerer": lambda connection: postgres.read_answerer(connection.execute("SELECT")),
 }
 _WAL_FILE = re.compile("[0-9A-F]{24}", re.ASCII)
 
@@ -63,6 +65,9 @@ class Answering:
     def fetchone(self) -> Any:
         """Return the answer."""
         return self._row
+
+    def nextset(self) -> None:
+        """There is no other answer."""
 
 
 def is_count(value: Any) -> bool:
@@ -111,6 +116,8 @@ def is_right(kind: str, row: Any) -> bool:
             and isinstance(has_receiver, bool)
             and all(value is None or is_count(value) for value in timelines)
         )
+    if kind == "answerer":
+        return isinstance(row[0], bool) and is_life(row[1:])
     system, in_recovery, pid, *life = row
     is_known = isinstance(system, str) and isinstance(in_recovery, bool) and is_count(pid)
     return is_known and is_life(tuple(life))
