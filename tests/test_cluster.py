@@ -26,7 +26,7 @@ from testproject.cluster.postgres import record_end
 from testproject.cluster.processes import children_of, is_gone
 from testproject.cluster.server import Server, free_port, wait_until
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,20 @@ class TestCluster:
         assert replica.port == port
         assert not reads(replica, "lost")
 
+    def test_after_heal_the_primary_sends_to_all(self, cluster: Cluster) -> None:
+        """Also where it was started anew, and has nothing new for them: they connect a little later."""
+        # Else the moment decides whether they have.
+        for replica in cluster.replicas:
+            replica.configure(wal_retrieve_retry_interval="1s")
+        try:
+            cluster.primary.restart()
+            cluster.heal()
+            rows = cluster.primary.execute("SELECT application_name FROM pg_stat_replication")
+            assert {name for (name,) in rows} == {"replica1", "replica2"}
+        finally:
+            for replica in cluster.replicas:
+                replica.configure(wal_retrieve_retry_interval=None)
+
     def test_cluster_can_be_started_again(self) -> None:
         """After stop() the same object starts new servers; stop() twice does no harm."""
         cluster = Cluster(replicas=0, cache=False, databases=())
@@ -286,11 +300,14 @@ class TestReplica:
         replica.set_delay(0.5)
         began = time.monotonic()
         lsn = write(primary, "delayed")
-        assert not reads(replica, "delayed")
-        replica.wait_replayed(lsn)
-        # PostgreSQL counts from the commit, which is a little before our first look at the clock.
+        wait_until(
+            lambda: reads(replica, "delayed"),
+            timeout=TIMEOUT,
+            failure=lambda: "The commit is not shown.",
+        )
+        # By the time of day, which may be put right by a little meanwhile.
         assert time.monotonic() - began > 0.4
-        assert reads(replica, "delayed")
+        replica.wait_replayed(lsn)
 
     def test_delay_ends_at_once(self, primary: PostgresServer, replica: ReplicaServer) -> None:
         """set_delay(0) lets through also what waits already."""
@@ -335,9 +352,11 @@ class TestReplica:
         replica.cut()
         received = received_lsn(replica)
         lsn = write(primary, "cut off")
-        assert (
-            primary.execute("SELECT FROM pg_stat_replication WHERE application_name = 'replica1'")
-            == []
+        sender = "SELECT pid FROM pg_stat_replication WHERE application_name = 'replica1'"
+        wait_until(
+            lambda: not primary.execute(sender),
+            timeout=TIMEOUT,
+            failure=lambda: "The primary does not notice that nobody receives.",
         )
         assert received_lsn(replica) == received
 
@@ -398,7 +417,11 @@ class TestReplica:
         with Cluster(replicas=2, cache=False) as cluster:
             first, second = cluster.replicas
             cluster.primary.execute("CREATE TABLE note (text text)", dbname="app")
-            cluster.wait_caught_up()
+            # Neither ahead of the other: who is ahead of the new primary cannot follow it. What
+            # wait_caught_up() itself writes it does not wait for.
+            everything = cluster.primary.flush_lsn()
+            for replica in cluster.replicas:
+                replica.wait_replayed(everything)
             cluster.primary.kill()
 
             first.promote()
@@ -461,6 +484,27 @@ class TestPostgres:
         assert primary.execute("SHOW random_page_cost") == [("1.5",)]
         primary.configure(work_mem=None, jit=None, random_page_cost=None)
         assert primary.execute("SHOW work_mem") == [("4MB",)]
+
+    def test_configure_waits_for_who_tells_the_others(self, primary: PostgresServer) -> None:
+        """Who commits waits for a standby only once the checkpointer has taken note of it."""
+        [(checkpointer,)] = primary.execute(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+        )
+        waiting = "SELECT pid FROM pg_stat_activity WHERE query = 'CHECKPOINT'"
+        with ThreadPoolExecutor() as pool:
+            os.kill(checkpointer, signal.SIGSTOP)
+            try:
+                configured = pool.submit(primary.configure, synchronous_standby_names="nobody")
+                wait_until(
+                    lambda: configured.done() or primary.execute(waiting),
+                    timeout=TIMEOUT,
+                    failure=lambda: "The setting is not changed.",
+                )
+                assert not configured.done()
+            finally:
+                os.kill(checkpointer, signal.SIGCONT)
+                configured.result()
+                primary.configure(synchronous_standby_names=None)
 
     def test_configure_refuses_nonsense(self, primary: PostgresServer) -> None:
         """A value that PostgreSQL does not take is an error and changes nothing."""

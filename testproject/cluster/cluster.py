@@ -24,9 +24,9 @@ from testproject.cluster.binaries import (
 )
 from testproject.cluster.errors import ClusterError
 from testproject.cluster.pgbouncer import PgBouncerServer
-from testproject.cluster.postgres import PostgresServer
+from testproject.cluster.postgres import STATE_TIMEOUT, PostgresServer
 from testproject.cluster.replica import ReplicaServer
-from testproject.cluster.server import Server
+from testproject.cluster.server import Server, wait_until
 from testproject.cluster.valkey import ValkeyServer
 from testproject.cluster.workspace import Workspace
 
@@ -252,7 +252,8 @@ class Cluster:
         """Bring all servers back to how they were at the start, data aside.
 
         Start what was stopped, let go on what was suspended, and undo delays, pauses, cuts and
-        promotions: a replica with a history of its own becomes a new copy of ``primary``.
+        promotions: a replica with a history of its own becomes a new copy of ``primary``. Return
+        when all replicas receive from it.
         """
         for server in self._servers():
             if server.is_running:
@@ -261,11 +262,34 @@ class Cluster:
                 server.start()
         for replica in self.replicas:
             replica.heal(self.primary)
+        self._wait_connected()
         for server in (self.primary, *self.replicas):
             if server.name in self.poolers:
                 self.poolers[server.name].lead(server.port)
                 self.poolers[server.name].heal(("postgres", *self._databases))
         self.wait_caught_up()
+
+    def _wait_connected(self) -> None:
+        """Return when every replica receives from the primary, and the primary sends to it.
+
+        That all have what there is does not show it: a primary that was started anew has nothing
+        new to send. Both are asked, since either may not have noticed yet that the other was gone.
+        """
+        names = {replica.name for replica in self.replicas}
+
+        def are_connected() -> bool:
+            senders = self.primary.execute(
+                "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'"
+            )
+            return names <= {name for (name,) in senders} and all(
+                replica.is_receiving() for replica in self.replicas
+            )
+
+        wait_until(
+            are_connected,
+            timeout=STATE_TIMEOUT,
+            failure=lambda: f"{self.primary.name} does not send to all replicas.",
+        )
 
     def django_databases(self, name: str = "app") -> dict[str, dict[str, Any]]:
         """Return the servers as Django's setting DATABASES, through their poolers.

@@ -56,6 +56,10 @@ LOCK_FILE_PID = 0
 LOCK_FILE_SHARED_MEMORY = 6
 LOCK_FILE_STATUS = 7
 
+# Commits go by what the checkpointer has told all processes of it, see UpdateSharedMemoryConfig in
+# PostgreSQL's checkpointer.c, and no other process can see whether it has.
+FOR_ALL_BY_CHECKPOINTER = {"synchronous_standby_names"}
+
 WAL_PAGE_SIZE = 8192
 WAL_SEGMENT_SIZE = 16 * 1024 * 1024
 WAL_PAGE_HEADER_SIZE = 24
@@ -228,6 +232,8 @@ class PostgresServer(Server):
             timeout=STATE_TIMEOUT,
             failure=lambda: f"{self.name} loads no settings. {last_lines(self.log_path)}",
         )
+        if FOR_ALL_BY_CHECKPOINTER & settings.keys():
+            self.execute("CHECKPOINT")  # it looks at its settings first
 
 
 def fetch_rows(

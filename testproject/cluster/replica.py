@@ -15,6 +15,7 @@ from testproject.cluster.postgres import (
     STATE_TIMEOUT,
     USER,
     PostgresServer,
+    Row,
     fetch_rows,
     record_end,
 )
@@ -127,15 +128,21 @@ class ReplicaServer(PostgresServer):
             if fetch_rows(connection, HELD_BACK) == [(True,)]:
                 return
             wait_until(
-                lambda: (
-                    fetch_rows(connection, RECEIVED_FROM) == [("streaming", self.upstream.port)]
-                ),
+                lambda: self._receives(connection),
                 timeout=STATE_TIMEOUT,
                 failure=lambda: (
                     f"{self.name} receives nothing from {self.upstream.name}. "
                     f"{last_lines(self.log_path)}"
                 ),
             )
+
+    def is_receiving(self) -> bool:
+        """Return whether the replica receives from its upstream now."""
+        with self.connect() as connection:
+            return self._receives(connection)
+
+    def _receives(self, connection: psycopg.Connection[Row]) -> bool:
+        return fetch_rows(connection, RECEIVED_FROM) == [("streaming", self.upstream.port)]
 
     def follow(self, primary: PostgresServer) -> None:
         """Receive from another primary, also over the change of timeline that a promotion makes."""
