@@ -30,6 +30,7 @@ from benchmarks.oracle import PRIMARY
 from testproject.cluster import Cluster
 
 LAGS = (0.0, 0.005, 0.05, 0.5)
+QUICK_LAGS = (0.0, 0.02)
 PATIENCE = 10.0
 TARGET_MS = 2.0
 
@@ -111,7 +112,7 @@ def sites(cluster: Cluster, variants: list[Variant], users: int) -> Iterator[dic
 def run(options: Options) -> Result:
     """Measure every contender at every lag, in turns."""
     variants = options.pick([*plain("random", "naive-lsn"), *WAITS], [DEFAULT])
-    lags = options.pick(LAGS, (0.0, 0.02))
+    lags = options.pick(LAGS, QUICK_LAGS)
     trials = options.pick(12, 2)
     found: dict[tuple[str, float], list[list[Trial | None]]] = {}
     with ExitStack() as stack:

@@ -85,7 +85,9 @@ def http_plan_of(options: Options) -> Plan:
 def plan_of(options: Options) -> Plan:
     """Return what the options ask for."""
     if options.quick:
-        return Plan([0.05], [0.3], [50], [*plain("random"), DEFAULT, WRITTEN_ONLY], 1, 1.0)
+        # The lag is longer than a slow machine takes from a write to the read that follows it, and
+        # most users let it pass before they write again: the time is enough for many of both.
+        return Plan([0.1], [0.2], [50], [*plain("random"), DEFAULT, WRITTEN_ONLY], 1, 2.5)
     variants = [*plain(*PEERS), *WAITS, WRITTEN_ONLY]
     seconds = POINT_SECONDS / options.rounds
     return Plan(
