@@ -25,13 +25,7 @@ WORKER = """
 import json, sys
 import django
 from django.conf import settings
-settings.REPLICA_ROUTER = {
-    "SHARE_READINGS": True,
-    "INTERVAL": 0.5,
-    # A machine that is busy for a moment makes no server count as down.
-    "CONNECT_TIMEOUT": 10.0,
-    "STORE_TIMEOUT": 10.0,
-}
+settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "SHARE_READINGS": True, "INTERVAL": 0.5}
 django.setup()
 from django.contrib.auth.models import User
 from django_replica_router import registry, scope

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from testproject.settings import *  # noqa: F403 - that is what it is for
+from tests.patient_settings import *  # noqa: F403 - that is what it is for
 
 ROOT_URLCONF = "tests.worker_site"
