@@ -708,8 +708,9 @@ def test_without_the_cache_each_looks_itself(
     with caplog.at_level(logging.WARNING):
         world.rounds(8, leader, follower)
     assert (leader.rests(), follower.rests()) == (set(), set())
-    assert len(caplog.records) == 2
-    assert "Readings cannot be shared through 'default': the cache is down" in caplog.text
+    # A monitor of real servers, which another test has left, may have something to say as well.
+    told = [text for text in caplog.messages if text.startswith("Readings")]
+    assert told == ["Readings cannot be shared through 'default': the cache is down"] * 2
     world.cache_is_up = True
     world.rounds(8, leader, follower)
     assert sum(process.sharer.is_leading for process in world.processes) == 1
@@ -1022,6 +1023,7 @@ def test_setting_starts_and_stops_the_sharing(settings: Any) -> None:
     assert sharer.is_alive()
     settings.REPLICA_ROUTER = {}
     assert registry.get_monitor("default", ("r1",), 1.0) is not second
+    sharer.join(60.0)  # on a busy machine it may need more than the second that was waited for it
     assert not sharer.is_alive()
 
 

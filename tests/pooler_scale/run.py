@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DATABASE = "app"
 CLIENTS_PER_PROCESS = 2500
 SAMPLE_SECONDS = 0.1
+LOOK_SECONDS = 60.0
+"""So long at most a look may take: servers and poolers answer their clients meanwhile."""
 
 
 class ScaleError(Exception):
@@ -87,7 +89,7 @@ def run(
         }
         _prepare(cluster, environ, clients)
         with ExitStack() as stack:
-            stack.enter_context(_watched(cluster, outcome))
+            wait_for_look = stack.enter_context(_watched(cluster, outcome))
             workers = [
                 stack.enter_context(_worker(environ, first, min(CLIENTS_PER_PROCESS, left)))
                 for first, left in (
@@ -95,6 +97,7 @@ def run(
                 )
             ]
             outcome.connect_seconds, _ = _step("connect", workers, deadline)
+            wait_for_look()  # while all are connected: their work may be done before the next look
             for _ in range(rounds):
                 taken, answers = _step("work", workers, deadline)
                 outcome.work_seconds += taken
@@ -164,9 +167,13 @@ def _answer(stream: TextIO | None) -> str:
 
 
 @contextmanager
-def _watched(cluster: Cluster, outcome: Outcome) -> Iterator[None]:
-    """Count connections during the block: clients of the poolers, and of the servers."""
+def _watched(cluster: Cluster, outcome: Outcome) -> Iterator[Callable[[], None]]:
+    """Count connections during the block: clients of the poolers, and of the servers.
+
+    Yields what returns once there was a look that began later than it was called.
+    """
     ended = threading.Event()
+    looks = threading.Semaphore(0)
     servers: list[PostgresServer] = [cluster.primary, *cluster.replicas]
 
     def watch() -> None:
@@ -182,11 +189,19 @@ def _watched(cluster: Cluster, outcome: Outcome) -> Iterator[None]:
                 )
                 # The console's own connections are clients, too.
                 outcome.peak_clients = max(outcome.peak_clients, clients - len(cluster.poolers))
+                looks.release()
+
+    def wait_for_look() -> None:
+        while looks.acquire(blocking=False):
+            pass
+        for _ in range(2):  # the first one may have been under way
+            if not looks.acquire(timeout=LOOK_SECONDS):
+                raise ScaleError("Nobody counts the connections.")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield wait_for_look
     finally:
         ended.set()
         thread.join(10.0)
