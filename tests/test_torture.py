@@ -538,7 +538,8 @@ def test_a_sabotage_is_found_out(healed_cluster: Cluster, control: str) -> None:
 
 def test_the_directed_run_finds_nothing_in_the_package_itself(healed_cluster: Cluster) -> None:
     """Lag alone, which finds out most sabotages, does no harm to the package as it is."""
-    result = run(plan_without("early_session_token_ignored", seconds=6.0), healed_cluster)
+    plan = plan_without("early_session_token_ignored", seconds=6.0, reads=1001)
+    result = run(plan, healed_cluster)
     # Not is_passed, which asks for reads on replicas as well: users who never pause for as long as
     # all replicas lag are right on the primary. The run with all faults asks for both.
     assert not result.failure, text(result)

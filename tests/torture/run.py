@@ -44,6 +44,8 @@ READ_ONLY_EVERY = 4
 WARM_UP_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 JOIN_SECONDS = 30.0
+PROLONGED = 10.0
+"""So many times as long a run lasts at most on a machine that is too slow for what it should see."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +63,7 @@ class Plan:
         targets: the only replicas that faults take, counted from 0; all where there are none.
         hold: least and most seconds that faults last.
         stops_early: end as soon as there is a violation.
+        reads: go on until so many values were read, at most ``PROLONGED`` times as long.
         pooler: mode of a PgBouncer between the site and the proxy of each server; none where empty.
             So near the site, it is met by every fault of network and servers, while the site's
             connections to it live on.
@@ -81,6 +84,7 @@ class Plan:
     targets: Sequence[int] = ()
     hold: tuple[float, float] = HOLD_SECONDS
     stops_early: bool = False
+    reads: int = 0
     pooler: str = ""
     max_staleness: float = MAX_LAG + TOLERANCE
 
@@ -277,7 +281,8 @@ def _direct(
     for steps_of_round in schedule(plan.seed, plan.faults, targets, hold=plan.hold):
         for step in steps_of_round:
             elapsed = time.monotonic() - began
-            if elapsed >= plan.seconds and all(director.injected[name] for name in plan.faults):
+            has_occurred = all(director.injected[name] for name in plan.faults)
+            if elapsed >= plan.seconds and has_occurred and _has_read(plan, arena, elapsed):
                 return
             names = " and ".join(name for name, _ in step.faults)
             tell(f"{elapsed:7.1f} s  {names or 'nothing'}")
@@ -288,3 +293,10 @@ def _direct(
                 history = arena.recorder.history(arena.open_windows())
                 if check(history, max_staleness=plan.max_staleness).violations:
                     return
+
+
+def _has_read(plan: Plan, arena: Arena, elapsed: float) -> bool:
+    """Tell whether enough was read, or the machine is too slow for that."""
+    if not plan.reads or elapsed >= PROLONGED * plan.seconds:
+        return True
+    return check(arena.recorder.history(arena.open_windows())).checked_reads >= plan.reads
