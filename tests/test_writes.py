@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from django.apps import apps
 from django.contrib.auth.models import User
-from django.db import DatabaseError, connection, connections, transaction
+from django.db import DatabaseError, connection, connections, reset_queries, transaction
 from django.db.models.signals import post_migrate, post_save
 from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 from django.test import Client
@@ -818,6 +818,7 @@ def test_a_copy_is_noticed_whatever_the_class_of_the_cursor(
     note: Note, settings: Any, is_debugged: bool
 ) -> None:
     """Also where Django keeps a log of queries, and where the connection is observed anew."""
+    reset_queries()  # of another test
     connection.force_debug_cursor = is_debugged
     connection.execute_wrappers.clear()
     try:
