@@ -55,7 +55,12 @@ def real_cluster() -> Iterator[Cluster]:
 
     Behind poolers where ``REPLICA_ROUTER_TEST_POOLER`` says so.
     """
-    with Cluster(replicas=2, cache=True, databases=("app",), pooler=POOLER) as cluster:
+    # It would write to the WAL, and take locks, at moments of its own: a replica that delays commits
+    # would wait out one of those.
+    settings = {"autovacuum": "off"}
+    with Cluster(
+        replicas=2, cache=True, databases=("app",), settings=settings, pooler=POOLER
+    ) as cluster:
         yield cluster
 
 
