@@ -396,9 +396,12 @@ class Monitor:
 
     def _set(self, alias: str, reading: Reading, detail: str = "") -> None:
         old = self.readings[alias]
-        if reading.state is not old.state:
+        is_news = reading.state is not old.state
+        if is_news:
             self._news.append((alias, old.state, reading.state, detail or reading.remark))
-        elif reading.remark != old.remark:
+        # The news of one that does not serve tells what is unusual about it as well.
+        is_told = is_news and reading.state is not ReplicaState.STREAMING
+        if reading.remark != old.remark and not is_told:
             logger.warning("Replica %r: %s.", alias, reading.remark or "nothing unusual any more")
         self.readings[alias] = reading
 

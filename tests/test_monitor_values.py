@@ -1439,6 +1439,23 @@ def test_what_is_unusual_is_logged_and_takes_no_replica_out(
     assert caplog.messages == (["Replica 'r1': nothing unusual any more."] if remark else [])
 
 
+@pytest.mark.parametrize("before", [ReplicaState.UNKNOWN, ReplicaState.SILENT])
+def test_what_is_unusual_about_a_replica_that_comes_into_service_is_logged(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, before: ReplicaState
+) -> None:
+    """At the start, or after it was lost for a moment: its state is news, and so is what is unusual."""
+    cluster.sample(100)
+    cluster.monitor.lose("r1", before, "")
+    caplog.clear()
+    for _ in range(2):
+        cluster.read(100, remark="its replay is paused")
+    assert caplog.messages == ["Replica 'r1': its replay is paused."]
+    caplog.clear()
+    cluster.read(100, state=ReplicaState.TIMELINE, remark="it receives no WAL")
+    text = f"Replica 'r1' does not serve: {ReplicaState.TIMELINE.value}. it receives no WAL"
+    assert caplog.messages == [text]
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [
