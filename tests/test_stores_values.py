@@ -153,7 +153,7 @@ def test_stored_record_never_falls(store: TokenStore) -> None:
 def test_several_keys_are_merged_at_once(store: TokenStore) -> None:
     """Each key has its own record."""
     merge(store, "a", at(50))
-    store.merge({"a": at(40), "b": at(60)}, {"a": 1.0, "b": 1.0})
+    store.merge({"a": at(40), "b": at(60)}, {"a": 60.0, "b": 60.0})
     assert store.load(["b", "a"]) == [at(60), at(50)]
 
 
