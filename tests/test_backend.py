@@ -24,7 +24,7 @@ from django_replica_router import note_write, scope, use_primary, use_replica
 from django_replica_router.backends.mixin import TokenMixin
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
-from tests.conftest import PATIENT, wait_until, wait_until_known, wait_until_seen
+from tests.conftest import PATIENT, stand_still, wait_until, wait_until_known, wait_until_seen
 from tests.site import sign_in, visit
 from tests.test_writes import note, record_of, signed_in, wrote  # noqa: F401 - fixtures
 from tests.torture.proxy import ProxyProcess
@@ -521,7 +521,6 @@ def test_what_the_primary_showed_after_the_commit_is_not_taken_back(
     """A position that came with the COMMIT does not cover what was read later."""
     client = sign_in(ann)
     wait_until_known(cluster)
-    mine, other = cluster.replicas
 
     def title(request: HttpRequest) -> str:
         return Note.objects.get(pk=note.pk).title
@@ -529,9 +528,7 @@ def test_what_the_primary_showed_after_the_commit_is_not_taken_back(
     def action(request: HttpRequest) -> str:
         with transaction.atomic():
             Tag.objects.create(name="blue")
-        for replica in (mine, other):
-            replica.wait_replayed(cluster.primary.flush())
-            replica.pause()
+        stand_still(cluster)
         cluster.primary.execute("UPDATE notes_note SET title = 'new'", dbname="app")
         return Note.objects.get(pk=note.pk).title
 
