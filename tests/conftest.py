@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from django_replica_router import reads, redis_client
 from django_replica_router.conf import get_config
 from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.policy import ReplicaState
-from django_replica_router.registry import get_monitor, stop_monitors
+from django_replica_router.pollers import ReplicaPoller
+from django_replica_router.registry import find_monitor, get_monitor, stop_monitors
 from django_replica_router.stores import RedisStore, get_store
 from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
@@ -213,6 +214,22 @@ def stand_still(cluster: Cluster) -> None:
     wait_until_known(cluster)
     for replica in cluster.replicas:
         replica.pause()
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Have no replica looked at inside the block: this process goes by what it knows of them.
+
+    It does so for 5 seconds, at an interval of 1: what is known then is too old.
+    """
+    monitor = find_monitor("default")
+    assert monitor is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReplicaPoller, "look", lambda self, connection: None)
+        for poller in monitor._pollers.values():
+            # A look that has begun before may yet be answered.
+            wait_until(lambda poller=poller: poller.busy_since is None, f"{poller.alias} to rest")
+        yield
 
 
 def renew_store() -> None:
