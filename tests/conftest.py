@@ -300,6 +300,16 @@ def cluster(real_cluster: Cluster, _django_on_cluster: None, settings: Any) -> I
 
 
 @pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no server taken for one that hangs because the machine is busy for a moment.
+
+    For where all are looked at all the time, so that such a moment meets a look at each.
+    """
+    for name in ("monitor.PATIENCE", "pollers.PATIENCE", "monitor.CONNECT_TIMEOUT"):
+        monkeypatch.setattr(f"django_replica_router.{name}", 20.0)
+
+
+@pytest.fixture
 def healed(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, made whole again afterwards."""
     yield cluster

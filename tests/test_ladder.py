@@ -25,7 +25,7 @@ from tests.conftest import (
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
-pytestmark = pytest.mark.usefixtures("test_site")
+pytestmark = pytest.mark.usefixtures("test_site", "unhurried")
 
 
 def count(request: HttpRequest) -> int:

@@ -963,6 +963,7 @@ def test_without_a_budget_nobody_waits(
     assert reasons(settings, browser, lambda request: Note.objects.count()) == {"LAGGING"}
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_an_idle_cluster_does_not_lag(cluster: Cluster, settings: Any) -> None:
     """Where nothing is written, replicas are as fresh as the last look at the primary."""
     settings.REPLICA_ROUTER = {**PATIENT, "INTERVAL": 0.25}
@@ -977,6 +978,7 @@ def test_an_idle_cluster_does_not_lag(cluster: Cluster, settings: Any) -> None:
     )
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_replica_that_lags_too_far_serves_nobody(
     cluster: Cluster, settings: Any, served: Served
 ) -> None:
@@ -999,6 +1001,7 @@ def test_a_replica_that_lags_too_far_serves_nobody(
     assert served.only_primary("notes_note")
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_replica_whose_receiver_died_lags(cluster: Cluster, settings: Any) -> None:
     """Received and replayed positions that agree are no sign of health."""
     settings.REPLICA_ROUTER = {**PATIENT, "MAX_LAG": 0.4}
@@ -1016,6 +1019,7 @@ def test_a_replica_whose_receiver_died_lags(cluster: Cluster, settings: Any) -> 
             replica.reconnect()
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_max_lag_of_a_block_is_obeyed(note: Note, cluster: Cluster, settings: Any) -> None:
     """A report may live with more lag than a page, or with less."""
     settings.REPLICA_ROUTER = {**PATIENT, "MAX_LAG": 0.4, "WAIT": 0}
