@@ -406,8 +406,9 @@ class Monitor:
         self.readings[alias] = reading
 
     def _announce(self) -> None:
-        # Outside the lock: who listens may take his time. So several threads may be at it.
-        while True:
+        # Outside the lock: who listens may take his time. So several threads may be at it. One that
+        # hung when the monitor was stopped has no news of the one that came after it.
+        while not self.stopped:
             try:
                 alias, before, state, detail = self._news.pop(0)
             except IndexError:

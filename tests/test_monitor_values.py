@@ -132,6 +132,21 @@ def test_reading_without_a_sample_is_of_unknown_age(cluster: Cluster) -> None:
     assert not may_serve(cluster.replica(), NOWHERE, 1e9)
 
 
+def test_a_monitor_that_was_stopped_has_no_news(
+    cluster: Cluster,
+    caplog: pytest.LogCaptureFixture,
+    news: list[tuple[str, str, ReplicaState | None]],
+) -> None:
+    """What one of its threads that hung finds out late is no business of the next monitor's."""
+    cluster.sample(100)
+    cluster.read(100)
+    cluster.monitor.stop()
+    caplog.clear()
+    news.clear()
+    cluster.monitor.lose("r1", ReplicaState.UNREACHABLE, "late")
+    assert (caplog.messages, news) == ([], [])
+
+
 def test_monitor_that_was_never_started_can_be_stopped(cluster: Cluster) -> None:
     """Making a monitor starts no thread; stopping it then is no error, and ends it for good."""
     monitor = cluster.monitor
