@@ -457,19 +457,26 @@ class Monitor:
             if alias in (None, name)
         )
 
-    def wait_for_all(self, lsn: int, timeout: float) -> bool:
-        """Wait until every replica in service has replayed a position; tell whether they have."""
+    def wait_for_all(self, lsn: int, timeout: float, max_lag: float = math.inf) -> bool:
+        """Wait until every replica in service has replayed a position; tell whether they have.
+
+        Args:
+            lsn: the position.
+            timeout: seconds that may be waited.
+            max_lag: seconds; a replica whose data is older is not in service.
+        """
         self.want(lsn, 0.0)
 
-        def have_all() -> bool | None:
+        def is_in_service(reading: Reading) -> bool:
+            if reading.state is ReplicaState.STREAMING:
+                return self.clock() - reading.fresh_at <= max_lag
             # Of which nothing is known here, as right after the start: another process may know
             # already that it serves.
-            serving = [
-                reading
-                for reading in self.readings.values()
-                if reading.state in {ReplicaState.STREAMING, ReplicaState.UNKNOWN}
-            ]
-            return all(reading.watermark >= lsn for reading in serving) or None
+            return reading.state is ReplicaState.UNKNOWN
+
+        def have_all() -> bool | None:
+            readings = self.readings.values()
+            return not any(r.watermark < lsn and is_in_service(r) for r in readings) or None
 
         return self.wait_for(have_all, timeout) is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,7 +29,7 @@ logger = logging.getLogger("django_replica_router")
 _EVERYBODY_LIFE = 30 * 24 * 60 * 60.0
 _FOR_EVER_MS = (1 << 48) - 1
 
-# How long a response waits for all replicas where its token cannot be stored.
+# How many seconds a response waits for all replicas where its token cannot be stored.
 _HOLD = 2.0
 
 
@@ -299,10 +300,12 @@ def _finish_cluster(
         record = _record(position or locate_seen(primary, seen_on or primary), config)
         try:
             _store(primary, scope, state, config, record, _carried(scope, sent_session), users)
-        except StoreError:
+        except StoreError as error:
             # The browser may carry it.
             state.recorded, state.is_unstored = record, True
-            raise
+            _report_unrecorded(primary, error)
+            if users:
+                _hold(primary, config, record, config.MAX_LAG)
     elif met_at is not None or get_store(config.CACHE).may_forget():
         # It may take the place of one that was dropped, and must not say less.
         record = _record(met_at or locate(primary, WriteMark()), config)
@@ -330,10 +333,24 @@ def _store_write(
         state.is_unstored = True
         count("tokens_unstored")
         _report_unrecorded(primary, error)
-        # The store may still answer those who read. Once all replicas have the write, an old
-        # answer does no harm. A process that has only written so far has no monitor yet.
-        monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
-        monitor.wait_for_all(record.position.lsn, _HOLD)
+        _hold(primary, config, record, math.inf)
+
+
+def _hold(primary: str, config: Config, record: Record, max_lag: float) -> None:
+    """Keep the response back until no replica in service lacks what the store has not learnt of.
+
+    It may still answer those who read on another device, or answer them again before this process
+    has found that out: once all replicas have that position, an old answer does no harm.
+
+    Args:
+        primary: alias of the primary.
+        config: the settings.
+        record: of the position.
+        max_lag: seconds; a replica whose data is older is not waited for.
+    """
+    # A process that has only written so far has no monitor yet.
+    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    monitor.wait_for_all(record.position.lsn, _HOLD, max_lag)
 
 
 def _carried(scope: Scope, sent_session: str | None) -> tuple[str, ...]:

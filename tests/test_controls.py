@@ -349,6 +349,10 @@ def forget_what_the_primary_showed_instead(patch: Patch) -> None:
     patch.setattr(observers, "_note_shown", lambda primary: None)
 
 
+def hold_nothing_back(patch: Patch) -> None:
+    patch.setattr(writes, "_hold", lambda *args: None)
+
+
 def open_blindly(patch: Patch) -> None:
     patch.setattr(observers, "_primary_behind", lambda connection: None)
 
@@ -424,6 +428,11 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     (
         forget_what_the_primary_showed_instead,
         test_monotonic.test_what_the_primary_showed_after_a_fault_is_not_taken_back,
+        {},
+    ),
+    (
+        hold_nothing_back,
+        test_monotonic.test_what_was_shown_while_the_cache_hung_is_not_taken_back_on_another_device,
         {},
     ),
     (

@@ -176,8 +176,8 @@ def test_a_process_that_has_only_written_waits_for_the_replicas_as_well(
     waits: list[bool] = []
     wait_for_all = Monitor.wait_for_all
 
-    def note(monitor: Monitor, lsn: int, timeout: float) -> bool:
-        waits.append(wait_for_all(monitor, lsn, 0.2))
+    def note(monitor: Monitor, lsn: int, timeout: float, max_lag: float) -> bool:
+        waits.append(wait_for_all(monitor, lsn, 0.2, max_lag))
         return waits[-1]
 
     monkeypatch.setattr(Monitor, "wait_for_all", note)

@@ -1152,6 +1152,17 @@ def test_all_replicas_in_service_are_waited_for(
     assert cluster.monitor.wanted.lsn == 100
 
 
+def test_who_reads_does_not_wait_for_a_replica_that_is_too_old_to_serve(cluster: Cluster) -> None:
+    """One that is delayed by hours would keep every response back."""
+    cluster.sample(100, at=1000.0)
+    cluster.read(100, "r1")
+    cluster.sample(200, at=1005.0)
+    cluster.read(200, "r2")
+    cluster.now = 1005.0
+    for max_lag, expected in ((10.0, False), (1.0, True)):
+        assert cluster.monitor.wait_for_all(200, 0.001, max_lag) is expected
+
+
 @pytest.mark.parametrize("event", ["read", "sample"])
 def test_wait_ends_with_the_news(cluster: Cluster, event: str) -> None:
     """Every reading and every sample wakes all who wait, each of whom looks again."""

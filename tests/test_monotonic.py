@@ -10,14 +10,17 @@ from django.db import connections
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import use_primary
+from django_replica_router import reads, use_primary
+from django_replica_router.monitor import Monitor
 from django_replica_router.policy import ReplicaState
 from django_replica_router.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import (
     PATIENT,
+    TIMEOUT,
     everybodys_key,
+    forget_the_server,
     impatient,
     stand_still,
     wait_until,
@@ -150,6 +153,47 @@ def test_what_the_primary_showed_after_a_fault_is_not_taken_back(
     )
     for _ in range(3):
         assert visit(client, title) == "new"
+
+
+def test_what_was_shown_while_the_cache_hung_is_not_taken_back_on_another_device(
+    ann: User,
+    note: Note,
+    cluster: Cluster,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Nobody could tell the other device's process: so the response waits for the replicas."""
+    wait_for_all = Monitor.wait_for_all
+
+    def resume() -> None:
+        for replica in cluster.replicas:
+            replica.resume()
+
+    def wait(monitor: Monitor, lsn: int, timeout: float, max_lag: float) -> bool:
+        resume()
+        return wait_for_all(monitor, lsn, TIMEOUT, max_lag)
+
+    monkeypatch.setattr(Monitor, "wait_for_all", wait)
+    laptop, phone = sign_in(ann), sign_in(ann)
+    for device in (laptop, phone):
+        visit(device, title)
+    settings.REPLICA_ROUTER = {**PATIENT, "STORE_TIMEOUT": 0.25}
+    forget_the_server()
+    stand_still(cluster)
+    request.addfinalizer(resume)
+    by_somebody_else(cluster, "new")
+    assert cluster.cache is not None
+    cluster.cache.suspend()
+    try:
+        assert visit(laptop, title) == "new"
+    finally:
+        cluster.cache.resume_process()
+    # The phone is answered by a process that has read nothing meanwhile, and has missed nothing.
+    settings.REPLICA_ROUTER = PATIENT
+    reads._blind.clear()
+    forget_the_server()
+    assert visit(phone, title) == "new"
 
 
 def test_all_devices_of_a_user_meet_the_same_replica(
