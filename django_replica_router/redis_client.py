@@ -113,7 +113,8 @@ class RedisServer:
 
         Of the time that the client's own method takes, half is spent on this side of the wire: it
         looks whether a connection at rest is broken, sends events, and counts. Here the question
-        itself shows whether it is broken, and is then asked once more over a new one.
+        itself shows whether it is broken, and is then asked once more over a new one. Not where there
+        was no answer in time: the server hangs, or the other connections lead nowhere as well.
 
         Args:
             keys: the keys.
@@ -124,21 +125,33 @@ class RedisServer:
         """
         if self._pool is None:
             return self._mget_by_client(keys, life)
+        from redis.exceptions import TimeoutError
+
         try:
             line = self._resting.pop()
         except IndexError:
-            line = _Line(self._pool.connection_class(**self._pool.connection_kwargs))
+            line = self._open_line(self._pool)
         try:
             values: list[Any] = line.ask("MGET", *keys)
             # A connection leads to one life of a server, or breaks.
             found = line.find_life()
-        except BaseException:
+        except BaseException as error:
             # Also where the thread is interrupted: the answer to this must not be the next one's.
             line.close()
+            if isinstance(error, TimeoutError):
+                self._resting.clear()
             raise
         self._resting.append(line)
         self.check_life(found, life)
         return values
+
+    def _open_line(self, pool: Any) -> _Line:
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        # It tries again itself, and not where a server hangs: that would be one time-out more.
+        settings = {**pool.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
+        return _Line(pool.connection_class(**settings))
 
     def _mget_by_client(self, keys: Sequence[str], life: str | None) -> list[Any]:
         with self.client.pipeline(transaction=False) as pipeline:
@@ -164,11 +177,11 @@ class _Line:
 
     def ask(self, *command: str) -> Any:
         """Return the answer to a command, over a new connection where this one has broken at rest."""
-        from redis.exceptions import ConnectionError, TimeoutError
+        from redis.exceptions import ConnectionError
 
         try:
             return self._ask(*command)
-        except (ConnectionError, TimeoutError):
+        except ConnectionError:
             self.close()
         return self._ask(*command)
 

@@ -47,6 +47,41 @@ def test_a_connection_that_broke_at_rest_is_replaced(server: RedisServer, cluste
     assert server.mget(["b"]) == [b"b"]
 
 
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_a_server_that_hangs_is_asked_once(
+    cluster: Cluster, monkeypatch: Patch, is_connected: bool
+) -> None:
+    """One time-out, whatever of it hangs; and no connection from before it is believed in."""
+    assert cluster.cache is not None
+    waits: list[str] = []
+    with redis.Redis.from_url(cluster.cache.url) as client:
+        server = RedisServer(client, 0.25)
+        if is_connected:
+            resting = [server._open_line(server._pool) for _ in range(2)]
+            for line in resting:
+                line.ask("PING")
+            server._resting.extend(resting)
+        kind = server._pool.connection_class  # type: ignore[union-attr]
+        read_response = kind.read_response
+
+        def wait(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return read_response(connection, *args, **kwargs)
+            except redis.TimeoutError:
+                waits.append("timed out")
+                raise
+
+        monkeypatch.setattr(kind, "read_response", wait)
+        cluster.cache.suspend()
+        try:
+            with pytest.raises(redis.TimeoutError):
+                server.mget(["a"])
+        finally:
+            cluster.cache.resume_process()
+    assert waits == ["timed out"]
+    assert not server._resting
+
+
 def test_one_connection_serves_a_thread(server: RedisServer) -> None:
     """It rests in between, and is neither opened anew nor looked through."""
     server.mget(["a"])
