@@ -156,12 +156,15 @@ def _last_sight(connection: Any) -> _Sight | None:
 def _look_through(connection: Any, alias: str) -> _Sight | None:
     raw = connection.connection
     with in_flight.waiting(alias, raw):
-        identity = postgres.identify(raw)
-    if not identity.in_recovery:
-        return None
-    sight = _Sight(raw, identity.life, identity.is_pooled)
-    setattr(connection, _SIGHT, sight)
+        sight = _see(raw)
+    if sight is not None:
+        setattr(connection, _SIGHT, sight)
     return sight
+
+
+def _see(raw: psycopg.Connection[Any]) -> _Sight | None:
+    identity = postgres.identify(raw)
+    return _Sight(raw, identity.life, identity.is_pooled) if identity.in_recovery else None
 
 
 def life_behind(connection: Any) -> Life | None:
@@ -258,8 +261,7 @@ def _first_sight(raw: Any) -> _Sight | None:
     if not isinstance(raw, psycopg.Connection):
         return None
     raw.autocommit = True  # no transaction is left open; Django sets what it wants afterwards
-    identity = postgres.identify(raw)
-    return _Sight(raw, identity.life, identity.is_pooled) if identity.in_recovery else None
+    return _see(raw)
 
 
 def _give_back(raw: Any) -> None:

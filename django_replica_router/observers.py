@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.db import connections
@@ -21,12 +21,7 @@ from django_replica_router.context import current_frame, current_scope
 from django_replica_router.cursors import watch_cursors
 from django_replica_router.inflight import in_flight
 from django_replica_router.policy import ReplicaState
-from django_replica_router.postgres import (
-    ask_along,
-    can_ask_along,
-    has_failed,
-    is_unanswered,
-)
+from django_replica_router.postgres import ask_along, can_ask_along, has_failed, is_unanswered
 from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
@@ -59,6 +54,8 @@ what is replayed, would be in the way of more the next time."""
 
 
 _MET_ANOTHER = "Promoted, started anew, or another server."
+
+_NONE_CHOSEN: Mapping[str, Life | None] = {}
 
 
 class StatementObserver:
@@ -165,7 +162,7 @@ def _on_replica(
     finally:
         in_flight.leave(number)
     if is_free:
-        life = _chosen_life(primary, alias)
+        life = _chosen_lives(primary).get(alias)
         if was_elsewhere(cursor.cursor, life) if asks_along else is_elsewhere(connection, life):
             _leave(alias, primary, connection, ReplicaState.UNKNOWN, _MET_ANOTHER)
             count("retried_elsewhere")
@@ -249,27 +246,25 @@ def _is_mendable(
     if is_replica_fault(error, connection.connection):
         _leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         return True
-    if not has_failed(connection.connection) and is_elsewhere(
-        connection, _chosen_life(primary, alias)
-    ):
+    raw = connection.connection
+    can_be_asked = raw is None or not has_failed(raw)
+    if can_be_asked and is_elsewhere(connection, _chosen_lives(primary).get(alias)):
         # What is wrong with a statement is for the right server to say: there the table may exist.
         _leave(alias, primary, connection, ReplicaState.UNKNOWN, _MET_ANOTHER)
         return True
     return is_unsupported(error)
 
 
-def _chosen_life(primary: str, alias: str) -> Life | None:
-    """Return which server, in which life, was chosen for this scope; None where nobody has."""
+def _chosen_lives(primary: str) -> Mapping[str, Life | None]:
+    """Return, for each replica that the package has chosen in this scope, which server in which life."""
     scope = current_frame.get().scope  # current_scope(), without a call for every statement
     state = None if scope is None else scope.clusters.get(primary)
-    return None if state is None else state.lives.get(alias)
+    return _NONE_CHOSEN if state is None else state.lives
 
 
 def _was_sent(primary: str, alias: str) -> bool:
     """Tell whether it is the package that has sent the reader to that replica."""
-    scope = current_scope()
-    state = None if scope is None else scope.clusters.get(primary)
-    return state is not None and alias in state.lives
+    return alias in _chosen_lives(primary)
 
 
 def _can_leave(connection: BaseDatabaseWrapper, primary: str) -> bool:

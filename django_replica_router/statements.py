@@ -150,8 +150,7 @@ def _first_word(plain: str) -> str:
 
 def is_query(sql: object) -> bool:
     """Tell whether the statement is a text that begins as a query does."""
-    match = _FIRST_WORD.match(sql) if isinstance(sql, str) else None
-    return match is not None and match[1].upper() in _QUERIES
+    return isinstance(sql, str) and _first_word(sql) in _QUERIES
 
 
 def might_write(sql: object) -> bool:
