@@ -21,11 +21,12 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 from benchmarks.__main__ import read_results
-from django_replica_router import reads, redis_client
+from django_replica_router import observers, reads, redis_client
 from django_replica_router.conf import get_config
 from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.policy import ReplicaState
 from django_replica_router.pollers import ReplicaPoller
+from django_replica_router.postgres import read_answerer
 from django_replica_router.registry import find_monitor, get_monitor, stop_monitors
 from django_replica_router.stores import RedisStore, get_store
 from django_replica_router.writes import store_for_everybody
@@ -216,6 +217,13 @@ def stand_still(cluster: Cluster) -> None:
     wait_until_known(cluster)
     for replica in cluster.replicas:
         replica.pause()
+
+
+def believe_every_connection(patch: pytest.MonkeyPatch) -> None:
+    """Take out the rule that rows of another server than was chosen are not shown."""
+    patch.setattr(observers, "is_elsewhere", lambda connection, life: False)
+    # The cursor still has to be led to the statement's own rows.
+    patch.setattr(observers, "was_elsewhere", lambda cursor, life: not read_answerer(cursor))
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from django_replica_router.cursors import WatchedCursor
 from django_replica_router.errors import StoreError
 from django_replica_router.identity import RequestIdentity
 from django_replica_router.policy import Reason, ReplicaState
-from django_replica_router.postgres import read_answerer
 from django_replica_router.redis_client import RedisServer
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.search import Search
@@ -48,7 +47,7 @@ from tests import (
     test_stores,
     test_writes,
 )
-from tests.conftest import skip_where_pooled
+from tests.conftest import believe_every_connection, skip_where_pooled
 from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
 from tests.test_eviction import dropping, redis  # noqa: F401 - fixtures
 from tests.test_reads import browser, note  # noqa: F401 - fixtures
@@ -338,11 +337,6 @@ def take_any_error_for_a_refusal_to_tell(patch: Patch) -> None:
 
 def take_every_error_for_a_failed_commit(patch: Patch) -> None:
     patch.setattr(postgres, "_is_committed", lambda *args: False)
-
-
-def believe_every_connection(patch: Patch) -> None:
-    patch.setattr(observers, "is_elsewhere", lambda connection, life: False)
-    patch.setattr(observers, "was_elsewhere", lambda cursor, life: not read_answerer(cursor))
 
 
 def forget_what_the_primary_showed_instead(patch: Patch) -> None:

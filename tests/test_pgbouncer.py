@@ -34,6 +34,7 @@ from testproject.notes.models import Note
 from tests.conftest import (
     PATIENT,
     POOLER,
+    believe_every_connection,
     impatient,
     wait_until,
     wait_until_reachable,
@@ -181,15 +182,6 @@ def rename(client: Client, text: str) -> None:
     visit(client, lambda request: Note.objects.update(title=text) and None, "post")
 
 
-def believe_what_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nobody care which server has answered a statement."""
-    monkeypatch.setattr(observers, "is_elsewhere", lambda *args: False)
-    # The cursor still has to be led to the statement's own rows.
-    monkeypatch.setattr(
-        observers, "was_elsewhere", lambda cursor, life: not postgres.read_answerer(cursor)
-    )
-
-
 def read_from_a_server_that_went_back_in_time(
     ann: User, healed: Cluster, settings: Any, served: Served
 ) -> set[str]:
@@ -236,7 +228,7 @@ def test_without_the_question_old_data_would_be_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The negative control: a connection that was seen through once is believed for ever."""
-    believe_what_answers(monkeypatch)
+    believe_every_connection(monkeypatch)
     seen = read_from_a_server_that_went_back_in_time(ann, healed, settings, served)
     assert seen == {"first"}
 
@@ -279,7 +271,7 @@ def test_without_the_question_one_request_would_go_back_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The negative control."""
-    believe_what_answers(monkeypatch)
+    believe_every_connection(monkeypatch)
     assert read_around_a_restart(ann, healed) == ["second", "first"]
 
 
@@ -325,18 +317,28 @@ def led_elsewhere_for_one_statement(
         yield led
 
 
-def read_while_led_to_an_old_replica(
-    poolers: dict[str, PgBouncerServer], ann: User, cluster: Cluster, settings: Any
-) -> str:
-    """Return what a user sees of a write that the server which answers has not replayed."""
+def pause_the_other(
+    client: Client, cluster: Cluster, settings: Any
+) -> tuple[ReplicaServer, ReplicaServer]:
+    """Return the replica that the client's requests meet, and the other one, which replays no more.
+
+    From now on the monitor looks only when it is asked to.
+    """
     settings.REPLICA_ROUTER = BLIND
-    look_until_routed()
-    client = sign_in(ann)
     cluster.wait_caught_up()
     look_until_routed()
     usual = usual_replica(client, cluster)
     other = next(replica for replica in cluster.replicas if replica is not usual)
     other.pause()
+    return usual, other
+
+
+def read_while_led_to_an_old_replica(
+    poolers: dict[str, PgBouncerServer], ann: User, cluster: Cluster, settings: Any
+) -> str:
+    """Return what a user sees of a write that the server which answers has not replayed."""
+    client = sign_in(ann)
+    usual, other = pause_the_other(client, cluster, settings)
     rename(client, "second")
     usual.wait_replayed(cluster.primary.flush())
 
@@ -388,14 +390,7 @@ def test_an_error_of_another_server_is_not_the_visitors_concern(
     request: pytest.FixtureRequest,
 ) -> None:
     """A table may exist where the statement was to be run; what is wrong there, too, is raised."""
-    settings.REPLICA_ROUTER = BLIND
-    look_until_routed()
-    client = sign_in(ann)
-    healed.wait_caught_up()
-    look_until_routed()
-    usual = usual_replica(client, healed)
-    other = next(replica for replica in healed.replicas if replica is not usual)
-    other.pause()
+    usual, other = pause_the_other(sign_in(ann), healed, settings)
     healed.primary.execute("CREATE TABLE late ()", dbname="app")
     request.addfinalizer(lambda: healed.primary.execute("DROP TABLE late", dbname="app"))
     usual.wait_replayed(healed.primary.flush())
