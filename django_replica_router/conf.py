@@ -88,6 +88,10 @@ def _is_clusters(value: object) -> bool:
 
 _SECONDS = (_is_seconds, "a number of seconds, 0 or more")
 _POSITIVE = (_is_positive, "a number of seconds above 0")
+_OPTIONAL_SECONDS = (
+    lambda value: value is None or _is_positive(value),
+    "None or a number of seconds above 0",
+)
 _TEXTS = (_is_texts, "a list of strings")
 
 _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
@@ -99,16 +103,14 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     ),
     "MAX_LAG": _POSITIVE,
     "WAIT": _SECONDS,
-    "FALLBACK_LAG": (
-        lambda value: value is None or _is_positive(value),
-        "None or a number of seconds above 0",
-    ),
+    "FALLBACK_LAG": _OPTIONAL_SECONDS,
     "PRIMARY_SHARE": (
         lambda value: _is_seconds(value) and value <= 1,  # type: ignore[operator]
         "a number from 0 to 1",
     ),
     "PRIMARY_DOWN": (lambda value: value in ("fail", "replicas"), "'fail' or 'replicas'"),
     "CONNECT_TIMEOUT": _POSITIVE,
+    "LOCK_WAIT": _OPTIONAL_SECONDS,
     "TOKEN_TTL": _POSITIVE,
     "SESSION_TTL": _POSITIVE,
     "INTERVAL": _POSITIVE,
@@ -137,6 +139,7 @@ class Config:
     PRIMARY_SHARE: float = 1.0
     PRIMARY_DOWN: str = "fail"
     CONNECT_TIMEOUT: float = 0.5
+    LOCK_WAIT: float | None = 1.0
     TOKEN_TTL: float = 60.0
     SESSION_TTL: float = 24 * 60 * 60.0
     INTERVAL: float = 1.0
@@ -178,7 +181,8 @@ class Config:
         """Tell whether the setting reserves reads of the model for the primary.
 
         The table of Django's database cache always is: a cache that forgets what was just put
-        into it, or remembers what was deleted, is worse than a slow one.
+        into it, or remembers what was deleted, is worse than a slow one. So are content types: Django
+        keeps them in each process, by alias, so that replicas would cost a query and an object each.
         """
         if model in self.ordinary_models:
             return False
@@ -189,7 +193,7 @@ class Config:
             return False  # a raw query may be of no model
         app = meta.app_label.lower()
         is_reserved = (
-            app == "django_cache"
+            app in {"django_cache", "contenttypes"}
             or app in self.primary_only
             or f"{app}.{meta.model_name}" in self.primary_only
         )

@@ -12,6 +12,7 @@ from django.db.utils import OperationalError
 from psycopg import pq
 
 from django_replica_router import postgres
+from django_replica_router.conf import get_config
 from django_replica_router.inflight import in_flight, shut_down
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import ReplicaState
@@ -162,8 +163,24 @@ def _look_through(connection: Any, alias: str) -> _Sight | None:
     return sight
 
 
+def lock_wait_ms() -> int:
+    """Return the milliseconds that a statement on a replica may wait for a lock; 0 for any time."""
+    return round((get_config().LOCK_WAIT or 0) * 1000)
+
+
+def lift_lock_wait(connection: Any) -> bool:
+    """Have a connection wait for locks as long as it takes; tell whether the bound was the package's."""
+    raw = connection.connection
+    sight = _last_sight(connection)
+    if sight is None or sight.is_pooled or not lock_wait_ms() or not postgres.can_be_asked(raw):
+        return False
+    postgres.lift_lock_wait(raw)
+    del connection.__dict__[_SIGHT]  # so that whoever is sent here next bounds it anew
+    return True
+
+
 def _see(raw: psycopg.Connection[Any]) -> _Sight | None:
-    identity = postgres.identify(raw)
+    identity = postgres.identify(raw, lock_wait_ms())
     return _Sight(raw, identity.life, identity.is_pooled) if identity.in_recovery else None
 
 

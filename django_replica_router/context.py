@@ -131,6 +131,10 @@ _here = _Here()
 _lock = threading.Lock()
 
 
+def _is_among(raw: Any, connections: list[Any]) -> bool:
+    return any(raw is known for known in connections)
+
+
 @dataclass(slots=True, eq=False)
 class WriteMark:
     """What a scope has written to one primary and not yet recorded.
@@ -139,6 +143,9 @@ class WriteMark:
         transactions: the driver's connections on which a write ran inside a transaction. Whether
             that was committed is known only while the connection lives, or where the package's
             database backend tells.
+        noted: of these the ones on which something may have been written past the transaction: by the
+            driver's own connection, or by a function such as ``dblink_exec``. It is not rolled back.
+        changed: of these the ones on which a statement has changed rows, of a foreign table perhaps.
         uncertain: a write failed in a way that leaves open whether it was committed.
         committed: there was a write outside a transaction, or in one that was committed.
     """
@@ -146,20 +153,31 @@ class WriteMark:
     transactions: list[Any] = field(default_factory=list)
     uncertain: bool = False
     committed: bool = False
+    noted: list[Any] = field(default_factory=list)
+    changed: list[Any] = field(default_factory=list)
 
     def merge(self, other: WriteMark) -> None:
         """Add the writes of another mark."""
         self.uncertain |= other.uncertain
         self.committed |= other.committed
-        for raw in other.transactions:
-            if not any(raw is known for known in self.transactions):
-                self.transactions.append(raw)
+        for mine, others in (
+            (self.transactions, other.transactions),
+            (self.noted, other.noted),
+            (self.changed, other.changed),
+        ):
+            mine.extend(raw for raw in others if not _is_among(raw, mine))
 
-    def remove(self, raw: Any) -> bool:
-        """Take out the transaction of a connection; tell whether it was there."""
-        count = len(self.transactions)
+    def remove(self, raw: Any) -> tuple[bool, bool]:
+        """Take out the transaction of a connection.
+
+        Returns:
+            whether it was there, and whether its number does not tell if something was written.
+        """
+        found = _is_among(raw, self.transactions), _is_among(raw, self.noted)
         self.transactions = [known for known in self.transactions if known is not raw]
-        return len(self.transactions) < count
+        self.noted = [known for known in self.noted if known is not raw]
+        self.changed = [known for known in self.changed if known is not raw]
+        return found
 
     @property
     def is_empty(self) -> bool:
@@ -245,6 +263,10 @@ class ClusterScope:
     def note_written(self) -> None:
         """Remember that there was a write: whatever was decided before does not hold any more."""
         self.wrote = True
+        self.decide_anew()
+
+    def decide_anew(self) -> None:
+        """Forget where reads go."""
         self.choices = {}  # another one: who is deciding at this moment puts his into the old
         self.shortcuts.clear()
 
@@ -274,20 +296,24 @@ class ClusterScope:
         Args:
             raw: the driver's connection.
             checkpoint: the position that came with the answer.
-            wrote: whether it has written something and was committed. None when it was committed
-                and only the statements tell whether they might have written.
+            wrote: whether it has written something itself and was committed. None when it was
+                committed and only the statements tell whether they might have written.
 
         Returns:
             whether a write was noticed in it that turns out to be none.
         """
         with _lock:
-            was_noticed = self.pending is not None and self.pending.remove(raw)
+            was_noticed, was_noted = (
+                (False, False) if self.pending is None else self.pending.remove(raw)
+            )
             if checkpoint is not None and (
                 self.checkpoint is None or checkpoint.position >= self.checkpoint.position
             ):
                 self.checkpoint = checkpoint
             if wrote is None:
                 wrote = was_noticed
+            # Also where it was rolled back: what was written past it was not.
+            wrote |= was_noted
             if wrote:
                 self.pending = self.pending or WriteMark()
                 self.pending.committed = True
@@ -297,12 +323,14 @@ class ClusterScope:
             self.note_written()
         return was_noticed and not wrote
 
+    def has_changed(self, raw: Any) -> bool:
+        """Tell whether a statement has changed rows in the open transaction of a connection."""
+        return self.pending is not None and _is_among(raw, self.pending.changed)
+
     def was_committed_by_hand(self, raw: Any) -> None:
         """Keep the writes of a transaction that the code itself has perhaps committed."""
         with _lock:
-            if self.pending is not None and any(
-                raw is open_ for open_ in self.pending.transactions
-            ):
+            if self.pending is not None and _is_among(raw, self.pending.transactions):
                 self.pending.committed = True
                 self.last_write = object()
 

@@ -1,37 +1,75 @@
-"""Notices what is written by methods of a cursor that run no wrapper of statements."""
+"""Methods of a cursor that run no wrapper of statements: what they write is noticed, and mended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
+from django_replica_router.conf import get_config
+from django_replica_router.mending import is_mendable, note_mended
 from django_replica_router.postgres import is_unanswered
-from django_replica_router.writes import find_state, mark_written
+from django_replica_router.rerouting import open_on_primary
+from django_replica_router.writes import find_state, mark_written, note_shown
+
+_NO_ROW = object()
 
 
 class WatchedCursor(CursorWrapper):
     """A cursor as Django makes it, that tells of ``callproc``, ``copy`` and ``stream``.
 
-    Each counts as a write, also where it only reads: what it does is not known.
+    Each counts as a write, also where it only reads: what it does is not known. What a replica cannot
+    do is done on the primary, as a statement is, until the caller has seen the first row.
     """
 
-    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+    def callproc(self, procname: Any, *args: Any, **kwargs: Any) -> Any:
         with self._noting():
-            return super().callproc(*args, **kwargs)
+            try:
+                return super().callproc(procname, *args, **kwargs)
+            except Exception as error:
+                other = self._on_primary(error, "")
+            result = other.callproc(procname, *args, **kwargs)
+            self.cursor = other.cursor
+            return result
 
     @contextmanager
-    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with self._noting(), self._inherited("copy")(*args, **kwargs) as copy:
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._noting(), ExitStack() as stack:
+            try:
+                copy = stack.enter_context(self._inherited("copy")(statement, *args, **kwargs))
+            except Exception as error:
+                other: Any = self._on_primary(error, statement)
+                copy = stack.enter_context(other.copy(statement, *args, **kwargs))
             yield copy
 
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         with self._noting():
-            yield from self._inherited("stream")(*args, **kwargs)
+            rows = self._inherited("stream")(query, *args, **kwargs)
+            try:
+                first = next(rows, _NO_ROW)
+            except Exception as error:
+                other: Any = self._on_primary(error, query)
+                rows = other.stream(query, *args, **kwargs)
+                first = next(rows, _NO_ROW)
+            if first is not _NO_ROW:
+                yield first
+                yield from rows
+
+    def _on_primary(self, error: Exception, sql: Any) -> CursorWrapper:
+        """Return a cursor of the primary in place of this one of a replica, or raise the error."""
+        alias = self.db.alias
+        primary = get_config().topology.primary_of.get(alias, alias)
+        if primary == alias or self.db.in_atomic_block or not get_config().ENABLED:
+            raise error
+        if not is_mendable(primary, alias, self.db, error, sql):
+            raise error
+        note_shown(primary)
+        note_mended(primary, error)
+        return open_on_primary(primary, server_side=False)
 
     def _inherited(self, name: str) -> Any:
         # Of the driver's cursor, where no class above this one has it.
@@ -44,7 +82,7 @@ class WatchedCursor(CursorWrapper):
             yield
         finally:
             if find_state(alias) is not None:
-                mark_written(alias, uncertain=is_unanswered(raw))
+                mark_written(alias, uncertain=is_unanswered(raw), past=True)
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from django.db import connections
@@ -11,40 +11,51 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import get_config
 from django_replica_router.connecting import (
-    Life,
     is_elsewhere,
     is_pooled,
     is_standby,
+    lift_lock_wait,
+    lock_wait_ms,
     was_elsewhere,
 )
-from django_replica_router.context import current_frame, current_scope
+from django_replica_router.context import current_scope
 from django_replica_router.cursors import watch_cursors
 from django_replica_router.inflight import in_flight
+from django_replica_router.leading import lead_queries
+from django_replica_router.mending import (
+    MET_ANOTHER,
+    OF_SESSION,
+    chosen_lives,
+    is_mendable,
+    leave,
+    note_mended,
+    show_primary,
+    was_sent,
+)
 from django_replica_router.policy import ReplicaState
 from django_replica_router.postgres import ask_along, can_ask_along, has_failed, is_unanswered
-from django_replica_router.registry import find_monitor
 from django_replica_router.rerouting import (
     bind_transaction,
     is_bound,
+    is_of_lock,
     is_recovery_conflict,
-    is_refused_write,
-    is_replica_fault,
     is_server_side,
-    is_unsupported,
     open_on_primary,
-    run_on_primary,
     watch_fetches,
 )
+from django_replica_router.session_settings import note_setting
 from django_replica_router.statements import (
+    Kind,
+    is_plain_change,
     is_query,
-    is_write_command,
+    kind_of,
     might_commit,
     might_commit_part,
     might_write,
 )
 from django_replica_router.stats import count
 from django_replica_router.transactions import watch_transactions
-from django_replica_router.writes import mark_written
+from django_replica_router.writes import mark_written, note_shown
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 
@@ -53,9 +64,7 @@ _BRIEF = 0.05
 what is replayed, would be in the way of more the next time."""
 
 
-_MET_ANOTHER = "Promoted, started anew, or another server."
-
-_NONE_CHOSEN: Mapping[str, Life | None] = {}
+_OF_PRIMARY = frozenset([Kind.WRITE, Kind.PRIMARY])
 
 
 class StatementObserver:
@@ -77,8 +86,20 @@ class StatementObserver:
         if primary is None or not config.ENABLED:
             return execute(sql, params, many, context)
         if primary == self.alias:
-            return _on_primary(primary, execute, sql, params, many, context)
-        return _on_replica(primary, self.alias, execute, sql, params, many, context)
+            result = _on_primary(primary, execute, sql, params, many, context)
+        else:
+            result = _on_replica(primary, self.alias, execute, sql, params, many, context)
+        kind = kind_of(sql)
+        if kind is not Kind.OTHER and kind in OF_SESSION:
+            _note_setting(primary, kind, sql, params, context["connection"])
+        return result
+
+
+def _note_setting(primary: str, kind: Kind, sql: Any, params: Any, connection: Any) -> None:
+    """Remember what was set for a session: the replicas' have to be set alike to serve its reader."""
+    scope = current_scope()
+    if note_setting(connection, kind, sql, params) and scope is not None:
+        scope.cluster(primary).decide_anew()
 
 
 def _on_primary(
@@ -99,10 +120,20 @@ def _on_primary(
         # Also where it failed: an error tells something of the rows, too.
         state.note_statement()
     if might_write(sql):
-        mark_written(primary)
+        _mark_written(primary, sql, context["cursor"])
     if not connection.autocommit and might_commit(sql):
         state.was_committed_by_hand(connection.connection)
     return result
+
+
+def _mark_written(primary: str, sql: Any, cursor: Any) -> None:
+    """Mark a write, and what the number of its transaction does not tell of it.
+
+    PostgreSQL gives a transaction its number with the first row of its own that it changes. ``dblink``, a
+    foreign table and a cursor ``WITH HOLD``, which is run at the COMMIT, change rows without.
+    """
+    is_plain = is_plain_change(sql)
+    mark_written(primary, past=not is_plain, changed=is_plain and bool(cursor.rowcount))
 
 
 def _note_failed(primary: str, raw: Any, sql: Any, many: bool, error: BaseException) -> None:
@@ -132,51 +163,47 @@ def _on_replica(
     if many:
         params = list(params)  # which can be gone through once more, as a generator cannot
     if is_bound(connection):
-        return _show_primary(primary, cursor, sql, params, many)
-    if is_write_command(sql) and is_standby(connection) and _can_leave(connection, primary):
-        return _show_primary(primary, cursor, sql, params, many)
+        return show_primary(primary, cursor, sql, params, many)
+    if kind_of(sql) in _OF_PRIMARY and _can_move(connection, primary):
+        return show_primary(primary, cursor, sql, params, many)
     is_free = not connection.in_atomic_block
     asks_along = is_free and not many and _can_ask_along(connection, cursor, sql)
-    sent = ask_along(sql) if asks_along else sql
+    sent = ask_along(sql, lock_wait_ms()) if asks_along else sql
     number = in_flight.enter(alias, connection.connection)
     try:
         try:
             result = execute(sent, params, many, context)
         except Exception as error:
-            if not _was_cancelled_at_once(error, connection, in_flight.began(number)):
+            if not _may_be_repeated_here(primary, error, connection, in_flight.began(number)):
                 raise
-            count("repeated_after_conflict")
             result = execute(sent, params, many, context)
     except Exception as error:
-        if connection.in_atomic_block or not _is_mendable(primary, alias, connection, error):
+        if connection.in_atomic_block or not is_mendable(primary, alias, connection, error, sql):
             raise
         raw = connection.connection
         if raw is not None and has_failed(raw):
             connection.rollback()  # autocommit is off: else nothing would run there any more
-        result = _show_primary(primary, cursor, sql, params, many)
-        count(_retry_of(error))
-        if is_refused_write(error):
-            # A standby knows better than any reading of the text.
-            mark_written(primary)
+        result = show_primary(primary, cursor, sql, params, many)
+        note_mended(primary, error)
         return result
     finally:
         in_flight.leave(number)
     if is_free:
-        life = _chosen_lives(primary).get(alias)
+        life = chosen_lives(primary).get(alias)
         if was_elsewhere(cursor.cursor, life) if asks_along else is_elsewhere(connection, life):
-            _leave(alias, primary, connection, ReplicaState.UNKNOWN, _MET_ANOTHER)
+            leave(alias, primary, connection, ReplicaState.UNKNOWN, MET_ANOTHER)
             count("retried_elsewhere")
-            return _show_primary(primary, cursor, sql, params, many)
+            return show_primary(primary, cursor, sql, params, many)
     if is_server_side(cursor):
 
-        def is_mendable(error: Exception) -> bool:
-            return _is_mendable(primary, alias, connection, error)
+        def may_fetch_elsewhere(error: Exception) -> bool:
+            return is_mendable(primary, alias, connection, error)
 
         def run_elsewhere() -> None:
             count("retried_first_fetch")
-            _show_primary(primary, cursor, sql, params, many)
+            show_primary(primary, cursor, sql, params, many)
 
-        watch_fetches(cursor, alias, is_mendable if is_free else None, run_elsewhere)
+        watch_fetches(cursor, alias, may_fetch_elsewhere if is_free else None, run_elsewhere)
     return result
 
 
@@ -192,10 +219,17 @@ def _can_ask_along(connection: BaseDatabaseWrapper, cursor: Any, sql: Any) -> bo
     )
 
 
-def _retry_of(error: Exception) -> str:
-    if is_refused_write(error):
-        return "retried_refused_write"
-    return "retried_unsupported" if is_unsupported(error) else "retried_replica_fault"
+def _may_be_repeated_here(
+    primary: str, error: Exception, connection: BaseDatabaseWrapper, began: float
+) -> bool:
+    """Tell whether a statement is to be sent to the same replica once more, and prepare that."""
+    if _was_cancelled_at_once(error, connection, began):
+        count("repeated_after_conflict")
+        return True
+    if was_sent(primary, connection.alias) or connection.in_atomic_block:
+        return False
+    # The bound is the package's own: what the code itself asks of a replica may wait for long.
+    return is_of_lock(error) and lift_lock_wait(connection)
 
 
 def _was_cancelled_at_once(error: Exception, connection: BaseDatabaseWrapper, began: float) -> bool:
@@ -217,85 +251,20 @@ def _was_cancelled_at_once(error: Exception, connection: BaseDatabaseWrapper, be
     return time.monotonic() - began <= _BRIEF
 
 
-def _show_primary(primary: str, cursor: Any, sql: Any, params: Any, many: bool) -> Any:
-    """Run on the primary what a replica was to answer, and remember that its reader has seen it."""
-    result = run_on_primary(primary, cursor, sql, params, many)
-    _note_shown(primary)
-    return result
+def _can_move(connection: BaseDatabaseWrapper, primary: str) -> bool:
+    """Tell whether what only the primary can do may be run there in place of this connection.
 
-
-def _note_shown(primary: str) -> None:
-    """Remember that the reader sees on the primary what must not be missing the next time."""
-    scope = current_scope()
-    if scope is not None and get_config().MONOTONIC_READS:
-        scope.cluster(primary).seen_on = primary
-
-
-def _is_mendable(
-    primary: str, alias: str, connection: BaseDatabaseWrapper, error: Exception
-) -> bool:
-    """Tell whether the statement may be run again elsewhere; leave a replica that is to blame.
-
-    Not where the code itself has named the replica: what it asks there, a report that takes an hour
-    perhaps, is no work for the primary.
-    """
-    if is_refused_write(error):
-        return True
-    if not _was_sent(primary, alias):
-        return False
-    if is_replica_fault(error, connection.connection):
-        _leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
-        return True
-    raw = connection.connection
-    can_be_asked = raw is None or not has_failed(raw)
-    if can_be_asked and is_elsewhere(connection, _chosen_lives(primary).get(alias)):
-        # What is wrong with a statement is for the right server to say: there the table may exist.
-        _leave(alias, primary, connection, ReplicaState.UNKNOWN, _MET_ANOTHER)
-        return True
-    return is_unsupported(error)
-
-
-def _chosen_lives(primary: str) -> Mapping[str, Life | None]:
-    """Return, for each replica that the package has chosen in this scope, which server in which life."""
-    scope = current_frame.get().scope  # current_scope(), without a call for every statement
-    state = None if scope is None else scope.clusters.get(primary)
-    return _NONE_CHOSEN if state is None else state.lives
-
-
-def _was_sent(primary: str, alias: str) -> bool:
-    """Tell whether it is the package that has sent the reader to that replica."""
-    return alias in _chosen_lives(primary)
-
-
-def _can_leave(connection: BaseDatabaseWrapper, primary: str) -> bool:
-    """Tell whether a write may be run on the primary in place of this connection.
-
-    Not in a transaction that has already read here: the caller wants both at one place. A
+    Not where the code itself has named the replica, nor in a transaction that has already read here: the caller wants both at one place. A
     transaction in which nothing has run yet moves as a whole.
     """
+    if not was_sent(primary, connection.alias) or not is_standby(connection):
+        return False
     if not connection.in_atomic_block:
         return True
     if connection.connection.info.transaction_status.name != "IDLE":
         return False
     bind_transaction(connection, primary)
     return True
-
-
-def _leave(
-    alias: str, primary: str, connection: BaseDatabaseWrapper, state: ReplicaState, detail: str
-) -> None:
-    """Have this scope, and while it is ill this process, do without the replica."""
-    is_conflict = state is ReplicaState.UNREACHABLE and not getattr(
-        connection.connection, "closed", True
-    )
-    monitor = find_monitor(primary)
-    if not is_conflict:  # a recovery conflict ends one statement, and says nothing of the next
-        connection.close()
-        if monitor is not None:
-            monitor.report(alias, detail, state)
-    scope = current_scope()
-    if scope is not None:
-        scope.cluster(primary).leave_replica()
 
 
 def _guard_opening(connection: BaseDatabaseWrapper) -> None:
@@ -312,9 +281,9 @@ def _guard_opening(connection: BaseDatabaseWrapper) -> None:
             primary = _primary_behind(connection)
             if primary is None:
                 raise
-            _leave(connection.alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
+            leave(connection.alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         count("retried_replica_fault")
-        _note_shown(primary)
+        note_shown(primary)
         return open_on_primary(primary, server_side=name is not None)
 
     connection._cursor = open_cursor_somewhere  # type: ignore[attr-defined]
@@ -348,7 +317,7 @@ def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
     stands = not getattr(connection.connection, "closed", True)
     if primary is None or stands or connection.in_atomic_block:
         return None
-    return primary if topology.is_replica(alias) and _was_sent(primary, alias) else None
+    return primary if topology.is_replica(alias) and was_sent(primary, alias) else None
 
 
 def observe(connection: BaseDatabaseWrapper) -> None:
@@ -364,11 +333,24 @@ def observe(connection: BaseDatabaseWrapper) -> None:
         connection.execute_wrappers.insert(0, StatementObserver(connection.alias))
         watch_transactions(connection)
         watch_cursors(connection)
+        lead_queries(connection)
         _guard_opening(connection)
         _watch_health_check(connection)
 
 
 def observe_open_connections() -> None:
-    """Put observers around the connections that were opened before the app was ready."""
+    """Put observers around the connections that were made before the app was ready."""
     for connection in connections.all(initialized_only=True):
         observe(connection)
+
+
+def observe_new_connections() -> None:
+    """Put an observer around each connection as Django makes it, and prepares a query, or opens it."""
+    create = connections.create_connection
+
+    def create_observed(alias: str) -> Any:
+        connection = create(str(alias))  # a routed alias would stay in ``connection.alias``
+        observe(connection)
+        return connection
+
+    connections.create_connection = create_observed  # type: ignore[method-assign]

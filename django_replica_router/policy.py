@@ -25,6 +25,7 @@ class Reason(enum.Enum):
     UNRECORDED_WRITE = "a write of this user could not be located in the WAL"
     EMPTY_STORE = "the token store has been emptied"
     EPOCH = "the token is of another timeline than the primary"
+    SETTINGS = "the session on the primary has settings that the one on the replica has not"
     NO_TOKEN = "nothing has to be waited for"  # noqa: S105 - a name, not a secret
     CAUGHT_UP = "the replica has replayed the token"
     WAITED = "the replica replayed the token within the wait budget"

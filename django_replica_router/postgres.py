@@ -72,9 +72,15 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END,
        (SELECT timeline_id FROM pg_control_checkpoint())
 """
 
+# In recovery nobody but replay can hold this lock ("Administrator's Overview" of hot standby).
+_LOCK_SQL = (
+    "SELECT pg_is_in_recovery() AND EXISTS (SELECT FROM pg_locks "
+    "WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted)"
+)
+
 _IDENTITY_SQL = (
-    f"SELECT system_identifier::text, pg_is_in_recovery(), pg_backend_pid(), {_LIFE} "  # noqa: S608
-    f"FROM pg_control_system()"
+    f"SELECT system_identifier::text, pg_is_in_recovery(), pg_backend_pid(), {_LIFE}, "  # noqa: S608
+    "{bound}::text FROM pg_control_system()"
 )
 
 logger = logging.getLogger("django_replica_router")
@@ -361,6 +367,22 @@ def examine_replica(connection: psycopg.Connection[Any]) -> Examination:
     return Examination(pause_state == "paused", delay, has_receiver, received or checkpointed or 0)
 
 
+def replays_lock(connection: Any) -> bool:
+    """Tell whether a standby holds a lock on a relation that it has replayed; False where nobody knows."""
+    if not isinstance(connection, psycopg.Connection) or not can_be_asked(connection):
+        return False
+    try:
+        (found,) = _ask(connection, _LOCK_SQL, "its locks", ((bool,),))
+    except (psycopg.Error, PositionError):
+        return False
+    return bool(found)
+
+
+def can_be_asked(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether the connection is at rest, with no transaction open."""
+    return not connection.closed and connection.info.transaction_status == pq.TransactionStatus.IDLE
+
+
 def can_ask_along(raw: psycopg.Connection[Any], cursor: Any) -> bool:
     """Tell whether a statement of this cursor can be one of several in a message.
 
@@ -383,12 +405,34 @@ def can_ask_along(raw: psycopg.Connection[Any], cursor: Any) -> bool:
     )
 
 
-def ask_along(query: str) -> str:
+def ask_along(query: str, lock_wait_ms: int = 0) -> str:
     """Return a message that asks who answers, and then does what the query does.
 
     In front: there nothing of the query's own, as a comment at its end, is in the way.
+
+    Args:
+        query: the query.
+        lock_wait_ms: milliseconds that it may wait for a lock; 0 for as long as it takes.
     """
-    return f"{_ANSWERER_SQL};\n{query}"
+    bound = f", {_bound_lock_wait(lock_wait_ms, is_local=True)}" if lock_wait_ms else ""
+    return f"{_ANSWERER_SQL}{bound};\n{query}"
+
+
+def _bound_lock_wait(milliseconds: int, *, is_local: bool, condition: str = "true") -> str:
+    # Where the role or the database has a bound of its own, that one holds.
+    return (
+        f"CASE WHEN {condition} AND current_setting('lock_timeout') = '0' "
+        f"THEN set_config('lock_timeout', '{milliseconds}', {str(is_local).lower()}) END"
+    )
+
+
+def lift_lock_wait(connection: psycopg.Connection[Any]) -> None:
+    """Have the connection wait for locks as long as it takes.
+
+    Raises:
+        psycopg.Error: the server cannot be asked.
+    """
+    connection.execute("SET lock_timeout = 0")
 
 
 def read_answerer(cursor: Any) -> Answerer:
@@ -399,19 +443,30 @@ def read_answerer(cursor: Any) -> Answerer:
     """
     row = cursor.fetchone()
     cursor.nextset()
-    in_recovery, *life = _checked(row, "its identity", ((bool,), *_LIFE_KINDS))
+    kinds = ((bool,), *_LIFE_KINDS)
+    in_recovery, *life = _checked(row and row[: len(kinds)], "its identity", kinds)
     return Answerer(tuple(life), in_recovery)
 
 
-def identify(connection: psycopg.Connection[Any]) -> ServerIdentity:
+def identify(connection: psycopg.Connection[Any], lock_wait_ms: int = 0) -> ServerIdentity:
     """Return which server, and which life of it, the connection reaches.
+
+    Args:
+        connection: at rest.
+        lock_wait_ms: milliseconds that its statements may wait for a lock from now on; 0 leaves that
+            as it is. A pooler's connection is left as it is: others use its server, too.
 
     Raises:
         psycopg.Error: the server cannot be asked.
         PositionError: the server answers something else than expected.
     """
-    kinds = ((str,), (bool,), (int,), *_LIFE_KINDS)
-    system, in_recovery, pid, *life = _ask(connection, _IDENTITY_SQL, "its identity", kinds)
+    kinds = ((str,), (bool,), (int,), *_LIFE_KINDS, _MAYBE_TEXT)
+    bound = "NULL"
+    if lock_wait_ms:
+        is_direct = f"pg_backend_pid() = {connection.info.backend_pid}"
+        bound = _bound_lock_wait(lock_wait_ms, is_local=False, condition=is_direct)
+    question = _IDENTITY_SQL.format(bound=bound)
+    system, in_recovery, pid, *life, _ = _ask(connection, question, "its identity", kinds)
     # A pooler makes up the process id that libpq is told when it connects: it stands for the
     # pooler's own client, so that a cancel request can be led to whatever server that has then.
     is_pooled = connection.info.backend_pid != pid

@@ -33,7 +33,9 @@ from django_replica_router.policy import (
     floor_reason,
 )
 from django_replica_router.registry import get_monitor
+from django_replica_router.routed import routed_alias
 from django_replica_router.search import Found, Search, Target, find_at_once
+from django_replica_router.session_settings import are_alike
 from django_replica_router.stats import count
 from django_replica_router.tokens import Floor, Record
 from django_replica_router.transactions import find_replica_in_atomic
@@ -88,8 +90,20 @@ def route_read(
 ) -> tuple[str, Shortcut | None]:
     """Return the alias that serves a read of that model in the cluster of that primary.
 
-    Beside it stands the shortcut to it, where the decision holds for more than this read.
+    Beside it stands the shortcut to it, where the decision holds for more than this read. The alias of
+    a replica is a ``RoutedAlias``.
     """
+    alias, shortcut = _route_read(primary, model, config, frame)
+    if alias != primary:
+        alias = routed_alias(alias, primary, config.topology.replicas[primary])
+        if shortcut is not None:
+            shortcut.alias = alias
+    return alias, shortcut
+
+
+def _route_read(
+    primary: str, model: Any, config: Config, frame: Frame
+) -> tuple[str, Shortcut | None]:
     connection = connections[primary]
     decision = _decide(primary, connection, model, config, frame)
     scope = frame.scope
@@ -334,6 +348,8 @@ def _decide_anew(
         finally:
             state.wait_left = search.wait_left
     alias = found.decision.alias
+    if alias != primary and not are_alike(connections[primary], connections[alias]):
+        return Found(Decision(primary, Reason.SETTINGS))
     if config.MONOTONIC_READS and alias not in (primary, preferred):
         state.seen_on = alias
     return found

@@ -16,7 +16,11 @@ from django_replica_router.conf import get_config
 from django_replica_router.context import current_scope
 from django_replica_router.errors import ReplicaRouterError
 from django_replica_router.floors import EVERYBODY_SECONDS
-from django_replica_router.observers import observe, observe_open_connections
+from django_replica_router.observers import (
+    observe,
+    observe_new_connections,
+    observe_open_connections,
+)
 from django_replica_router.postgres import is_under_test
 from django_replica_router.writes import mark_written, store_for_everybody
 
@@ -87,4 +91,5 @@ def connect() -> None:
     post_save.connect(on_post_save, dispatch_uid="django_replica_router")
     post_migrate.connect(on_post_migrate, dispatch_uid="django_replica_router")
     user_logged_in.connect(on_user_logged_in, dispatch_uid="django_replica_router")
+    observe_new_connections()
     observe_open_connections()

@@ -10,13 +10,20 @@ from django.db import connections, transaction
 from django.db.backends.utils import CursorWrapper
 
 from django_replica_router.inflight import in_flight
-from django_replica_router.postgres import READ_ONLY_SQL_TRANSACTION
+from django_replica_router.postgres import READ_ONLY_SQL_TRANSACTION, replays_lock
 
 # Attribute of Django's connection to a replica while its atomic block takes place on the primary.
 _BOUND = "_replica_router_bound"
 
 _RECOVERY_CONFLICT = "40001"
-_FEATURE_NOT_SUPPORTED = "0A000"
+_LOCK_NOT_AVAILABLE = "55P03"
+_QUERY_CANCELED = "57014"
+
+# Recovery in progress, or an unlogged table, whose rows are in no WAL: no standby can. A relation, a
+# column or a function that is not there: the migration may not be replayed yet.
+_OF_THIS_SERVER = frozenset(["0A000", "55000", "42P01", "42703", "42883", "42704", "3F000"])
+# Insufficient resources; system error, as a library that is not installed; internal error, as a damaged page.
+_OF_THIS_MACHINE = ("53", "58", "XX")
 
 # Recovery conflict; and a server that shuts down, was shut down, or is starting: the statement
 # has had no effect, and the reader is free to ask another server.
@@ -51,13 +58,33 @@ def is_recovery_conflict(error: BaseException, raw: Any) -> bool:
     return sqlstate(error) == _RECOVERY_CONFLICT and not getattr(raw, "closed", True)
 
 
-def is_unsupported(error: BaseException) -> bool:
-    """Tell whether a server cannot do what the statement asks, as a standby read an unlogged table.
+def is_of_this_server(error: BaseException) -> bool:
+    """Tell whether a server cannot do what the statement asks, and another one perhaps can.
 
-    Its rows are in no WAL. The message would tell it from what no server can do, but is in the server's
-    own language; and the primary then answers the same.
+    The message would tell it from what no server can do, but is in the server's own language; the
+    primary then answers the same.
     """
-    return sqlstate(error) == _FEATURE_NOT_SUPPORTED
+    state = sqlstate(error) or ""
+    return state in _OF_THIS_SERVER or state.startswith(_OF_THIS_MACHINE)
+
+
+def has_waited_for_replay(error: BaseException, raw: Any) -> bool:
+    """Tell whether a time limit has ended a statement that a standby's replay was in the way of.
+
+    A standby replays an ``ACCESS EXCLUSIVE`` lock before the commit that ends it, and nobody else can
+    hold one there.
+
+    Args:
+        error: what the statement has raised.
+        raw: the driver's connection, to a standby.
+    """
+    # A query on a standby waits for no other lock.
+    return is_of_lock(error) or (sqlstate(error) == _QUERY_CANCELED and replays_lock(raw))
+
+
+def is_of_lock(error: BaseException) -> bool:
+    """Tell whether ``lock_timeout`` has ended a statement."""
+    return sqlstate(error) == _LOCK_NOT_AVAILABLE
 
 
 def is_replica_fault(error: BaseException, raw: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from functools import lru_cache
 
@@ -13,10 +14,35 @@ _HARMLESS = frozenset(
 _COMMITS = frozenset(["COMMIT", "END", "PREPARE"])
 _COMMIT_PARTS = frozenset(["CALL", "DO"])
 _QUERIES = frozenset(["SELECT", "TABLE", "VALUES", "WITH"])
+_CHANGES = frozenset(["DELETE", "INSERT", "MERGE", "UPDATE"])
 _WRITES = frozenset(
-    "ALTER CALL CLUSTER COMMENT COPY CREATE DELETE DO DROP EXECUTE GRANT IMPORT INSERT MERGE "
+    "ALTER CALL CLUSTER COMMENT COPY CREATE DELETE DO DROP GRANT IMPORT INSERT MERGE "
     "REASSIGN REFRESH REINDEX REVOKE SECURITY TRUNCATE UPDATE VACUUM ANALYZE".split()
 )
+
+# What means something in one session only. EXECUTE runs what was prepared there.
+_SESSION = frozenset(
+    "ABORT BEGIN CLOSE COMMIT DEALLOCATE DECLARE DISCARD END EXECUTE FETCH LISTEN LOAD LOCK MOVE PREPARE "
+    "RELEASE RESET ROLLBACK SAVEPOINT SET START UNLISTEN".split()
+)
+_SESSION_PART = re.compile(rf";\s*(?:{'|'.join(sorted(_SESSION))})\b", re.IGNORECASE | re.ASCII)
+# A standby grants advisory locks of its own, which keep nobody out elsewhere.
+_OF_PRIMARY = re.compile(
+    r"\b(?:pg_(?:try_)?advisory_\w+|currval|lastval)\s*\(", re.IGNORECASE | re.ASCII
+)
+_LASTING_CONFIG = re.compile(r"\bset_config\s*\(", re.IGNORECASE | re.ASCII)
+_LOCAL_CONFIG = re.compile(
+    r"\bset_config\s*\([^()]*,\s*(?:true|on|t)\s*\)", re.IGNORECASE | re.ASCII
+)
+_NAMES = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
+_PASSING_SETS = frozenset(["local", "constraints", "transaction"])
+# Settings that change how long a statement takes, or what is logged, and never its rows.
+_HARMLESS_SETS = (
+    "application_name", "client_min_messages", "commit_delay", "cpu_", "deadlock_timeout", "effective_",
+    "enable_", "geqo", "hash_mem", "idle_", "jit", "lock_timeout", "log_", "logical_decoding", "maintenance_",
+    "max_parallel", "min_parallel", "parallel_", "random_page", "seq_page", "statement_timeout",
+    "synchronous_commit", "temp_buffers", "track_", "transaction_timeout", "work_mem",
+)  # fmt: skip
 
 # Words that a query may have in front of a parenthesis and that call nothing that writes: words
 # that cannot be the name of a function, or whose function is PostgreSQL's own, and functions that
@@ -92,6 +118,11 @@ _SYNTAX = re.compile(
         (?=\(\s*(?:(?:SELECT|TABLE|WITH)\b|VALUES\s*\())""",
     re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
+# What an INSERT fills, and what it must not meet.
+_COLUMNS = re.compile(
+    rf"\bINTO\s+{_NAME}(?:[.]{_NAME})*+\s*\([\w\s,]*\) | \bON\s+CONFLICT\s*(?=\()",
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
 # A parenthesis that begins with one of these words is a subquery, and the word in front no call.
 _CALL = re.compile(
     rf"{_NAME_BEGINS}([.]?{_NAME}(?:[.]{_NAME})*+)\s*\((?!\s*(?:SELECT|TABLE|WITH)\b)",
@@ -133,14 +164,58 @@ def _text(sql: object) -> str:
     return ""
 
 
-def is_write_command(sql: object) -> bool:
-    """Tell whether the statement begins with a command that changes data or schema."""
-    return _is_write_command(sql if isinstance(sql, str) else _text(sql))
+class Kind(enum.Enum):
+    """What a statement means for the server that it was sent to."""
+
+    WRITE = "begins with a command that changes data or schema"
+    SETTING = "sets for the session what later statements may show other rows by"
+    SESSION = "begins, ends or sets up a transaction or a session: means something there only"
+    PRIMARY = "asks for what only the primary has: advisory locks, and the last value of a sequence"
+    OTHER = "anything else"
+
+
+def kind_of(sql: object) -> Kind:
+    """Return what the statement means for the server that it was sent to."""
+    return _kind_of(sql if isinstance(sql, str) else _text(sql))
 
 
 @lru_cache(maxsize=2048)
-def _is_write_command(text: str) -> bool:
-    return _first_word(_plain(text)) in _WRITES
+def _kind_of(text: str) -> Kind:
+    plain = _plain(text)
+    words = {_first_word(part) for part in plain.split(";")}
+    # In what is not understood, as behind a dollar quote, there may be more of them.
+    is_write = _first_word(plain) in _WRITES
+    if not is_write and _sets_session(plain):
+        return Kind.SETTING
+    if words & _SESSION or (not is_write and _ODD in plain and _SESSION_PART.search(text)):
+        return Kind.SESSION
+    if is_write:
+        return Kind.WRITE
+    return Kind.PRIMARY if _OF_PRIMARY.search(plain) else Kind.OTHER
+
+
+def named_setting(sql: object) -> str | None:
+    """Return the name of what a SET or RESET is about: "all" for everything, None where it has none."""
+    plain = _plain(_text(sql))
+    names = [word.lower() for word in _NAMES.findall(plain) if word.upper() != "SESSION"]
+    return names[1] if names[1:] and names[0] in {"discard", "reset", "set"} else None
+
+
+def _sets_session(plain: str) -> bool:
+    """Tell whether a statement sets what later ones of its session may show other rows by.
+
+    Not what lasts for its transaction only, and not what changes times, plans and logs alone.
+    """
+    if _LASTING_CONFIG.search(plain) and not _LOCAL_CONFIG.search(plain):
+        return True
+    return any(_is_lasting_set(part) for part in plain.split(";"))
+
+
+def _is_lasting_set(plain: str) -> bool:
+    if _first_word(plain) != "SET":
+        return False
+    names = [word.lower() for word in _NAMES.findall(plain)[1:] if word.upper() != "SESSION"]
+    return bool(names) and not (names[0] in _PASSING_SETS or names[0].startswith(_HARMLESS_SETS))
 
 
 def _first_word(plain: str) -> str:
@@ -151,6 +226,18 @@ def _first_word(plain: str) -> str:
 def is_query(sql: object) -> bool:
     """Tell whether the statement is a text that begins as a query does."""
     return isinstance(sql, str) and _first_word(sql) in _QUERIES
+
+
+def is_plain_change(sql: object) -> bool:
+    """Tell whether the statement is one INSERT, UPDATE, DELETE or MERGE that calls no unknown function."""
+    return _is_plain_change(_text(sql))
+
+
+@lru_cache(maxsize=2048)
+def _is_plain_change(text: str) -> bool:
+    plain = _plain(text)
+    is_change = _is_one(plain) and _first_word(plain) in _CHANGES
+    return is_change and not _calls_unknown(_COLUMNS.sub(" ", plain))
 
 
 def might_write(sql: object) -> bool:
@@ -191,6 +278,10 @@ def _might_write(text: str) -> bool:
         return _COMMIT_PREPARED.search(plain) is not None
     if word not in _QUERIES or _DATA_MODIFYING.search(_ROW_LOCK.sub(" ", plain)):
         return True
+    return _calls_unknown(plain)
+
+
+def _calls_unknown(plain: str) -> bool:
     calls = _CALL.findall(_SYNTAX.sub(" AND ", plain))
     return not all(map(_is_known, calls))
 

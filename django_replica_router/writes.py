@@ -51,19 +51,41 @@ def note_write(using: str | None = None) -> None:
         message = f"{alias!r} is a replica: pass the alias of the primary that was written to."
         raise ConfigurationError(message)
     if config.ENABLED and alias in topology.clusters:
-        mark_written(alias)
+        mark_written(alias, past=True)
 
 
-def mark_written(primary: str, *, uncertain: bool = False) -> None:
-    """Mark the present scope as having written to that primary, on this thread's connection."""
+def mark_written(
+    primary: str, *, uncertain: bool = False, past: bool = False, changed: bool = False
+) -> None:
+    """Mark the present scope as having written to that primary, on this thread's connection.
+
+    Args:
+        primary: alias of the primary.
+        uncertain: it is not known whether the write was, or will be, committed.
+        past: it may have been made past the transaction that is open on the connection.
+        changed: it has changed rows.
+    """
     scope = current_scope()
     if scope is None:
         return
     connection = connections[primary]
     raw = connection.connection
     is_later = connection.in_atomic_block or (raw is not None and not connection.autocommit)
-    transactions = [raw] if is_later else []
-    scope.cluster(primary).add_write(WriteMark(transactions, uncertain))
+    scope.cluster(primary).add_write(
+        WriteMark(
+            transactions=[raw] if is_later else [],
+            uncertain=uncertain,
+            noted=[raw] if is_later and past else [],
+            changed=[raw] if is_later and changed else [],
+        )
+    )
+
+
+def note_shown(primary: str) -> None:
+    """Remember that the reader sees on the primary what must not be missing the next time."""
+    scope = current_scope()
+    if scope is not None and get_config().MONOTONIC_READS:
+        scope.cluster(primary).seen_on = primary
 
 
 def find_state(alias: str) -> ClusterScope | None:

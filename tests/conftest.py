@@ -21,7 +21,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 from benchmarks.__main__ import read_results
-from django_replica_router import observers, reads, redis_client
+from django_replica_router import mending, observers, reads, redis_client
 from django_replica_router.conf import get_config
 from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.policy import ReplicaState
@@ -221,7 +221,8 @@ def stand_still(cluster: Cluster) -> None:
 
 def believe_every_connection(patch: pytest.MonkeyPatch) -> None:
     """Take out the rule that rows of another server than was chosen are not shown."""
-    patch.setattr(observers, "is_elsewhere", lambda connection, life: False)
+    for module in (observers, mending):
+        patch.setattr(module, "is_elsewhere", lambda connection, life: False)
     # The cursor still has to be led to the statement's own rows.
     patch.setattr(observers, "was_elsewhere", lambda cursor, life: not read_answerer(cursor))
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from typing import Any
 
+import psycopg
 import pytest
 from django.contrib.auth.models import User
 from django.db import DatabaseError, IntegrityError, connection, connections, transaction
@@ -22,6 +23,7 @@ from psycopg.rows import dict_row
 
 from django_replica_router import note_write, scope, use_primary, use_replica
 from django_replica_router.backends.mixin import TokenMixin
+from django_replica_router.context import ClusterScope, WriteMark
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
 from tests.conftest import PATIENT, stand_still, wait_until, wait_until_known, wait_until_seen
@@ -820,3 +822,129 @@ def test_use_primary_and_the_rest_stay_as_they_are(ann: User, note: Note) -> Non
         assert Note.objects.get()._state.db == "default"
         with use_primary():
             assert Note.objects.get()._state.db == "default"
+
+
+# What the transaction's own log does not show ------------------------------------------------------
+
+
+def write_elsewhere(note: Note) -> None:  # noqa: F811
+    """Write by a connection of the driver's own."""
+    params = {**connection.get_connection_params(), "autocommit": True}
+    for name in ("cursor_factory", "context", "prepare_threshold"):
+        params.pop(name, None)
+    with psycopg.connect(**params) as raw:
+        raw.execute("UPDATE notes_note SET title = 'NEW' WHERE id = %s", [note.pk])
+
+
+def noted(note: Note) -> None:  # noqa: F811
+    with transaction.atomic():
+        assert Note.objects.count() == 1
+        write_elsewhere(note)
+        note_write()
+
+
+def noted_and_rolled_back(note: Note) -> None:  # noqa: F811
+    with transaction.atomic():
+        write_elsewhere(note)
+        note_write()
+        transaction.set_rollback(True)
+
+
+def by_dblink(note: Note) -> None:  # noqa: F811
+    with transaction.atomic():
+        execute("SELECT dblink_exec(%s, 'UPDATE notes_note SET title = ''NEW''')", [own_dsn()])
+
+
+def by_held_cursor(note: Note) -> None:  # noqa: F811
+    with transaction.atomic():
+        execute(
+            "DECLARE held CURSOR WITH HOLD FOR "
+            f"SELECT dblink_exec('{own_dsn()}', 'UPDATE notes_note SET title = ''NEW''')"
+        )
+    connection.connection.execute("CLOSE held")
+
+
+def by_foreign_table(note: Note) -> None:  # noqa: F811
+    with transaction.atomic():
+        execute("UPDATE far.notes_note SET title = 'NEW'")
+
+
+def own_dsn() -> str:
+    """Return what another server would reach this primary by."""
+    params = connection.get_connection_params()
+    return " ".join(f"{key}={params[key]}" for key in ("host", "port", "dbname", "user"))
+
+
+PAST = {
+    way.__name__: way
+    for way in (noted, noted_and_rolled_back, by_dblink, by_held_cursor, by_foreign_table)
+}
+
+
+@pytest.fixture
+def far(cluster: Cluster) -> Iterator[None]:
+    """The primary's own tables as foreign ones, and ``dblink``."""
+    params = connection.get_connection_params()
+    cluster.primary.execute("CREATE EXTENSION dblink", dbname="app")
+    cluster.primary.execute("CREATE EXTENSION postgres_fdw", dbname="app")
+    for statement in (
+        "CREATE SERVER itself FOREIGN DATA WRAPPER postgres_fdw OPTIONS "
+        f"(host '{params['host']}', port '{params['port']}', dbname '{params['dbname']}')",
+        f"CREATE USER MAPPING FOR public SERVER itself OPTIONS (user '{params['user']}')",
+        "CREATE SCHEMA far",
+        "IMPORT FOREIGN SCHEMA public LIMIT TO (notes_note) FROM SERVER itself INTO far",
+        # Its function does not find its tables by the search path of such a session.
+        "ALTER TABLE notes_note DISABLE TRIGGER USER",
+    ):
+        cluster.primary.execute(statement, dbname="app")
+    try:
+        yield
+    finally:
+        connection.close()
+        for statement in (
+            "ALTER TABLE notes_note ENABLE TRIGGER USER",
+            "DROP SCHEMA far CASCADE",
+            "DROP SERVER itself CASCADE",
+            "DROP EXTENSION postgres_fdw",
+            "DROP EXTENSION dblink",
+        ):
+            cluster.primary.execute(statement, dbname="app")
+
+
+@pytest.mark.parametrize("way", PAST.values(), ids=PAST)
+def test_what_was_written_past_a_transaction_is_seen(
+    signed_in: Client,  # noqa: F811
+    note: Note,  # noqa: F811
+    far: None,
+    cluster: Cluster,
+    only_writes: None,
+    way: Callable[[Note], None],
+) -> None:
+    """A transaction without a number of its own may have written all the same, and been told so."""
+    stand_still(cluster)
+    visit(signed_in, lambda request: way(note), "post")
+    assert visit(signed_in, lambda request: Note.objects.get().title) == "NEW"
+
+
+@pytest.mark.parametrize("way", PAST.values(), ids=PAST)
+def test_without_the_rule_a_write_past_a_transaction_is_missed(
+    signed_in: Client,  # noqa: F811
+    note: Note,  # noqa: F811
+    far: None,
+    cluster: Cluster,
+    only_writes: None,
+    way: Callable[[Note], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Control: where the number alone tells, the test above fails."""
+    add = ClusterScope.add_write
+
+    def forget(state: ClusterScope, mark: WriteMark) -> None:
+        mark.noted, mark.changed = [], []
+        add(state, mark)
+
+    monkeypatch.setattr(ClusterScope, "add_write", forget)
+    with pytest.raises(AssertionError, match="first"):
+        test_what_was_written_past_a_transaction_is_seen(
+            signed_in, note, far, cluster, only_writes, way
+        )

@@ -14,6 +14,7 @@ from django.db import connections
 from django_replica_router import (
     connecting,
     keys,
+    mending,
     middleware,
     observers,
     policy,
@@ -340,7 +341,8 @@ def take_every_error_for_a_failed_commit(patch: Patch) -> None:
 
 
 def forget_what_the_primary_showed_instead(patch: Patch) -> None:
-    patch.setattr(observers, "_note_shown", lambda primary: None)
+    for module in (observers, mending):
+        patch.setattr(module, "note_shown", lambda primary: None)
 
 
 def hold_nothing_back(patch: Patch) -> None:

@@ -53,7 +53,10 @@ class TokenMixin(_Wrapper):
         with debug_transaction(self, "COMMIT"), self.wrap_database_errors, _noting_loss(raw, state):
             answer = postgres.commit(raw)
         checkpoint = None if answer.position is None else Checkpoint(answer.position, moment)
-        note_end(self.alias, state, raw, checkpoint, wrote=answer.wrote)
+        wrote = answer.wrote
+        if wrote is False and state.has_changed(raw):
+            wrote = True  # rows of a foreign table, of this same cluster perhaps
+        note_end(self.alias, state, raw, checkpoint, wrote=wrote)
 
     def _rollback(self) -> None:
         super()._rollback()

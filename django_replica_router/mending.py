@@ -1,0 +1,115 @@
+"""Statements that a replica cannot serve: which may be run on the primary, and doing so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_replica_router import postgres
+from django_replica_router.connecting import Life, is_elsewhere
+from django_replica_router.context import current_frame, current_scope
+from django_replica_router.policy import ReplicaState
+from django_replica_router.registry import find_monitor
+from django_replica_router.rerouting import (
+    has_waited_for_replay,
+    is_of_this_server,
+    is_refused_write,
+    is_replica_fault,
+    run_on_primary,
+)
+from django_replica_router.statements import Kind, kind_of
+from django_replica_router.stats import count
+from django_replica_router.writes import mark_written, note_shown
+
+OF_SESSION = frozenset([Kind.SESSION, Kind.SETTING])
+"""Statements that mean something in their own session only."""
+
+MET_ANOTHER = "Promoted, started anew, or another server."
+
+_NONE_CHOSEN: Mapping[str, Life | None] = {}
+
+
+def chosen_lives(primary: str) -> Mapping[str, Life | None]:
+    """Return, for each replica that the package has chosen in this scope, which server in which life."""
+    scope = current_frame.get().scope  # current_scope(), without a call for every statement
+    state = None if scope is None else scope.clusters.get(primary)
+    return _NONE_CHOSEN if state is None else state.lives
+
+
+def was_sent(primary: str, alias: str) -> bool:
+    """Tell whether it is the package that has sent the reader to that replica."""
+    return alias in chosen_lives(primary)
+
+
+def show_primary(primary: str, cursor: Any, sql: Any, params: Any, many: bool) -> Any:
+    """Run on the primary what a replica was to answer, and remember that its reader has seen it."""
+    result = run_on_primary(primary, cursor, sql, params, many)
+    note_shown(primary)
+    return result
+
+
+def is_mendable(
+    primary: str, alias: str, connection: BaseDatabaseWrapper, error: Exception, sql: Any = ""
+) -> bool:
+    """Tell whether the statement may be run again elsewhere; leave a replica that is to blame.
+
+    Not where the code itself has named the replica: what it asks there, a report that takes an hour
+    perhaps, is no work for the primary, and what it writes there was not meant for it. And not where
+    the statement means something in its own session only: a ``BEGIN`` that is run on the primary
+    stays open there, and nobody knows of it.
+    """
+    if not was_sent(primary, alias):
+        return False
+    may_be_repeated = kind_of(sql) not in OF_SESSION
+    if is_refused_write(error):
+        return may_be_repeated
+    if is_replica_fault(error, connection.connection):
+        leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
+        return may_be_repeated
+    raw = connection.connection
+    can_be_asked = raw is None or not postgres.has_failed(raw)
+    if can_be_asked and is_elsewhere(connection, chosen_lives(primary).get(alias)):
+        # What is wrong with a statement is for the right server to say: there the table may exist.
+        leave(alias, primary, connection, ReplicaState.UNKNOWN, MET_ANOTHER)
+        return may_be_repeated
+    if has_waited_for_replay(error, raw):
+        _leave_for_now(primary)
+        return may_be_repeated
+    return may_be_repeated and is_of_this_server(error)
+
+
+def note_mended(primary: str, error: Exception) -> None:
+    """Count what was run on the primary because of that error, and remember a write."""
+    count(_retry_of(error))
+    if is_refused_write(error):
+        # A standby knows better than any reading of the text.
+        mark_written(primary)
+
+
+def _retry_of(error: Exception) -> str:
+    if is_refused_write(error):
+        return "retried_refused_write"
+    return "retried_unsupported" if is_of_this_server(error) else "retried_replica_fault"
+
+
+def leave(
+    alias: str, primary: str, connection: BaseDatabaseWrapper, state: ReplicaState, detail: str
+) -> None:
+    """Have this scope, and while it is ill this process, do without the replica."""
+    is_conflict = state is ReplicaState.UNREACHABLE and not getattr(
+        connection.connection, "closed", True
+    )
+    monitor = find_monitor(primary)
+    if not is_conflict:  # a recovery conflict ends one statement, and says nothing of the next
+        connection.close()
+        if monitor is not None:
+            monitor.report(alias, detail, state)
+    _leave_for_now(primary)
+
+
+def _leave_for_now(primary: str) -> None:
+    scope = current_scope()
+    if scope is not None:
+        scope.cluster(primary).leave_replica()

@@ -1,0 +1,247 @@
+"""What Django reads by the alias that an object came from is led to where its reader reads now."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import django
+import pytest
+from django.contrib.auth.models import User
+from django.contrib.contenttypes.models import ContentType
+from django.db import connections, models, transaction
+from django.http import HttpRequest
+from django.test import Client
+
+from django_replica_router import leading, scope, use_primary
+from testproject.cluster import Cluster
+from testproject.notes.models import Comment, Note, Tag
+from tests.conftest import stand_still, wait_until_known
+from tests.helpers import Served
+from tests.site import visit
+
+pytestmark = pytest.mark.usefixtures("test_site")
+
+
+@pytest.fixture
+def comment(note: Note, ann: User, cluster: Cluster) -> Comment:
+    """A comment on a note, both on every server."""
+    comment = Comment.objects.create(author=ann, target=note, text="old")
+    Comment.objects.create(author=ann, target=note, text="later")
+    ContentType.objects.get_for_model(Note)
+    wait_until_known(cluster)
+    return comment
+
+
+def by_generic_key(comment: Comment) -> str:
+    return str(comment.target.title)
+
+
+def by_using(comment: Comment) -> str:
+    return Note.objects.using(comment._state.db).get(pk=comment.object_id).title
+
+
+def by_next(comment: Comment) -> str:
+    return f"{comment.get_next_by_created().text} of {by_using(comment)}"
+
+
+def by_manager(comment: Comment) -> str:
+    return Note._base_manager.db_manager(comment._state.db).values_list("title", flat=True)[0]
+
+
+WAYS: dict[str, Callable[[Comment], str]] = {
+    "generic foreign key": by_generic_key,
+    "next": by_next,
+    "using": by_using,
+    "manager": by_manager,
+}
+EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def rename(title: str = "NEW") -> None:
+    """Write what no replica gets."""
+    Note.objects.update(title=title)
+
+
+@EVERY_WAY
+def test_own_write_is_seen_by_an_object_of_before(
+    comment: Comment, cluster: Cluster, way: Callable[[Comment], str]
+) -> None:
+    """What a request has written shows also through an object that it read from a replica before."""
+    stand_still(cluster)
+
+    def action(request: HttpRequest) -> str:
+        found = Comment.objects.all()[0]
+        assert found._state.db.startswith("replica")
+        rename()
+        return way(found)
+
+    assert "NEW" in visit(Client(), action)
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("block", [use_primary, transaction.atomic], ids=["primary", "atomic"])
+def test_a_block_on_the_primary_holds_for_an_object_of_a_replica(
+    comment: Comment, cluster: Cluster, way: Callable[[Comment], str], block: Callable[[], Any]
+) -> None:
+    """Inside ``use_primary`` and ``atomic()`` an object of a replica is followed on the primary."""
+    stand_still(cluster)
+    rename()
+
+    def action(request: HttpRequest) -> str:
+        found = Comment.objects.all()[0]
+        with block():
+            return way(found)
+
+    assert "NEW" in visit(Client(), action)
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_an_object_that_outlives_its_request_is_followed_by_the_rule(
+    comment: Comment, cluster: Cluster, way: Callable[[Comment], str], method: str, settings: Any
+) -> None:
+    """Kept in a module, it is read where the next request reads: here the replicas are too old."""
+    kept: list[Comment] = []
+    visit(Client(), lambda request: kept.append(Comment.objects.all()[0]))
+    assert kept[0]._state.db.startswith("replica")
+    stand_still(cluster)
+    rename()
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "MAX_LAG": 0.0001}
+    assert "NEW" in visit(Client(), lambda request: way(kept[0]), method)
+
+
+def test_an_object_is_followed_on_the_replica_that_serves_its_request(
+    comment: Comment, served: Served
+) -> None:
+    """Nothing of this costs the primary a query where the replica may serve."""
+
+    def action(request: HttpRequest) -> None:
+        found = Comment.objects.all()[0]
+        for way in (by_using, by_generic_key):
+            way(found)
+
+    visit(Client(), action)
+    assert served.only_replicas("notes_note")
+
+
+def test_an_alias_that_the_code_names_is_obeyed(note: Note, cluster: Cluster) -> None:
+    """``using("replica1")`` reads that replica, also after a write."""
+    stand_still(cluster)
+
+    def action(request: HttpRequest) -> str:
+        rename()
+        return Note.objects.using("replica1").get().title
+
+    assert visit(Client(), action) == "first"
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [lambda o: pickle.loads(pickle.dumps(o)), copy.deepcopy],  # noqa: S301
+    ids=["pickle", "deep copy"],
+)
+def test_a_copy_of_an_object_is_the_primarys(note: Note, duplicate: Callable[[Note], Note]) -> None:
+    """What lies in a cache names an alias that every process has, and no server that may lag."""
+    with scope():
+        found = Note.objects.get()
+        assert found._state.db.startswith("replica")
+        assert duplicate(found)._state.db == "default"
+        assert type(duplicate(found)._state.db) is str
+
+
+def test_an_object_of_a_replica_can_be_added(comment: Comment, ann: User) -> None:
+    """Related managers take it for one of the primary, which Django else refuses."""
+
+    def action(request: HttpRequest) -> None:
+        found = Comment.objects.all()[0]
+        other = Note.objects.create(owner=ann, title="other")
+        other.comments.add(found)
+        other.tags.add(Tag.objects.create(name="blue"))
+
+    visit(Client(), action)
+    assert list(Note.objects.get(title="other").comments.all()) == [comment]
+
+
+def test_a_queryset_of_before_a_write_is_a_subquery_after_it(
+    comment: Comment, cluster: Cluster
+) -> None:
+    """It was bound to the replica, and what it is a part of runs on the primary."""
+    stand_still(cluster)
+
+    def action(request: HttpRequest) -> int:
+        found = Comment.objects.all()[0]
+        bound = Note.objects.using(found._state.db).filter(title="NEW")
+        rename()
+        return Comment.objects.filter(object_id__in=bound.values("pk")).count()
+
+    assert visit(Client(), action) == 2
+
+
+def test_a_subquery_that_names_the_primary_takes_the_query_there(
+    comment: Comment, served: Served
+) -> None:
+    """Django would refuse it, and only where a replica was chosen."""
+
+    def action(request: HttpRequest) -> int:
+        assert Comment.objects.count() == 2
+        served.clear()
+        notes = Note.objects.using("default").values("pk")
+        return Comment.objects.filter(object_id__in=notes).count()
+
+    assert visit(Client(), action) == 2
+    assert served.only_primary("notes_comment")
+
+
+def test_a_subquery_that_names_a_foreign_database_is_refused(note: Note) -> None:
+    """That cannot be one query anywhere, and Django says so."""
+    others = models.QuerySet(Tag, using="elsewhere").values("pk")
+    with scope(), pytest.raises(ValueError, match="different databases"):
+        list(Note.objects.filter(pk__in=others))
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="FETCH_PEERS is of Django 6.1")
+def test_deferred_fields_of_peers_are_read_by_the_rule(comment: Comment, cluster: Cluster) -> None:
+    """After a write they are read from the primary, as a single one is."""
+    stand_still(cluster)
+
+    def action(request: HttpRequest) -> str:
+        notes = list(Note.objects.fetch_mode(models.FETCH_PEERS).only("owner"))  # type: ignore[attr-defined]
+        rename()
+        return str(notes[0].title)
+
+    assert visit(Client(), action) == "NEW"
+
+
+def test_writes_by_the_alias_of_an_object_reach_the_primary(comment: Comment) -> None:
+    """``using(obj._state.db)`` writes where everything is written."""
+
+    def action(request: HttpRequest) -> int:
+        found = Comment.objects.all()[0]
+        return Note.objects.using(found._state.db).update(title="NEW")
+
+    assert visit(Client(), action) == 1
+    assert Note.objects.get().title == "NEW"
+
+
+@EVERY_WAY
+def test_without_the_lead_an_own_write_is_missed(
+    comment: Comment,
+    cluster: Cluster,
+    way: Callable[[Comment], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Control: with the alias taken as it is, the test above fails."""
+    monkeypatch.setattr(leading, "_find_server", lambda alias, *args, **kwargs: alias)
+    with pytest.raises(AssertionError, match="NEW"):
+        test_own_write_is_seen_by_an_object_of_before(comment, cluster, way)
+
+
+def test_connections_are_led_before_they_are_opened(note: Note) -> None:
+    """Also the first query by a connection of this thread is led: it is compiled before it is sent."""
+    connections["replica1"].close()
+    del connections["replica1"]
+    compiler = connections["replica1"].ops.compiler("SQLCompiler")
+    assert issubclass(compiler, leading.LedCompiler)
