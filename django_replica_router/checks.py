@@ -10,7 +10,6 @@ from django.apps.config import AppConfig
 from django.conf import settings
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
-from django.core.cache.backends.dummy import DummyCache
 from django.db import connections
 from django.utils.module_loading import import_string
 
@@ -190,7 +189,7 @@ def check_deployment(
     except StoreError:
         return []  # E009 and E010 tell
     backend = settings.CACHES[name].get("BACKEND", "")
-    if not store.is_shared or isinstance(store._cache, DummyCache):
+    if not store.is_lasting:
         return [
             _warning(
                 "W003",

@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from django_replica_router.conf import get_config
-from django_replica_router.mending import is_mendable, note_mended
+from django_replica_router.mending import find_remedy, note_mended
 from django_replica_router.postgres import is_unanswered
 from django_replica_router.rerouting import open_on_primary
 from django_replica_router.writes import find_state, mark_written, note_shown
@@ -65,10 +65,11 @@ class WatchedCursor(CursorWrapper):
         primary = get_config().topology.primary_of.get(alias, alias)
         if primary == alias or self.db.in_atomic_block or not get_config().ENABLED:
             raise error
-        if not is_mendable(primary, alias, self.db, error, sql):
+        remedy = find_remedy(primary, alias, self.db, error, sql)
+        if remedy is None:
             raise error
         note_shown(primary)
-        note_mended(primary, error)
+        note_mended(primary, remedy)
         return open_on_primary(primary, server_side=False)
 
     def _inherited(self, name: str) -> Any:

@@ -26,6 +26,9 @@ from django_replica_router.writes import mark_written, note_shown
 OF_SESSION = frozenset([Kind.SESSION, Kind.SETTING])
 """Statements that mean something in their own session only."""
 
+REFUSED_WRITE = "retried_refused_write"
+REPLICA_FAULT = "retried_replica_fault"
+
 MET_ANOTHER = "Promoted, started anew, or another server."
 
 _NONE_CHOSEN: Mapping[str, Life | None] = {}
@@ -50,48 +53,48 @@ def show_primary(primary: str, cursor: Any, sql: Any, params: Any, many: bool) -
     return result
 
 
-def is_mendable(
+def find_remedy(
     primary: str, alias: str, connection: BaseDatabaseWrapper, error: Exception, sql: Any = ""
-) -> bool:
-    """Tell whether the statement may be run again elsewhere; leave a replica that is to blame.
+) -> str | None:
+    """Return the event to count where the statement may be run on the primary, or None.
 
-    Not where the code itself has named the replica: what it asks there, a report that takes an hour
-    perhaps, is no work for the primary, and what it writes there was not meant for it. And not where
-    the statement means something in its own session only: a ``BEGIN`` that is run on the primary
-    stays open there, and nobody knows of it.
+    A replica that is to blame is left. Nothing is run again where the code itself has named the replica:
+    what it asks there, a report that takes an hour perhaps, is no work for the primary, and what it
+    writes there was not meant for it. Nor where the statement means something in its own session only:
+    a ``BEGIN`` that is run on the primary stays open there, and nobody knows of it.
     """
     if not was_sent(primary, alias):
-        return False
-    may_be_repeated = kind_of(sql) not in OF_SESSION
-    if is_refused_write(error):
-        return may_be_repeated
-    if is_replica_fault(error, connection.connection):
-        leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
-        return may_be_repeated
+        return None
+    remedy = _find_remedy(primary, alias, connection, error)
+    return None if kind_of(sql) in OF_SESSION else remedy
+
+
+def _find_remedy(
+    primary: str, alias: str, connection: BaseDatabaseWrapper, error: Exception
+) -> str | None:
     raw = connection.connection
+    if is_refused_write(error):
+        return REFUSED_WRITE
+    if is_replica_fault(error, raw):
+        leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
+        return REPLICA_FAULT
     can_be_asked = raw is None or not postgres.has_failed(raw)
     if can_be_asked and is_elsewhere(connection, chosen_lives(primary).get(alias)):
         # What is wrong with a statement is for the right server to say: there the table may exist.
         leave(alias, primary, connection, ReplicaState.UNKNOWN, MET_ANOTHER)
-        return may_be_repeated
+        return REPLICA_FAULT
     if has_waited_for_replay(error, raw):
         _leave_for_now(primary)
-        return may_be_repeated
-    return may_be_repeated and is_of_this_server(error)
+        return "retried_replayed_lock"
+    return "retried_unsupported" if is_of_this_server(error) else None
 
 
-def note_mended(primary: str, error: Exception) -> None:
-    """Count what was run on the primary because of that error, and remember a write."""
-    count(_retry_of(error))
-    if is_refused_write(error):
+def note_mended(primary: str, remedy: str) -> None:
+    """Count what was run on the primary, and remember a write."""
+    count(remedy)
+    if remedy == REFUSED_WRITE:
         # A standby knows better than any reading of the text.
         mark_written(primary)
-
-
-def _retry_of(error: Exception) -> str:
-    if is_refused_write(error):
-        return "retried_refused_write"
-    return "retried_unsupported" if is_of_this_server(error) else "retried_replica_fault"
 
 
 def leave(

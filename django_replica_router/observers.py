@@ -26,7 +26,7 @@ from django_replica_router.mending import (
     MET_ANOTHER,
     OF_SESSION,
     chosen_lives,
-    is_mendable,
+    find_remedy,
     leave,
     note_mended,
     show_primary,
@@ -178,13 +178,16 @@ def _on_replica(
                 raise
             result = execute(sent, params, many, context)
     except Exception as error:
-        if connection.in_atomic_block or not is_mendable(primary, alias, connection, error, sql):
+        remedy = None
+        if not connection.in_atomic_block:
+            remedy = find_remedy(primary, alias, connection, error, sql)
+        if remedy is None:
             raise
         raw = connection.connection
         if raw is not None and has_failed(raw):
             connection.rollback()  # autocommit is off: else nothing would run there any more
         result = show_primary(primary, cursor, sql, params, many)
-        note_mended(primary, error)
+        note_mended(primary, remedy)
         return result
     finally:
         in_flight.leave(number)
@@ -197,7 +200,7 @@ def _on_replica(
     if is_server_side(cursor):
 
         def may_fetch_elsewhere(error: Exception) -> bool:
-            return is_mendable(primary, alias, connection, error)
+            return find_remedy(primary, alias, connection, error) is not None
 
         def run_elsewhere() -> None:
             count("retried_first_fetch")

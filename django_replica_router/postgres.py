@@ -79,8 +79,8 @@ _LOCK_SQL = (
 )
 
 _IDENTITY_SQL = (
-    f"SELECT system_identifier::text, pg_is_in_recovery(), pg_backend_pid(), {_LIFE}, "  # noqa: S608
-    "{bound}::text FROM pg_control_system()"
+    f"SELECT system_identifier::text, pg_is_in_recovery(), pg_backend_pid(), {_LIFE} "  # noqa: S608
+    "FROM pg_control_system()"
 )
 
 logger = logging.getLogger("django_replica_router")
@@ -414,15 +414,19 @@ def ask_along(query: str, lock_wait_ms: int = 0) -> str:
         query: the query.
         lock_wait_ms: milliseconds that it may wait for a lock; 0 for as long as it takes.
     """
-    bound = f", {_bound_lock_wait(lock_wait_ms, is_local=True)}" if lock_wait_ms else ""
+    bound = _bound_lock_wait(lock_wait_ms, is_local=True) if lock_wait_ms else ""
     return f"{_ANSWERER_SQL}{bound};\n{query}"
 
 
 def _bound_lock_wait(milliseconds: int, *, is_local: bool, condition: str = "true") -> str:
-    # Where the role or the database has a bound of its own, that one holds.
+    """Return a condition that is always met and, being looked at, bounds the waiting for locks.
+
+    Where the role or the database has a bound of its own, that one holds.
+    """
     return (
-        f"CASE WHEN {condition} AND current_setting('lock_timeout') = '0' "
-        f"THEN set_config('lock_timeout', '{milliseconds}', {str(is_local).lower()}) END"
+        f" WHERE CASE WHEN {condition} AND current_setting('lock_timeout') = '0' THEN "
+        f"set_config('lock_timeout', '{milliseconds}', {str(is_local).lower()}) IS NOT NULL "
+        f"ELSE true END"
     )
 
 
@@ -443,8 +447,7 @@ def read_answerer(cursor: Any) -> Answerer:
     """
     row = cursor.fetchone()
     cursor.nextset()
-    kinds = ((bool,), *_LIFE_KINDS)
-    in_recovery, *life = _checked(row and row[: len(kinds)], "its identity", kinds)
+    in_recovery, *life = _checked(row, "its identity", ((bool,), *_LIFE_KINDS))
     return Answerer(tuple(life), in_recovery)
 
 
@@ -460,13 +463,12 @@ def identify(connection: psycopg.Connection[Any], lock_wait_ms: int = 0) -> Serv
         psycopg.Error: the server cannot be asked.
         PositionError: the server answers something else than expected.
     """
-    kinds = ((str,), (bool,), (int,), *_LIFE_KINDS, _MAYBE_TEXT)
-    bound = "NULL"
+    kinds = ((str,), (bool,), (int,), *_LIFE_KINDS)
+    question = _IDENTITY_SQL
     if lock_wait_ms:
         is_direct = f"pg_backend_pid() = {connection.info.backend_pid}"
-        bound = _bound_lock_wait(lock_wait_ms, is_local=False, condition=is_direct)
-    question = _IDENTITY_SQL.format(bound=bound)
-    system, in_recovery, pid, *life, _ = _ask(connection, question, "its identity", kinds)
+        question += _bound_lock_wait(lock_wait_ms, is_local=False, condition=is_direct)
+    system, in_recovery, pid, *life = _ask(connection, question, "its identity", kinds)
     # A pooler makes up the process id that libpq is told when it connects: it stands for the
     # pooler's own client, so that a cancel request can be led to whatever server that has then.
     is_pooled = connection.info.backend_pid != pid

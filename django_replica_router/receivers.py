@@ -12,9 +12,9 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate, post_save
 
-from django_replica_router.conf import get_config
+from django_replica_router.conf import Config, get_config
 from django_replica_router.context import current_scope
-from django_replica_router.errors import ReplicaRouterError
+from django_replica_router.errors import ReplicaRouterError, StoreError
 from django_replica_router.floors import EVERYBODY_SECONDS
 from django_replica_router.observers import (
     observe,
@@ -22,6 +22,7 @@ from django_replica_router.observers import (
     observe_open_connections,
 )
 from django_replica_router.postgres import is_under_test
+from django_replica_router.stores import get_store
 from django_replica_router.writes import mark_written, store_for_everybody
 
 logger = logging.getLogger("django_replica_router")
@@ -76,7 +77,25 @@ def on_post_migrate(
         )
     with_models = [config for config in apps.get_app_configs() if config.models_module]
     if sender is with_models[-1] and not is_under_test():
+        _tell_where_nobody_learns_of_it(using, config)
         time.sleep(EVERYBODY_SECONDS)
+
+
+def _tell_where_nobody_learns_of_it(using: str, config: Config) -> None:
+    """Say so where other processes read on from replicas that have not replayed a migration."""
+    try:
+        store = get_store(config.CACHE)
+    except StoreError:
+        return  # told already
+    if store.is_lasting:
+        return
+    logger.warning(
+        "The migration of %r is known to this process only: the cache %r of this job is not shared with "
+        "the site. Until the replicas have replayed it, a read there may meet a table or column that is "
+        "missing, and is run on the primary then. Give the job that migrates the cache of the site.",
+        using,
+        config.CACHE,
+    )
 
 
 def connect() -> None:

@@ -25,8 +25,9 @@ def get_stats() -> Mapping[str, int]:
 
     - ``reads_<reason>``: first decisions of a scope, by the reason in lower case.
     - ``retried_<cause>``: statements that were run again on the primary: ``refused_write``,
-      ``replica_fault``, ``unsupported`` (as of an unlogged table), ``elsewhere`` (a replica that was promoted, started anew, or is another
-      server behind its pooler), ``first_fetch``.
+      ``replica_fault``, ``unsupported`` (what only that server cannot do, as read an unlogged table),
+      ``replayed_lock`` (a lock was replayed, and not yet the commit that frees it), ``elsewhere`` (a replica
+      that was promoted, started anew, or is another server behind its pooler), ``first_fetch``.
     - ``repeated_after_conflict``: statements that a replica has cancelled as soon as they had begun,
       to go on replaying, and that were run again there.
     - ``waits_ended``: statements whose waiting for a replica that hung was ended.

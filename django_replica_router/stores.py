@@ -11,6 +11,7 @@ from typing import Any
 
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
+from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
 from django_replica_router.conf import get_config
@@ -120,6 +121,11 @@ class TokenStore(ABC):
 
     is_atomic = True
     """Two merges at the same moment cannot lose one."""
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether what is stored is there for other processes, and at all."""
+        return self.is_shared and not isinstance(self._cache, DummyCache)
 
     def __init__(self, cache: BaseCache, pause: Pause | None = None) -> None:
         self._cache = cache

@@ -266,7 +266,8 @@ def test_token_must_outlive_lag_and_wait(ttl: float, is_error: bool) -> None:
 )
 def test_what_the_setting_reserves_is_what_the_check_accepts(label: str) -> None:
     """The check of PRIMARY_ONLY and its reading agree on every label, in any case."""
-    reserves_any = any(Config(PRIMARY_ONLY=[label]).is_primary_only(m) for m in apps.get_models())
+    ordinary = [model for model in apps.get_models() if not Config().is_primary_only(model)]
+    reserves_any = any(Config(PRIMARY_ONLY=[label]).is_primary_only(model) for model in ordinary)
     assert [message.id for message in run({"PRIMARY_ONLY": [label]})] == (
         [] if reserves_any else ["django_replica_router.E008"]
     )

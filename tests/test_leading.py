@@ -202,6 +202,18 @@ def test_a_subquery_that_names_a_foreign_database_is_refused(note: Note) -> None
         list(Note.objects.filter(pk__in=others))
 
 
+def test_content_types_are_one_object_for_all_servers(comment: Comment) -> None:
+    """Django keeps them by alias: read from replicas, there would be one for each."""
+    ContentType.objects.clear_cache()
+
+    def action(request: HttpRequest) -> None:
+        assert Comment.objects.all()[0]._state.db.startswith("replica")
+        ContentType.objects.get_for_model(Note)
+
+    visit(Client(), action)
+    assert set(ContentType.objects._cache) == {"default"}
+
+
 @pytest.mark.skipif(django.VERSION < (6, 1), reason="FETCH_PEERS is of Django 6.1")
 def test_deferred_fields_of_peers_are_read_by_the_rule(comment: Comment, cluster: Cluster) -> None:
     """After a write they are read from the primary, as a single one is."""

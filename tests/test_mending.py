@@ -296,7 +296,7 @@ def test_a_read_does_not_wait_for_a_lock_that_is_being_replayed(
     close_replicas()
     with locked_on_replicas(cluster):
         assert visit(Client(), lambda request: Note.objects.get().title) == "first"
-    assert get_stats()["retried_replica_fault"] == 1
+    assert get_stats()["retried_replayed_lock"] == 1
     close_replicas()
 
 

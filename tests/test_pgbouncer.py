@@ -414,10 +414,10 @@ def count_questions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     asked: list[Any] = []
     original = postgres.identify
 
-    def identify(raw: Any) -> postgres.ServerIdentity:
+    def identify(raw: Any, *args: Any) -> postgres.ServerIdentity:
         if threading.current_thread() is threading.main_thread():
             asked.append(raw)
-        return original(raw)
+        return original(raw, *args)
 
     monkeypatch.setattr(connecting.postgres, "identify", identify)
     return asked
@@ -445,7 +445,7 @@ def test_a_query_asks_along_who_answers_it(
     read_ten_times()
     assert asked == []
     assert len(served.statements) == 10
-    assert all(sql.startswith(postgres.ask_along("SELECT")) for _, sql in served.statements)
+    assert all(sql.startswith(postgres.ask_along("SELECT", 1000)) for _, sql in served.statements)
 
 
 def test_what_cannot_ask_along_is_followed_by_the_question(

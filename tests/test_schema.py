@@ -6,11 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from django.contrib.auth.models import User
 
+from django_replica_router import receivers
+from django_replica_router.conf import get_config
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until
@@ -81,3 +84,22 @@ def test_no_worker_reads_from_a_replica_that_lacks_the_migration(
             replica.pause()
         migrate(cluster, "ALTER TABLE notes_tag ADD COLUMN extra integer DEFAULT 7", "add")
         read_in_both_workers(client, 200)
+
+
+def test_a_migration_that_nobody_else_learns_of_is_told_of(
+    settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job without the site's cache says what that means, and what to do."""
+    local = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+    settings.CACHES = {**settings.CACHES, "alone": local}
+    settings.REPLICA_ROUTER = {"CACHE": "alone"}
+    receivers._tell_where_nobody_learns_of_it("default", get_config())
+    assert "'default' is known to this process only: the cache 'alone'" in caplog.text
+
+
+def test_a_migration_that_all_learn_of_is_no_news(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the site's own cache nothing is said."""
+    receivers._tell_where_nobody_learns_of_it("default", get_config())
+    assert not caplog.text

@@ -47,6 +47,7 @@ SABOTAGES = (
     "early_session_token_ignored",
     "tokens_of_old_timeline_bind_for_ever",
     "dropped_tokens_not_missed",
+    "kept_objects_followed_blindly",
 )
 
 # 1. The checker, on histories written by hand ------------------------------------------------------

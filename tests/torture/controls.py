@@ -50,6 +50,7 @@ _DIRECTED: Mapping[str, Mapping[str, Any]] = {
         "habits": replace(BUSY, write_share=0.4),
     },
     "early_session_token_ignored": {"delays": (0.5, 0.5)},
+    "kept_objects_followed_blindly": {"delays": (0.5, 0.5)},
     # Late enough that much is dropped while it is needed.
     "dropped_tokens_not_missed": {
         "faults": ("cache_evict",),

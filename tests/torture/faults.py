@@ -14,7 +14,7 @@ from threading import Event, Thread
 import psycopg
 
 from testproject.cluster.processes import wait_for
-from tests.torture.arena import Arena, ArenaError
+from tests.torture.arena import DATABASE, Arena, ArenaError
 from tests.torture.history import PRIMARY
 from tests.torture.proxy import MODES
 from tests.torture.schema import FILL_SCRATCH
@@ -22,6 +22,11 @@ from tests.torture.schema import FILL_SCRATCH
 LAGS = (0.0, 0.02, 0.1, 0.4, 1.0, 2.0)
 CONFLICT_PAUSE = 0.05
 COUNT_SECONDS = 1.5
+
+LOCK_SECONDS = 5.0
+"""So long the replay of a lock may take, while nobody reads the table anywhere."""
+
+DDL_TIMES = 5
 
 LULL_SECONDS = 2.0
 """So long the package may leave a server alone that it has met dead."""
@@ -137,6 +142,31 @@ def stray(arena: Arena, alias: str, random: Random) -> Iterator[None]:
     replica.promote()
     yield
     replica.rebuild(arena.primary)
+
+
+def replayed_lock(arena: Arena, alias: str, random: Random) -> Iterator[None]:
+    """Replay the lock of a table, and not the commit that frees it."""
+    replica = arena.replicas[alias]
+    replica.set_delay(0)
+    with arena.primary.connect(DATABASE) as connection:
+        connection.execute("BEGIN")
+        connection.execute("LOCK TABLE torture_register IN ACCESS EXCLUSIVE MODE")
+        replica.wait_replayed(arena.primary.flush(), timeout=LOCK_SECONDS)
+        replica.pause()
+        connection.execute("COMMIT")
+    yield
+    replica.resume()
+
+
+def ddl(arena: Arena, alias: str, random: Random) -> Iterator[None]:
+    """Change the tables while they are read, again and again."""
+    for _ in range(DDL_TIMES):
+        with suppress(psycopg.Error):
+            arena.execute(
+                "ALTER TABLE torture_register ADD COLUMN extra bigint",
+                "ALTER TABLE torture_register DROP COLUMN extra",
+            )
+        yield
 
 
 def conflict(arena: Arena, alias: str, random: Random) -> Iterator[None]:
@@ -372,6 +402,8 @@ FAULTS: dict[str, Spec] = {
     "rebuild": Spec(rebuild, "replica"),
     "stray": Spec(stray, "replica"),
     "conflict": Spec(conflict, "replica"),
+    "replayed_lock": Spec(replayed_lock, "replica"),
+    "ddl": Spec(ddl, "replica"),
     "primary_network": Spec(primary_network, "cluster"),
     "primary_restart": Spec(primary_restart, "cluster"),
     "failover": Spec(failover, "cluster"),

@@ -12,6 +12,8 @@ from django.db import connections
 
 from django_replica_router import (
     connecting,
+    leading,
+    mending,
     monitor,
     observers,
     policy,
@@ -56,7 +58,7 @@ def token_compare_always_true() -> None:
 
 def retry_without_verification() -> None:
     """Run a read that has failed on a replica again on another, whatever that has replayed."""
-    original: Callable[..., Any] = getattr(observers, "run_on_primary")  # noqa: B009 - not exported
+    original: Callable[..., Any] = getattr(mending, "run_on_primary")  # noqa: B009 - not exported
 
     def run_anywhere(primary: str, cursor: Any, sql: Any, *args: Any) -> Any:
         failed = cursor.db.alias
@@ -65,7 +67,7 @@ def retry_without_verification() -> None:
             return original(random.choice(others), cursor, sql, *args)
         return original(primary, cursor, sql, *args)
 
-    put(observers, "run_on_primary", run_anywhere)
+    put(mending, "run_on_primary", run_anywhere)
 
 
 def token_lowered_by_plain_set() -> None:
@@ -177,6 +179,11 @@ def dropped_tokens_not_missed() -> None:
     put(reads, "may_be_forgotten", lambda *args: False)
 
 
+def kept_objects_followed_blindly() -> None:
+    """Read what is asked for by the alias of an object there, whatever has happened since."""
+    put(leading, "_find_server", lambda alias, *args, **kwargs: alias)
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     sabotage.__name__: sabotage
     for sabotage in (
@@ -189,5 +196,6 @@ SABOTAGES: dict[str, Callable[[], None]] = {
         early_session_token_ignored,
         tokens_of_old_timeline_bind_for_ever,
         dropped_tokens_not_missed,
+        kept_objects_followed_blindly,
     )
 }

@@ -29,6 +29,7 @@ OTHER_DEVICE_SHARE = 0.6
 ASYNC_SHARE = 0.15
 FUNCTION_SHARE = 0.2
 DAWDLING_SHARE = 0.15
+KEPT_SHARE = 0.2
 
 
 class Gate:
@@ -202,7 +203,8 @@ class Tab:
 
     def _read(self, device: Device | None = None) -> None:
         times = self._random.choice([1, self._habits.times])
-        path = f"/read?own={self._user.register}&times={times}"
+        kept = "&kept=1" if self._random.random() < KEPT_SHARE else ""
+        path = f"/read?own={self._user.register}&times={times}{kept}"
         self._send("read", device or self._device, "GET", path)
 
     def _dawdle(self) -> None:
