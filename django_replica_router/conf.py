@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -178,7 +179,8 @@ class Config:
         """Tell whether the setting reserves reads of the model for the primary.
 
         The table of Django's database cache always is: a cache that forgets what was just put
-        into it, or remembers what was deleted, is worse than a slow one.
+        into it, or remembers what was deleted, is worse than a slow one. So are sessions that a
+        cache keeps as they were read.
         """
         if model in self.ordinary_models:
             return False
@@ -190,6 +192,7 @@ class Config:
         app = meta.app_label.lower()
         is_reserved = (
             app == "django_cache"
+            or _is_kept_in_a_cache(model)
             or app in self.primary_only
             or f"{app}.{meta.model_name}" in self.primary_only
         )
@@ -211,6 +214,23 @@ class Config:
                 for primary, replicas in self.CLUSTERS.items()
             }
         )
+
+
+def _is_kept_in_a_cache(model: Any) -> bool:
+    """Tell whether it is the model of sessions that the session engine puts into a cache when read.
+
+    What a replica showed within its lag would be there for ``SESSION_COOKIE_AGE``, also where the
+    session has been deleted meanwhile.
+    """
+    if not hasattr(model, "get_session_store_class"):  # every session model has it
+        return False
+    try:
+        engine = import_module(settings.SESSION_ENGINE)
+        caching = import_module("django.contrib.sessions.backends.cached_db")
+    except ImportError:
+        return False  # the site's own sessions will say so
+    store = getattr(engine, "SessionStore", None)
+    return isinstance(store, type) and issubclass(store, caching.SessionStore)
 
 
 class Topology:
@@ -310,8 +330,11 @@ def get_config() -> Config:
     return config
 
 
+_READ_SETTINGS = frozenset([SETTING, "DATABASES", "DATABASE_ROUTERS", "SESSION_ENGINE"])
+
+
 def _forget(*, setting: str, **kwargs: object) -> None:
-    if setting in {SETTING, "DATABASES", "DATABASE_ROUTERS"} and _Cache.config is not None:
+    if setting in _READ_SETTINGS and _Cache.config is not None:
         _Cache.config.ordinary_models.clear()  # so that no shortcut is followed any more
         _Cache.config = None
 
