@@ -119,6 +119,10 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "PRIMARY_ONLY": _TEXTS,
     "MONOTONIC_READS": (_is_bool, "True or False"),
     "SAFE_METHODS": _TEXTS,
+    "STALE_SAVES": (
+        lambda value: value in ("learn", "warn", "raise", "ignore"),
+        "'learn', 'warn', 'raise' or 'ignore'",
+    ),
     "BALANCER": (_is_text, f"one of {', '.join(BALANCERS)}, or the dotted path of a callable"),
     "IDENTITY": (_is_optional_text, "None or the dotted path of a callable"),
     "SHARE_READINGS": (_is_bool, "True or False"),
@@ -147,6 +151,7 @@ class Config:
     PRIMARY_ONLY: Sequence[str] = ()
     MONOTONIC_READS: bool = True
     SAFE_METHODS: Sequence[str] = ("GET", "HEAD", "OPTIONS", "TRACE")
+    STALE_SAVES: str = "learn"
     BALANCER: str = "rendezvous"
     IDENTITY: str | None = None
     SHARE_READINGS: bool = False

@@ -6,9 +6,10 @@ import contextlib
 import functools
 import inspect
 import math
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextvars import Token
-from types import TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any, TypeVar, overload
 
 from asgiref.sync import sync_to_async
@@ -254,9 +255,10 @@ def use_replica(*, max_lag: float | None = None) -> Routed: ...
 def use_replica(target: Any = None, /, *, max_lag: float | None = None) -> Any:
     """Let reads go to a replica although the request may write, or outside a request.
 
-    No guarantee is weakened: the replica must have replayed what the user has written (and what
-    this very request has), and inside ``atomic()`` on the primary reads stay there. Where no
-    replica may serve, the primary does.
+    What a *reader* is promised holds: the replica must have replayed what the user has written (and
+    what this very request has), and inside ``atomic()`` on the primary reads stay there. Where no
+    replica may serve, the primary does. But an object that was read from a replica and is saved may
+    overwrite what others have written meanwhile: see the setting ``STALE_SAVES``.
 
     Args:
         target: what to decorate, when used without parentheses.
@@ -275,6 +277,14 @@ def use_replica(target: Any = None, /, *, max_lag: float | None = None) -> Any:
     return routed if target is None else routed(target)
 
 
+def _opener() -> CodeType | None:
+    """Return the code that opens a block: its own line, and no ``ExitStack`` in between."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and frame.f_code.co_filename == contextlib.__file__:
+        frame = frame.f_back
+    return None if frame is None else frame.f_code
+
+
 class ScopeBlock:
     """A routing scope outside a request: ``with`` or ``async with``."""
 
@@ -286,6 +296,7 @@ class ScopeBlock:
     def _open(self) -> Scope:
         outer = current_frame.get()
         self._outer = outer.scope
+        self.scope.source = _opener()
         if self._outer is not None:
             self.scope.follow(self._outer)
         self._token = current_frame.set(Frame(self.scope, outer.override))
