@@ -25,6 +25,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
+def _opener() -> CodeType | None:
+    """Return the site's code that opens a block: no ``ExitStack`` in between, and none of this file."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in _BETWEEN:
+        frame = frame.f_back
+    return None if frame is None else frame.f_code
+
+
+_BETWEEN = (_opener.__code__.co_filename, contextlib.contextmanager.__code__.co_filename)
+
+
 class Routed:
     """A block, and a decorator, in which reads are routed as asked. Nests, and restores.
 
@@ -32,9 +43,12 @@ class Routed:
     object may be entered by several threads and tasks at the same time.
     """
 
-    def __init__(self, override: Override, scope: Scope | None = None) -> None:
+    def __init__(
+        self, override: Override, scope: Scope | None = None, source: CodeType | None = None
+    ) -> None:
         self._override = override
         self._scope = scope
+        self._source = source
 
     def __enter__(self) -> Routed:
         outer = current_frame.get()
@@ -58,12 +72,12 @@ class Routed:
         if frame.owns_scope and frame.scope is not None:
             release_scope(frame.scope)
 
-    @staticmethod
-    def _new_scope() -> Scope:
-        return Scope(NamedIdentity(), debug=get_config().DEBUG)
+    def _new_scope(self) -> Scope:
+        source = self._source or _opener()
+        return Scope(NamedIdentity(), debug=get_config().DEBUG, source=source)
 
     def _again(self) -> Routed:
-        return Routed(self._override, self._scope)
+        return Routed(self._override, self._scope, self._source)
 
     def _for_steps(self) -> Routed:
         """Return a block for the steps of a generator, which share one scope.
@@ -72,7 +86,7 @@ class Routed:
         """
         if self._override.primary or current_frame.get().scope is not None:
             return self._again()
-        return Routed(self._override, self._new_scope())
+        return Routed(self._override, self._new_scope(), self._source)
 
     def _end(self) -> None:
         if self._scope is not None:
@@ -87,16 +101,18 @@ class Routed:
                 f"Pass a lag by its name, as in use_replica(max_lag=2.0)."
             )
             raise ConfigurationError(message)
+        # Known by what it decorates: one object may decorate several functions.
+        routed = Routed(self._override, self._scope, getattr(target, "__code__", None))
         if inspect.isclass(target):
-            decorate: Callable[[Any], Any] = self._decorate_class
+            decorate: Callable[[Any], Any] = routed._decorate_class
         elif inspect.isasyncgenfunction(target):
-            decorate = self._decorate_async_generator
+            decorate = routed._decorate_async_generator
         elif inspect.isgeneratorfunction(target):
-            decorate = self._decorate_generator
+            decorate = routed._decorate_generator
         elif inspect.iscoroutinefunction(target):
-            decorate = self._decorate_coroutine
+            decorate = routed._decorate_coroutine
         else:
-            decorate = self._decorate_function
+            decorate = routed._decorate_function
         decorated: F = decorate(target)
         return decorated
 
@@ -275,14 +291,6 @@ def use_replica(target: Any = None, /, *, max_lag: float | None = None) -> Any:
         raise ConfigurationError(message)
     routed = Routed(Override(primary=False, max_lag=max_lag))
     return routed if target is None else routed(target)
-
-
-def _opener() -> CodeType | None:
-    """Return the code that opens a block: its own line, and no ``ExitStack`` in between."""
-    frame: FrameType | None = sys._getframe(3)
-    while frame is not None and frame.f_code.co_filename == contextlib.__file__:
-        frame = frame.f_back
-    return None if frame is None else frame.f_code
 
 
 class ScopeBlock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -197,6 +198,82 @@ def test_a_task_is_learned_by_the_code_that_opens_its_scope(edited: Note, cluste
     assert body() == "edited again"
     with scope():
         assert str(Note.objects.get()._state.db).startswith("replica")
+
+
+@use_replica
+def decorated() -> str:
+    """Read from a replica and save, as a task does."""
+    return save_what_was_read()
+
+
+def in_block() -> str:
+    """Do it in a block."""
+    with use_replica():
+        return save_what_was_read()
+
+
+def in_stack() -> str:
+    """Do it in a scope that is opened by way of a stack."""
+    with ExitStack() as stack:
+        stack.enter_context(scope())
+        return save_what_was_read()
+
+
+@pytest.mark.parametrize("task", [decorated, in_block, in_stack], ids=lambda task: task.__name__)
+def test_code_outside_a_request_is_learned_however_it_reads_from_a_replica(
+    task: Callable[[], str], edited: Note, cluster: Cluster
+) -> None:
+    """By the function that opens the block, and no other."""
+    others = {decorated, in_block, in_stack} - {task}
+    assert task().startswith("replica")
+    edit(cluster, "edited again")
+    assert task() == "default"
+    assert body() == "edited again"
+    for other in others:
+        assert other().startswith("replica")
+
+
+class ReadingMiddleware:
+    """Reads the note before the view is known."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: Any) -> Any:
+        request.note = Note.objects.get()
+        if request.headers.get("X-Elsewhere"):
+            request.urlconf = "tests.elsewhere"
+        return self.get_response(request)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["usual urlconf", "urlconf of its own"])
+def test_what_a_middleware_has_read_before_the_view_is_known_is_learned_of(
+    elsewhere: bool, edited: Note, cluster: Cluster, settings: Any
+) -> None:
+    """The path tells which view will save it."""
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.ReadingMiddleware"]
+    extra = {"HTTP_X_ELSEWHERE": "1"} if elsewhere else {}
+
+    def action(request: Any) -> str:
+        origin = str(request.note._state.db)
+        request.note.save()
+        return origin
+
+    assert visit(Client(), action, **extra).startswith("replica")
+    edit(cluster, "edited again")
+    new_process()
+    assert visit(Client(), action, **extra) == "default"
+    assert body() == "edited again"
+
+
+def test_a_request_for_no_view_is_read_as_usual(
+    note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """Where something is learned, and the path leads nowhere."""
+    stand_still(cluster)
+    visit(Client(), save_what_was_read)
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.ReadingMiddleware"]
+    assert Client().get("/nowhere/").status_code == 404
 
 
 def test_an_async_view_is_learned_as_well(edited: Note, cluster: Cluster) -> None:
