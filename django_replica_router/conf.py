@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -120,6 +121,10 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "PRIMARY_ONLY": _TEXTS,
     "MONOTONIC_READS": (_is_bool, "True or False"),
     "SAFE_METHODS": _TEXTS,
+    "STALE_SAVES": (
+        lambda value: value in ("learn", "warn", "raise", "ignore"),
+        "'learn', 'warn', 'raise' or 'ignore'",
+    ),
     "BALANCER": (_is_text, f"one of {', '.join(BALANCERS)}, or the dotted path of a callable"),
     "IDENTITY": (_is_optional_text, "None or the dotted path of a callable"),
     "SHARE_READINGS": (_is_bool, "True or False"),
@@ -149,6 +154,7 @@ class Config:
     PRIMARY_ONLY: Sequence[str] = ()
     MONOTONIC_READS: bool = True
     SAFE_METHODS: Sequence[str] = ("GET", "HEAD", "OPTIONS", "TRACE")
+    STALE_SAVES: str = "learn"
     BALANCER: str = "rendezvous"
     IDENTITY: str | None = None
     SHARE_READINGS: bool = False
@@ -181,8 +187,9 @@ class Config:
         """Tell whether the setting reserves reads of the model for the primary.
 
         The table of Django's database cache always is: a cache that forgets what was just put
-        into it, or remembers what was deleted, is worse than a slow one. So are content types: Django
-        keeps them in each process, by alias, so that replicas would cost a query and an object each.
+        into it, or remembers what was deleted, is worse than a slow one. So are sessions that a
+        cache keeps as they were read, and content types: Django keeps these in each process, by alias,
+        so that replicas would cost a query and an object each.
         """
         if model in self.ordinary_models:
             return False
@@ -194,6 +201,7 @@ class Config:
         app = meta.app_label.lower()
         is_reserved = (
             app in {"django_cache", "contenttypes"}
+            or _is_kept_in_a_cache(model)
             or app in self.primary_only
             or f"{app}.{meta.model_name}" in self.primary_only
         )
@@ -217,6 +225,23 @@ class Config:
         )
 
 
+def _is_kept_in_a_cache(model: Any) -> bool:
+    """Tell whether it is the model of sessions that the session engine puts into a cache when read.
+
+    What a replica showed within its lag would be there for ``SESSION_COOKIE_AGE``, also where the
+    session has been deleted meanwhile.
+    """
+    if not hasattr(model, "get_session_store_class"):  # every session model has it
+        return False
+    try:
+        engine = import_module(settings.SESSION_ENGINE)
+        caching = import_module("django.contrib.sessions.backends.cached_db")
+    except ImportError:
+        return False  # the site's own sessions will say so
+    store = getattr(engine, "SessionStore", None)
+    return isinstance(store, type) and issubclass(store, caching.SessionStore)
+
+
 class Topology:
     """Which alias is a primary, which is a replica of whom.
 
@@ -238,7 +263,8 @@ class Topology:
 
     def is_replica(self, alias: str) -> bool:
         """Tell whether the alias is a replica of some primary."""
-        return self.primary_of.get(alias, alias) != alias
+        name = str(alias)  # a routed alias is unequal to none of its cluster
+        return self.primary_of.get(name, name) != name
 
 
 def _mirrors() -> dict[str, dict[str, float]]:
@@ -314,8 +340,11 @@ def get_config() -> Config:
     return config
 
 
+_READ_SETTINGS = frozenset([SETTING, "DATABASES", "DATABASE_ROUTERS", "SESSION_ENGINE"])
+
+
 def _forget(*, setting: str, **kwargs: object) -> None:
-    if setting in {SETTING, "DATABASES", "DATABASE_ROUTERS"} and _Cache.config is not None:
+    if setting in _READ_SETTINGS and _Cache.config is not None:
         _Cache.config.ordinary_models.clear()  # so that no shortcut is followed any more
         _Cache.config = None
 

@@ -358,11 +358,30 @@ class Scope:
     ``sync_to_async`` and what they set is lost; what they change in a shared object is not.
     """
 
-    __slots__ = ("clusters", "decisions", "identity", "shortcuts", "unsafe")
+    __slots__ = (
+        "clusters",
+        "decisions",
+        "identity",
+        "learned",
+        "shortcuts",
+        "source",
+        "unsafe",
+    )
 
-    def __init__(self, identity: Identity, *, unsafe: bool = False, debug: bool = False) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        unsafe: bool = False,
+        debug: bool = False,
+        source: Any = None,
+    ) -> None:
         self.identity = identity
         self.unsafe = unsafe
+        # The request, or the code that has opened the scope: what saves what it has read from a
+        # replica is known by it the next time.
+        self.source = source
+        self.learned = False
         self.clusters: dict[str, ClusterScope] = {}
         self.shortcuts: Shortcuts = {}
         identity.shortcuts, identity.clusters = self.shortcuts, self.clusters

@@ -6,9 +6,10 @@ import contextlib
 import functools
 import inspect
 import math
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextvars import Token
-from types import TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any, TypeVar, overload
 
 from asgiref.sync import sync_to_async
@@ -24,6 +25,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
+def _opener() -> CodeType | None:
+    """Return the site's code that opens a block: no ``ExitStack`` in between, and none of this file."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in _BETWEEN:
+        frame = frame.f_back
+    return None if frame is None else frame.f_code
+
+
+_BETWEEN = (_opener.__code__.co_filename, contextlib.contextmanager.__code__.co_filename)
+
+
 class Routed:
     """A block, and a decorator, in which reads are routed as asked. Nests, and restores.
 
@@ -31,9 +43,12 @@ class Routed:
     object may be entered by several threads and tasks at the same time.
     """
 
-    def __init__(self, override: Override, scope: Scope | None = None) -> None:
+    def __init__(
+        self, override: Override, scope: Scope | None = None, source: CodeType | None = None
+    ) -> None:
         self._override = override
         self._scope = scope
+        self._source = source
 
     def __enter__(self) -> Routed:
         outer = current_frame.get()
@@ -57,12 +72,12 @@ class Routed:
         if frame.owns_scope and frame.scope is not None:
             release_scope(frame.scope)
 
-    @staticmethod
-    def _new_scope() -> Scope:
-        return Scope(NamedIdentity(), debug=get_config().DEBUG)
+    def _new_scope(self) -> Scope:
+        source = self._source or _opener()
+        return Scope(NamedIdentity(), debug=get_config().DEBUG, source=source)
 
     def _again(self) -> Routed:
-        return Routed(self._override, self._scope)
+        return Routed(self._override, self._scope, self._source)
 
     def _for_steps(self) -> Routed:
         """Return a block for the steps of a generator, which share one scope.
@@ -71,7 +86,7 @@ class Routed:
         """
         if self._override.primary or current_frame.get().scope is not None:
             return self._again()
-        return Routed(self._override, self._new_scope())
+        return Routed(self._override, self._new_scope(), self._source)
 
     def _end(self) -> None:
         if self._scope is not None:
@@ -86,16 +101,18 @@ class Routed:
                 f"Pass a lag by its name, as in use_replica(max_lag=2.0)."
             )
             raise ConfigurationError(message)
+        # Known by what it decorates: one object may decorate several functions.
+        routed = Routed(self._override, self._scope, getattr(target, "__code__", None))
         if inspect.isclass(target):
-            decorate: Callable[[Any], Any] = self._decorate_class
+            decorate: Callable[[Any], Any] = routed._decorate_class
         elif inspect.isasyncgenfunction(target):
-            decorate = self._decorate_async_generator
+            decorate = routed._decorate_async_generator
         elif inspect.isgeneratorfunction(target):
-            decorate = self._decorate_generator
+            decorate = routed._decorate_generator
         elif inspect.iscoroutinefunction(target):
-            decorate = self._decorate_coroutine
+            decorate = routed._decorate_coroutine
         else:
-            decorate = self._decorate_function
+            decorate = routed._decorate_function
         decorated: F = decorate(target)
         return decorated
 
@@ -254,9 +271,10 @@ def use_replica(*, max_lag: float | None = None) -> Routed: ...
 def use_replica(target: Any = None, /, *, max_lag: float | None = None) -> Any:
     """Let reads go to a replica although the request may write, or outside a request.
 
-    No guarantee is weakened: the replica must have replayed what the user has written (and what
-    this very request has), and inside ``atomic()`` on the primary reads stay there. Where no
-    replica may serve, the primary does.
+    What a *reader* is promised holds: the replica must have replayed what the user has written (and
+    what this very request has), and inside ``atomic()`` on the primary reads stay there. Where no
+    replica may serve, the primary does. But an object that was read from a replica and is saved may
+    overwrite what others have written meanwhile: see the setting ``STALE_SAVES``.
 
     Args:
         target: what to decorate, when used without parentheses.
@@ -286,6 +304,7 @@ class ScopeBlock:
     def _open(self) -> Scope:
         outer = current_frame.get()
         self._outer = outer.scope
+        self.scope.source = _opener()
         if self._outer is not None:
             self.scope.follow(self._outer)
         self._token = current_frame.set(Frame(self.scope, outer.override))

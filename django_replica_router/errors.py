@@ -22,6 +22,10 @@ class ReplicasLagError(ReplicaRouterError):
     """
 
 
+class StaleSaveError(ReplicaRouterError):
+    """An object that was read from a replica was about to be saved, and ``STALE_SAVES`` forbids it."""
+
+
 class PositionError(ReplicaRouterError):
     """A server did not tell its WAL position in a usable form."""
 

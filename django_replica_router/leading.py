@@ -55,7 +55,7 @@ def _is_chosen(alias: RoutedAlias, primary: str, model: Any, config: Config, fra
         return False
     max_lag = config.MAX_LAG
     if override is None:
-        if state.wrote or scope.unsafe:
+        if state.wrote or scope.unsafe or scope.learned:
             return False
     elif override.primary:
         return False

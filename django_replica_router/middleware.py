@@ -100,7 +100,7 @@ def _open(request: HttpRequest) -> tuple[Scope, RequestIdentity]:
     config = get_config()
     identity = RequestIdentity(request)
     unsafe = request.method not in config.SAFE_METHODS
-    return Scope(identity, unsafe=unsafe, debug=config.DEBUG), identity
+    return Scope(identity, unsafe=unsafe, debug=config.DEBUG, source=request), identity
 
 
 def _send_cookie(request: HttpRequest, response: HttpResponseBase, scope: Scope) -> None:

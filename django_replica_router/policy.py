@@ -19,6 +19,7 @@ class Reason(enum.Enum):
     WROTE = "this scope has written"
     REPLICA_FAILED = "the replica failed while it served this scope"
     UNSAFE_METHOD = "the request may write"
+    LEARNED = "this view has saved what it had read from a replica"
     EVENT_LOOP = "the event loop may not be blocked, and nothing is decided yet"
     STORE_ERROR = "the token store cannot be read"
     UNKNOWN_SESSION = "the token store does not know this session or credential"
@@ -90,6 +91,7 @@ class Situation(NamedTuple):
         wrote: the scope has written to this cluster.
         replica_failed: a replica failed while it served the scope.
         unsafe: the request's method may write.
+        learned: the view or task is known to save what it reads.
     """
 
     primary: str
@@ -103,6 +105,7 @@ class Situation(NamedTuple):
     replica_failed: bool = False
     wrote: bool = False
     unsafe: bool = False
+    learned: bool = False
 
 
 def decide_at_once(situation: Situation) -> Decision | None:
@@ -124,6 +127,8 @@ def decide_at_once(situation: Situation) -> Decision | None:
         return Decision(s.primary, Reason.MODEL)
     if s.replica_failed:
         return Decision(s.primary, Reason.REPLICA_FAILED)
+    if s.learned:
+        return Decision(s.primary, Reason.LEARNED)
     if s.asked_for_replica:
         return None
     if not s.has_scope:

@@ -24,6 +24,7 @@ from django_replica_router.floors import (
     record_of_everybody,
 )
 from django_replica_router.keys import EVERYBODY
+from django_replica_router.learning import is_learned
 from django_replica_router.policy import (
     Decision,
     Reason,
@@ -67,6 +68,7 @@ _DISPENSABLE = frozenset(
     [
         Reason.MODEL,
         Reason.UNSAFE_METHOD,
+        Reason.LEARNED,
         Reason.UNKNOWN_SESSION,
         Reason.STORE_ERROR,
         Reason.EMPTY_STORE,
@@ -82,7 +84,7 @@ _EVENTS = {reason: f"reads_{reason.name.lower()}" for reason in Reason}
 
 
 # Decisions that hold as long as the scope does. Of the others those do that the scope has kept.
-_LASTING = frozenset([Reason.WROTE, Reason.REPLICA_FAILED, Reason.UNSAFE_METHOD])
+_LASTING = frozenset([Reason.WROTE, Reason.REPLICA_FAILED, Reason.UNSAFE_METHOD, Reason.LEARNED])
 
 
 def route_read(
@@ -171,6 +173,7 @@ def _decide(
             replica_failed=state is not None and state.failed,
             wrote=state is not None and state.wrote,
             unsafe=scope is not None and scope.unsafe,
+            learned=scope is not None and scope.learned,
         )
     )
     if decision is not None:
@@ -206,6 +209,8 @@ def _decide_by_token(
         # Asking the store or a replica would block the loop. The query itself runs in a thread
         # and asks again there.
         return Decision(primary, Reason.EVENT_LOOP)
+    if choice is None and is_learned(scope, config):
+        return Decision(primary, Reason.LEARNED)
     try:
         floor = load_floor(primary, scope, config)
     except StoreError as error:

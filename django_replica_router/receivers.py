@@ -10,7 +10,7 @@ from django.apps import apps
 from django.contrib.auth.signals import user_logged_in
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.signals import connection_created
-from django.db.models.signals import post_migrate, post_save
+from django.db.models.signals import post_migrate, post_save, pre_save
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.context import current_scope
@@ -22,6 +22,7 @@ from django_replica_router.observers import (
     observe_open_connections,
 )
 from django_replica_router.postgres import is_under_test
+from django_replica_router.stale_saves import note_saved, on_pre_save
 from django_replica_router.stores import get_store
 from django_replica_router.writes import mark_written, store_for_everybody
 
@@ -33,13 +34,16 @@ def on_connection_created(*, connection: Any, **kwargs: Any) -> None:
     observe(connection)
 
 
-def on_post_save(*, using: str = DEFAULT_DB_ALIAS, **kwargs: Any) -> None:
+def on_post_save(
+    *, instance: Any = None, using: str = DEFAULT_DB_ALIAS, created: bool = False, **kwargs: Any
+) -> None:
     """Mark the scope as having written.
 
     The observer of the connection has seen the statement already; this holds where a database
     backend runs statements past Django's wrappers. Code that sends the signal by hand often names
     no database, and means the default one, as Django's own receivers do.
     """
+    note_saved(instance, created)
     if current_scope() is not None:
         config = get_config()
         if config.ENABLED and using in config.topology.clusters:
@@ -107,6 +111,7 @@ def connect() -> None:
     exist. The observer of the connection sees both kinds of statement, at no such price.
     """
     connection_created.connect(on_connection_created, dispatch_uid="django_replica_router")
+    pre_save.connect(on_pre_save, dispatch_uid="django_replica_router")
     post_save.connect(on_post_save, dispatch_uid="django_replica_router")
     post_migrate.connect(on_post_migrate, dispatch_uid="django_replica_router")
     user_logged_in.connect(on_user_logged_in, dispatch_uid="django_replica_router")

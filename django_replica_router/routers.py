@@ -7,9 +7,10 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, router
 
-from django_replica_router.conf import Config, get_config
+from django_replica_router.conf import get_config
 from django_replica_router.context import Frame, current_frame
 from django_replica_router.reads import route_read
+from django_replica_router.stale_saves import adopt
 from django_replica_router.transactions import replicas_in_transaction
 
 
@@ -77,7 +78,7 @@ class ReplicaRouter:
         config = get_config()
         asked = self._alias_for("db_for_write", model, hints, self._others())
         primary = config.topology.primary_of.get(asked)
-        _adopt(hints.get("instance"), config)
+        adopt(hints.get("instance"), config)
         return primary
 
     def allow_relation(self, obj1: Any, obj2: Any, **hints: Any) -> bool | None:
@@ -88,8 +89,8 @@ class ReplicaRouter:
         primary = primary_of.get(first)
         if primary is None or primary != primary_of.get(second):
             return None
-        _adopt(obj1, config)
-        _adopt(obj2, config)
+        adopt(obj1, config)
+        adopt(obj2, config)
         return None if first == second else True
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
@@ -117,14 +118,3 @@ class ReplicaRouter:
         # Those in front have been asked by Django, and had nothing to say.
         mine = routers.index(self) if self in routers else -1
         return list(routers[mine + 1 :])
-
-
-def _adopt(instance: Any, config: Config) -> None:
-    """Let an object that was read from a replica and is about to be written count as the primary's.
-
-    Django compares where an object comes from with where it is written to: ``save()`` of one with
-    deferred fields would write all fields, and ``add()`` of a related manager would refuse it.
-    """
-    state = getattr(instance, "_state", None)
-    if state is not None and state.db is not None:
-        state.db = config.topology.primary_of.get(state.db, state.db)

@@ -36,6 +36,8 @@ def get_stats() -> Mapping[str, int]:
     - ``tokens_unstored``: writes whose token the store refused.
     - ``writes_unlocated``: writes that could not be located in the WAL, so that their user is
       pinned to the primary.
+    - ``saved_from_replica``: saves of objects that were read from a replica, which write back what may
+      be old; ``reinserted_from_replica``: those of them that found the row deleted, and made it anew.
     - ``cookies_refused``: signed cookies that were not ours, broken or too old.
     """
     with _lock:

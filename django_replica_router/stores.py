@@ -216,6 +216,34 @@ class TokenStore(ABC):
             message = f"The token store could not be written: {error}"
             raise StoreError(message) from error
 
+    def load_text(self, key: str) -> str | None:
+        """Return the text under a key that is no record's, or None where there is none.
+
+        Raises:
+            StoreError: the cache does not answer.
+        """
+        with self._guarded_reading():
+            value = self._load_text(key)
+        return value if isinstance(value, str) else None
+
+    def save_text(self, key: str, text: str, life: float) -> None:
+        """Keep a text for so many seconds, whatever was under the key before.
+
+        Raises:
+            StoreError: the cache does not answer.
+        """
+        try:
+            self._save_text(key, text, life)
+        except Exception as error:  # whatever a cache backend raises, the site goes on
+            message = f"The token store could not be written: {error}"
+            raise StoreError(message) from error
+
+    def _load_text(self, key: str) -> Any:
+        return self._cache.get(key)
+
+    def _save_text(self, key: str, text: str, life: float) -> None:
+        self._cache.set(key, text, life)
+
     def eviction_policy(self) -> str | None:
         """Return the name of the rule by which the server drops keys, or None.
 
@@ -328,6 +356,13 @@ class RedisStore(TokenStore):
     def _load(self, keys: Sequence[str]) -> list[Record | None]:
         values = self._server.mget([self._cache.make_key(key) for key in keys], self._life)
         return [Record.decode(value) for value in values]
+
+    def _load_text(self, key: str) -> Any:
+        value = self._client.get(self._cache.make_key(key))
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+    def _save_text(self, key: str, text: str, life: float) -> None:
+        self._client.set(self._cache.make_key(key), text, px=round(life * 1000))
 
     def _merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None:
         args: list[str | int] = []

@@ -21,7 +21,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 from benchmarks.__main__ import read_results
-from django_replica_router import mending, observers, reads, redis_client
+from django_replica_router import learning, mending, observers, reads, redis_client, stale_saves
 from django_replica_router.conf import get_config
 from django_replica_router.keys import EVERYBODY, store_key
 from django_replica_router.policy import ReplicaState
@@ -267,6 +267,8 @@ def empty_store() -> None:
     caches["default"].clear()
     # Nor remember that it was down a moment ago.
     reads._blind.clear()
+    learning.forget()
+    stale_saves._told.clear()
     store = get_store("default")
     store._pause.until = -math.inf
     if isinstance(store, RedisStore):

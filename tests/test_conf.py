@@ -137,6 +137,10 @@ WRONG: list[tuple[str, Any, str]] = [
         ("PRIMARY_DOWN", value, "'fail' or 'replicas'")
         for value in ("", "primary", "FAIL", None, True, 1, [], ["fail"], {"fail": 1})
     ),
+    *(
+        ("STALE_SAVES", value, "'learn', 'warn', 'raise' or 'ignore'")
+        for value in ("", "LEARN", None, True, 1, ["learn"], {"learn": 1})
+    ),
     *(("CACHE", value, "the alias of a cache") for value in ("", None, 1, b"default", ["default"])),
     *(
         ("IDENTITY", value, "None or the dotted path of a callable")
@@ -207,6 +211,7 @@ def test_number_too_large_for_a_float_is_refused(key: str, value: int) -> None:
         ("PRIMARY_SHARE", 1),
         ("PRIMARY_DOWN", "fail"),
         ("PRIMARY_DOWN", "replicas"),
+        *(("STALE_SAVES", value) for value in ("learn", "warn", "raise", "ignore")),
         ("PRIMARY_ONLY", []),
         ("PRIMARY_ONLY", {"auth"}),
         ("PRIMARY_ONLY", frozenset({"auth"})),

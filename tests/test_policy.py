@@ -37,6 +37,7 @@ PRECEDENCE: list[tuple[str, str, Reason]] = [
     ("replica_in_atomic", "replica", Reason.IN_ATOMIC),
     ("primary_only", "primary", Reason.MODEL),
     ("replica_failed", "primary", Reason.REPLICA_FAILED),
+    ("learned", "primary", Reason.LEARNED),
     ("not has_scope", "primary", Reason.NO_SCOPE),
     ("wrote", "primary", Reason.WROTE),
     ("unsafe", "primary", Reason.UNSAFE_METHOD),
@@ -54,6 +55,7 @@ FLAGS = [
     "replica_failed",
     "wrote",
     "unsafe",
+    "learned",
 ]
 
 STREAMING = ReplicaState.STREAMING
@@ -93,7 +95,7 @@ def test_every_input_is_in_the_product() -> None:
 
 
 def test_decision_follows_the_table_for_every_combination() -> None:
-    """All 1024 combinations of the inputs give what the table of precedence says."""
+    """All 2048 combinations of the inputs give what the table of precedence says."""
     wrong = [
         (situation, decide_at_once(situation), by_the_table(situation))
         for situation in situations()
@@ -107,7 +109,7 @@ def test_every_line_of_the_table_decides_something() -> None:
     decided = Counter(map(decide_at_once, situations()))
     expected = {Decision(alias, reason) for _, alias, reason in PRECEDENCE} | {None}
     assert set(decided) == expected
-    assert sum(decided.values()) == 1024
+    assert sum(decided.values()) == 2048
 
 
 @pytest.mark.parametrize(("condition", "alias", "reason"), PRECEDENCE)
