@@ -210,6 +210,7 @@ def _decide_by_token(
         # and asks again there.
         return Decision(primary, Reason.EVENT_LOOP)
     if choice is None and is_learned(scope, config):
+        count(_EVENTS[Reason.LEARNED])
         return Decision(primary, Reason.LEARNED)
     try:
         floor = load_floor(primary, scope, config)

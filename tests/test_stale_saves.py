@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,9 +31,10 @@ from django_replica_router.conf import get_config
 from django_replica_router.errors import StaleSaveError
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import stand_still
+from tests.conftest import stand_still, wait_until
 from tests.site import avisit, visit
 from tests.test_controls import fail_without, name_of
+from tests.test_processes import serving
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -97,6 +99,7 @@ def test_a_view_that_saves_what_it_read_reads_from_the_primary_the_next_time(
     assert visit(Client(), save_what_was_read) == "default"
     assert body() == "edited again"
     assert get_stats()["saved_from_replica"] == 1
+    assert get_stats()["reads_learned"] == 1
 
 
 def test_another_process_learns_of_the_view_through_the_cache(
@@ -108,6 +111,28 @@ def test_another_process_learns_of_the_view_through_the_cache(
     new_process()
     assert visit(Client(), save_what_was_read) == "default"
     assert body() == "edited again"
+
+
+def test_server_processes_learn_of_the_view_that_another_one_has_found(
+    note: Note, cluster: Cluster, settings: Any, tmp_path: Path
+) -> None:
+    """Within seconds where they run already, and then no edit is lost there."""
+    settings.ROOT_URLCONF = "tests.worker_site"
+    log = tmp_path / "log"
+    with serving(cluster, "gunicorn sync", log, settings="tests.worker_settings") as server:
+        wait_until(
+            lambda: "default" not in {server.get("/visited/").text for _ in range(10)},
+            "replicas to serve",
+        )
+        stand_still(cluster)
+        assert Client().get("/visited/?save").content.startswith(b"replica")
+        wait_until(
+            lambda: {server.get("/visited/").text for _ in range(10)} == {"default"},
+            "both workers to know",
+        )
+        edit(cluster, "edited again")
+        assert server.get("/visited/?save").text == "default"
+        assert body() == "edited again"
 
 
 def test_a_process_that_runs_learns_of_the_view_after_a_while(

@@ -6,7 +6,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
-from testproject.notes.models import Tag
+from testproject.notes.models import Note, Tag
 from testproject.urls import urlpatterns as project_urls
 
 
@@ -17,4 +17,14 @@ def column(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(tags))
 
 
-urlpatterns = [path("column/", column), *project_urls]
+@login_not_required
+def visited(request: HttpRequest) -> HttpResponse:
+    """Tell where the note was read, and save it where that is asked for."""
+    note = Note.objects.get()
+    origin = str(note._state.db)
+    if "save" in request.GET:
+        note.save()
+    return HttpResponse(origin)
+
+
+urlpatterns = [path("visited/", visited), path("column/", column), *project_urls]
