@@ -16,6 +16,8 @@ from django.utils.module_loading import import_string
 from django_replica_router.conf import AGE_ERROR, BALANCERS, Config, find_problems, get_config
 from django_replica_router.errors import StoreError, tell_import_failure
 from django_replica_router.middleware import ReplicaRouterMiddleware
+from django_replica_router.mirrors import differences
+from django_replica_router.postgres import is_under_test
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.stores import get_store
 
@@ -288,7 +290,34 @@ def _check_atomic_requests(config: Config) -> Iterator[checks.CheckMessage]:
             )
 
 
+def check_mirrors(
+    app_configs: Sequence[AppConfig] | None = None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[checks.CheckMessage]:
+    """Check, in a test run, that what mirrors a primary is the primary's test database.
+
+    Outside of one, a replica has an address of its own.
+    """
+    if any(find_problems()) or not is_under_test():
+        return []
+    primary_of = get_config().topology.primary_of
+    return [
+        _warning(
+            "W011",
+            f"In this test run {alias!r} is not the test database of {primary_of[alias]!r}: it has "
+            f"another {' and '.join(parts)}. What a test reads from it by name is no row of the test.",
+            f"TEST['MIRROR'] copies only the NAME: give {alias!r} the HOST and PORT of "
+            f"{primary_of[alias]!r} in the settings of your tests, or call "
+            f"{APP}.testing.point_mirrors_to_primaries() before them.",
+        )
+        for alias in databases or ()
+        if alias in primary_of and (parts := differences(alias, primary_of[alias]))
+    ]
+
+
 def register() -> None:
     """Register the checks with Django."""
     checks.register(check_settings, APP)
     checks.register(check_deployment, APP, deploy=True)
+    checks.register(check_mirrors, checks.Tags.database)

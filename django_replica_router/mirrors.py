@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from django.db import connections
 
+from django_replica_router.postgres import is_under_test
+
 _ADDRESS = ("HOST", "PORT", "NAME")
 
 
@@ -20,3 +22,13 @@ def differences(alias: str, primary: str) -> list[str]:
 def is_mirror(alias: str, primary: str) -> bool:
     """Tell whether both aliases are one database."""
     return not differences(alias, primary)
+
+
+def is_test_mirror(alias: str, primary: str) -> bool:
+    """Tell whether an alias is its primary because Django's test runner has made it so."""
+    return (
+        is_under_test()
+        and alias in connections
+        and bool(connections.settings[alias].get("TEST", {}).get("MIRROR"))
+        and is_mirror(alias, primary)
+    )

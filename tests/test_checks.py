@@ -18,7 +18,7 @@ from django.db import connections
 from django.test import override_settings
 
 import django_replica_router.checks
-from django_replica_router.checks import check_deployment, check_settings
+from django_replica_router.checks import check_deployment, check_mirrors, check_settings
 from django_replica_router.conf import Config
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.routers import ReplicaRouter
@@ -355,6 +355,35 @@ def test_mirror_of_a_mirror_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         "TEST['MIRROR'] makes 'replica1' a replica of 'default' and a primary as well.",
         "Name the primary at the head of the chain for every replica of it.",
     )
+
+
+def test_mirror_by_name_only_is_told_of_in_a_test_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django's test runner checks the databases that its tests use; a real standby is no mirror."""
+    for alias in ("default", "replica1"):
+        for part in ("HOST", "NAME", "PORT"):
+            monkeypatch.setitem(connections[alias].settings_dict, part, "5")
+    assert check_mirrors(databases=["default", "replica1"]) == []
+    monkeypatch.setitem(connections["replica1"].settings_dict, "HOST", "db2")
+    monkeypatch.setitem(connections["replica1"].settings_dict, "PORT", "6")
+    assert the_only(check_mirrors(databases=["default", "replica1"])) == (
+        "W011",
+        "In this test run 'replica1' is not the test database of 'default': it has another HOST and "
+        "PORT. What a test reads from it by name is no row of the test.",
+        "TEST['MIRROR'] copies only the NAME: give 'replica1' the HOST and PORT of 'default' in the "
+        "settings of your tests, or call django_replica_router.testing.point_mirrors_to_primaries() "
+        "before them.",
+    )
+
+
+def test_production_is_told_nothing_of_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a replica has an address of its own, and an ordinary check names no database."""
+    monkeypatch.setitem(connections["replica1"].settings_dict, "HOST", "db2")
+    assert check_mirrors in checks.registry.registry.get_checks()
+    assert check_mirrors() == []
+    with override_settings(REPLICA_ROUTER={"NOPE": 1}):
+        assert check_mirrors(databases=["replica1"]) == []
+    monkeypatch.setattr(django_replica_router.checks, "is_under_test", lambda: False)
+    assert check_mirrors(databases=["default", "replica1"]) == []
 
 
 @pytest.mark.parametrize("setting", [{}, {"CLUSTERS": {}}, {"CLUSTERS": {"default": []}}], ids=repr)
