@@ -17,6 +17,7 @@ from django_replica_router.conf import AGE_ERROR, BALANCERS, Config, find_proble
 from django_replica_router.errors import StoreError, tell_import_failure
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.mirrors import differences
+from django_replica_router.packages import find_neighbours, pool_of
 from django_replica_router.postgres import is_under_test
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.stores import get_store
@@ -46,6 +47,8 @@ def check_settings(
     return [
         *_check_topology(config),
         *_check_engines(config),
+        *_check_pools(config),
+        *_check_neighbours(config),
         *_check_times(config),
         *_check_names(config),
         *_check_cache(config),
@@ -111,6 +114,24 @@ def _check_engines(config: Config) -> Iterator[checks.CheckMessage]:
             f"The database {alias!r} {problem}: no replica of its cluster will ever serve a read.",
             "Use PostgreSQL with psycopg 3 ('pip install psycopg').",
         )
+
+
+def _check_pools(config: Config) -> Iterator[checks.CheckMessage]:
+    for alias in config.topology.primary_of:
+        package = pool_of(connections[alias]) if alias in connections else None
+        if package is not None:
+            yield _warning(
+                "W012",
+                f"The database {alias!r} takes its connections from {package}, which hides the "
+                f"driver's own: no replica of its cluster will ever serve a read.",
+                "Use Django's own engine, with psycopg's pool: OPTIONS = {'pool': True} ('pip install "
+                "psycopg[pool]').",
+            )
+
+
+def _check_neighbours(config: Config) -> Iterator[checks.CheckMessage]:
+    for found in find_neighbours(config):
+        yield _warning(found.code, found.message, found.hint)
 
 
 def _check_times(config: Config) -> Iterator[checks.CheckMessage]:
