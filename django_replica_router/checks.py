@@ -16,6 +16,9 @@ from django.utils.module_loading import import_string
 from django_replica_router.conf import AGE_ERROR, BALANCERS, Config, find_problems, get_config
 from django_replica_router.errors import StoreError, tell_import_failure
 from django_replica_router.middleware import ReplicaRouterMiddleware
+from django_replica_router.mirrors import differences
+from django_replica_router.packages import find_neighbours, pool_of
+from django_replica_router.postgres import is_under_test
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.stores import get_store
 
@@ -44,6 +47,8 @@ def check_settings(
     return [
         *_check_topology(config),
         *_check_engines(config),
+        *_check_pools(config),
+        *_check_neighbours(config),
         *_check_times(config),
         *_check_names(config),
         *_check_cache(config),
@@ -109,6 +114,24 @@ def _check_engines(config: Config) -> Iterator[checks.CheckMessage]:
             f"The database {alias!r} {problem}: no replica of its cluster will ever serve a read.",
             "Use PostgreSQL with psycopg 3 ('pip install psycopg').",
         )
+
+
+def _check_pools(config: Config) -> Iterator[checks.CheckMessage]:
+    for alias in config.topology.primary_of:
+        package = pool_of(connections[alias]) if alias in connections else None
+        if package is not None:
+            yield _warning(
+                "W012",
+                f"The database {alias!r} takes its connections from {package}, which hides the "
+                f"driver's own: no replica of its cluster will ever serve a read.",
+                "Use Django's own engine, with psycopg's pool: OPTIONS = {'pool': True} ('pip install "
+                "psycopg[pool]').",
+            )
+
+
+def _check_neighbours(config: Config) -> Iterator[checks.CheckMessage]:
+    for found in find_neighbours(config):
+        yield _warning(found.code, found.message, found.hint)
 
 
 def _check_times(config: Config) -> Iterator[checks.CheckMessage]:
@@ -288,7 +311,34 @@ def _check_atomic_requests(config: Config) -> Iterator[checks.CheckMessage]:
             )
 
 
+def check_mirrors(
+    app_configs: Sequence[AppConfig] | None = None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[checks.CheckMessage]:
+    """Check, in a test run, that what mirrors a primary is the primary's test database.
+
+    Outside of one, a replica has an address of its own.
+    """
+    if any(find_problems()) or not is_under_test():
+        return []
+    primary_of = get_config().topology.primary_of
+    return [
+        _warning(
+            "W011",
+            f"In this test run {alias!r} is not the test database of {primary_of[alias]!r}: it has "
+            f"another {' and '.join(parts)}. What a test reads from it by name is no row of the test.",
+            f"TEST['MIRROR'] copies only the NAME: give {alias!r} the HOST and PORT of "
+            f"{primary_of[alias]!r} in the settings of your tests, or call "
+            f"{APP}.testing.point_mirrors_to_primaries() before them.",
+        )
+        for alias in databases or ()
+        if alias in primary_of and (parts := differences(alias, primary_of[alias]))
+    ]
+
+
 def register() -> None:
     """Register the checks with Django."""
     checks.register(check_settings, APP)
     checks.register(check_deployment, APP, deploy=True)
+    checks.register(check_mirrors, checks.Tags.database)

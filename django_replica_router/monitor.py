@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from django_replica_router import postgres, signals
 from django_replica_router.inflight import in_flight
+from django_replica_router.mirrors import is_test_mirror
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.pollers import (
     CONNECT_TIMEOUT,
@@ -401,7 +402,8 @@ class Monitor:
             self._news.append((alias, old.state, reading.state, detail or reading.remark))
         # The news of one that does not serve tells what is unusual about it as well.
         is_told = is_news and reading.state is not ReplicaState.STREAMING
-        if reading.remark != old.remark and not is_told:
+        is_remarkable = reading.remark != old.remark and not is_told
+        if is_remarkable and not is_test_mirror(alias, self.primary):
             logger.warning("Replica %r: %s.", alias, reading.remark or "nothing unusual any more")
         self.readings[alias] = reading
 
@@ -416,6 +418,8 @@ class Monitor:
             if state is ReplicaState.STREAMING:
                 logger.info("Replica %r serves.", alias)
                 signals.replica_restored.send_robust(sender=alias)
+            elif state is ReplicaState.PRIMARY and is_test_mirror(alias, self.primary):
+                logger.debug("Replica %r is a mirror, as in every test run.", alias)
             else:
                 logger.warning("Replica %r does not serve: %s. %s", alias, state.value, detail)
                 if before is ReplicaState.STREAMING:  # else there is only another reason

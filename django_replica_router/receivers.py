@@ -10,8 +10,9 @@ from django.apps import apps
 from django.contrib.auth.signals import user_logged_in
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.signals import connection_created
-from django.db.models.signals import post_migrate, post_save, pre_save
+from django.db.models.signals import post_migrate, post_save, pre_migrate, pre_save
 
+from django_replica_router.commands import guard_commands, refuse_replica
 from django_replica_router.conf import Config, get_config
 from django_replica_router.context import current_scope
 from django_replica_router.errors import ReplicaRouterError, StoreError
@@ -55,6 +56,11 @@ def on_user_logged_in(**kwargs: Any) -> None:
     scope = current_scope()
     if scope is not None:
         scope.identity.look_again()
+
+
+def on_pre_migrate(*, using: str = DEFAULT_DB_ALIAS, **kwargs: Any) -> None:
+    """Refuse to migrate a replica, also to a command that calls another's code for it."""
+    refuse_replica(using, "migrate")
 
 
 def on_post_migrate(
@@ -113,7 +119,9 @@ def connect() -> None:
     connection_created.connect(on_connection_created, dispatch_uid="django_replica_router")
     pre_save.connect(on_pre_save, dispatch_uid="django_replica_router")
     post_save.connect(on_post_save, dispatch_uid="django_replica_router")
+    pre_migrate.connect(on_pre_migrate, dispatch_uid="django_replica_router")
     post_migrate.connect(on_post_migrate, dispatch_uid="django_replica_router")
     user_logged_in.connect(on_user_logged_in, dispatch_uid="django_replica_router")
     observe_new_connections()
     observe_open_connections()
+    guard_commands()

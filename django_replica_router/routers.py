@@ -7,6 +7,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, router
 
+from django_replica_router.commands import named_replica
 from django_replica_router.conf import get_config
 from django_replica_router.context import Frame, current_frame
 from django_replica_router.reads import route_read
@@ -60,6 +61,8 @@ class ReplicaRouter:
         primary = config.topology.primary_of.get(asked)
         if primary is None:
             return None
+        if asked == named_replica.get():
+            return asked
         scope = frame.scope
         if scope is None or frame.override is not None or others or not config.ENABLED:
             return route_read(primary, model, config, frame)[0]
@@ -94,8 +97,18 @@ class ReplicaRouter:
         return None if first == second else True
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
-        """Forbid migrations on a replica: they arrive there by themselves."""
-        return False if get_config().topology.is_replica(db) else None
+        """Forbid migrations on a replica: they arrive there by themselves.
+
+        What names a model wants to know, too, whose tables are there, as ``dumpdata`` does: those that
+        the primary has. What would write there is refused by its command, and by the server.
+        """
+        topology = get_config().topology
+        if not topology.is_replica(db):
+            return None
+        if "model" not in hints:
+            return False
+        allowed: bool = router.allow_migrate(topology.primary_of[db], app_label, **hints)
+        return allowed
 
     def _alias_for(
         self, method: str, model: type[Any], hints: dict[str, Any], others: list[Any]

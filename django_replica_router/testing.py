@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from django.db import connections
 
 from django_replica_router import postgres
+from django_replica_router.conf import get_config
 from django_replica_router.errors import ConfigurationError
+from django_replica_router.mirrors import differences
 from django_replica_router.monitor import Monitor
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.registry import replace_factory
-
-_ADDRESS = ("HOST", "PORT", "NAME")
 
 
 class _MirrorMonitor(Monitor):
@@ -21,21 +21,10 @@ class _MirrorMonitor(Monitor):
 
     def __init__(self, primary: str, replicas: Sequence[str], interval: float) -> None:
         super().__init__(primary, replicas, interval)
-        expected = self._address(primary)
         for alias in replicas:
-            if self._address(alias) != expected:
-                message = (
-                    f"{alias!r} is not the database of {primary!r}: expected the same HOST, PORT "
-                    f"and NAME. Set TEST['MIRROR'] of {alias!r} to {primary!r}."
-                )
-                raise ConfigurationError(message)
+            _demand_mirror(alias, primary)
         with postgres.connect(primary, timeout=5) as connection:
             self._timeline = postgres.sample_primary(connection).timeline
-
-    @staticmethod
-    def _address(alias: str) -> list[str]:
-        settings = connections[alias].settings_dict
-        return [str(settings[key]) for key in _ADDRESS]
 
     looks_itself = False
 
@@ -50,6 +39,40 @@ class _MirrorMonitor(Monitor):
     def replica(self, alias: str) -> Replica:
         """Return a perfect replica."""
         return Replica(alias, ReplicaState.STREAMING, (1 << 64) - 1, 0.0)
+
+
+def _demand_mirror(alias: str, primary: str) -> None:
+    different = differences(alias, primary)
+    if not different:
+        return
+    what = (
+        f"{alias!r} is not the database of {primary!r}: it has another {' and '.join(different)}."
+    )
+    if "NAME" in different:
+        advice = f"Set TEST['MIRROR'] of {alias!r} to {primary!r}, and set up the test databases."
+    else:
+        advice = (
+            f"TEST['MIRROR'] copies only the NAME: give {alias!r} the HOST and PORT of {primary!r} in "
+            f"the settings of your tests, or call point_mirrors_to_primaries() first."
+        )
+    message = f"{what} {advice}"
+    raise ConfigurationError(message)
+
+
+def point_mirrors_to_primaries() -> None:
+    """Give every replica's alias the host and port of its primary, from now on.
+
+    In a test run Django gives a mirror the name of the primary's test database, and no more: where the
+    settings name a real standby, ``using("replica1")`` asks that. Call it before the first test, as in
+    ``setup_databases()`` of a test runner, or in a fixture of the session.
+    """
+    topology = get_config().topology
+    for alias, primary in topology.primary_of.items():
+        if topology.is_replica(alias):
+            connections[alias].close()
+            address = connections[primary].settings_dict
+            # One dict for the connections of all threads.
+            connections[alias].settings_dict.update(HOST=address["HOST"], PORT=address["PORT"])
 
 
 def treat_mirrors_as_replicas() -> None:

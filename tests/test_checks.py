@@ -18,9 +18,10 @@ from django.db import connections
 from django.test import override_settings
 
 import django_replica_router.checks
-from django_replica_router.checks import check_deployment, check_settings
+from django_replica_router.checks import check_deployment, check_mirrors, check_settings
 from django_replica_router.conf import Config
 from django_replica_router.middleware import ReplicaRouterMiddleware
+from django_replica_router.packages import NEIGHBOURS
 from django_replica_router.routers import ReplicaRouter
 from testproject.cluster import Cluster
 
@@ -357,6 +358,35 @@ def test_mirror_of_a_mirror_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
+def test_mirror_by_name_only_is_told_of_in_a_test_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django's test runner checks the databases that its tests use; a real standby is no mirror."""
+    for alias in ("default", "replica1"):
+        for part in ("HOST", "NAME", "PORT"):
+            monkeypatch.setitem(connections[alias].settings_dict, part, "5")
+    assert check_mirrors(databases=["default", "replica1"]) == []
+    monkeypatch.setitem(connections["replica1"].settings_dict, "HOST", "db2")
+    monkeypatch.setitem(connections["replica1"].settings_dict, "PORT", "6")
+    assert the_only(check_mirrors(databases=["default", "replica1"])) == (
+        "W011",
+        "In this test run 'replica1' is not the test database of 'default': it has another HOST and "
+        "PORT. What a test reads from it by name is no row of the test.",
+        "TEST['MIRROR'] copies only the NAME: give 'replica1' the HOST and PORT of 'default' in the "
+        "settings of your tests, or call django_replica_router.testing.point_mirrors_to_primaries() "
+        "before them.",
+    )
+
+
+def test_production_is_told_nothing_of_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a replica has an address of its own, and an ordinary check names no database."""
+    monkeypatch.setitem(connections["replica1"].settings_dict, "HOST", "db2")
+    assert check_mirrors in checks.registry.registry.get_checks()
+    assert check_mirrors() == []
+    with override_settings(REPLICA_ROUTER={"NOPE": 1}):
+        assert check_mirrors(databases=["replica1"]) == []
+    monkeypatch.setattr(django_replica_router.checks, "is_under_test", lambda: False)
+    assert check_mirrors(databases=["default", "replica1"]) == []
+
+
 @pytest.mark.parametrize("setting", [{}, {"CLUSTERS": {}}, {"CLUSTERS": {"default": []}}], ids=repr)
 def test_project_without_replicas_is_told_so(
     monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
@@ -409,6 +439,96 @@ def test_older_driver_is_told_that_nothing_will_be_routed(monkeypatch: pytest.Mo
         "serve a read.",
         "Use PostgreSQL with psycopg 3 ('pip install psycopg').",
     )
+
+
+def wrapper_of(package: str) -> Any:
+    """Return a connection as a package of another pool would make it."""
+    mine = connections["replica1"]
+    kind = type("DatabaseWrapper", (type(mine),), {"__module__": f"{package}.backends.base"})
+    return type("DatabaseWrapper", (kind,), {})(mine.settings_dict, "replica1")
+
+
+@pytest.mark.parametrize("package", ["dj_db_conn_pool", "django_db_geventpool"])
+def test_pool_of_another_package_is_told_that_nothing_will_be_routed(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a site's own engine is made of it."""
+    mine, other = connections["replica1"], wrapper_of(package)
+    connections["replica1"] = other
+    try:
+        found = run()
+    finally:
+        connections["replica1"] = mine
+    assert the_only(found) == (
+        "W012",
+        f"The database 'replica1' takes its connections from {package}, which hides the driver's "
+        "own: no replica of its cluster will ever serve a read.",
+        "Use Django's own engine, with psycopg's pool: OPTIONS = {'pool': True} ('pip install "
+        "psycopg[pool]').",
+    )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
+    """Have an app of that label, with the models of the notes."""
+    models = list(apps.get_app_config("notes").get_models())
+    app = SimpleNamespace(label=label, models=[], get_models=lambda *args: [] if args else models)
+    monkeypatch.setitem(apps.app_configs, label, app)  # type: ignore[arg-type]
+
+
+NOTES = {"PRIMARY_ONLY": ["notes"]}
+ALL = {"notes.note": {"ops": "all", "timeout": 9}}
+GETS = {"NOTES.*": {"timeout": 9}}
+
+
+@pytest.mark.parametrize(
+    ("number", "app", "router", "more"),
+    [
+        ("W013", "waffle", {}, {}),
+        (None, "waffle", NOTES, {}),
+        (None, "waffle", {}, {"WAFFLE_READ_FROM_WRITE_DB": True}),
+        ("W014", "cacheops", {}, {"CACHEOPS": ALL}),
+        ("W014", "cacheops", {}, {"CACHEOPS": GETS, "CACHEOPS_DEFAULTS": {"ops": "get"}}),
+        ("W014", "cacheops", NOTES, {"CACHEOPS": {"*.*": {"ops": "get", "timeout": 9}}}),
+        (None, "cacheops", NOTES, {"CACHEOPS": ALL}),
+        (None, "cacheops", {}, {"CACHEOPS": GETS}),
+        (None, "cacheops", {}, {"CACHEOPS": {"notes.*": None, "*.*": {"timeout": 9}}}),
+        (None, "cacheops", {}, {"CACHEOPS": ALL, "CACHEOPS_ENABLED": False}),
+        (None, "cacheops", {}, {}),
+        ("W015", "cachalot", {}, {}),
+        ("W015", "cachalot", {}, {"CACHALOT_DATABASES": ["default", "replica2"]}),
+        (None, "cachalot", {}, {"CACHALOT_DATABASES": ["default"]}),
+        (None, "cachalot", {}, {"CACHALOT_ENABLED": False}),
+        ("W016", "django_tenants", {}, {}),
+        (None, "django_tenants", {}, {"EXTRA_SET_TENANT_METHOD_PATH": "shop.set_tenant"}),
+        ("W017", "", {}, {"REST_AUTH": {"JWT_AUTH_COOKIE": "jwt"}}),
+        ("W017", "", {}, {"SIMPLE_JWT": {"AUTH_COOKIE": "jwt"}}),
+        ("W017", "", {}, {"JWT_AUTH_COOKIE": "jwt"}),
+        (None, "", {"COOKIE": True}, {"JWT_AUTH_COOKIE": "jwt"}),
+        (None, "", {"IDENTITY": "os.path.join"}, {"JWT_AUTH_COOKIE": "jwt"}),
+        (None, "", {}, {"SIMPLE_JWT": {}, "REST_AUTH": {}}),
+        ("W018", "captcha", {}, {}),
+        (None, "captcha", {"COOKIE": True}, {}),
+        (None, "captcha", NOTES, {}),
+    ],
+    ids=repr,
+)
+def test_package_that_needs_a_setting_is_told_of_until_it_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+    number: str | None,
+    app: str,
+    router: dict[str, Any],
+    more: dict[str, Any],
+) -> None:
+    """Where it is installed, and not where the setting is made that mends it."""
+    if app:
+        assert run(router, **more) == []
+        install(monkeypatch, app)
+    found = run(router, **more)
+    assert [str(message.id)[-4:] for message in found] == ([] if number is None else [number])
+    for message in found:
+        (neighbour,) = [one for one in NEIGHBOURS if one.code == number]
+        assert (message.msg, message.hint) == (neighbour.message, neighbour.hint)
+        assert message.level == checks.WARNING
 
 
 @pytest.mark.parametrize("backend", [LOCMEM, DUMMY])
@@ -583,7 +703,7 @@ def test_several_faults_are_all_reported(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_id_is_tested_here() -> None:
     """No id can be added to the code without a test above, and no test outlives its id."""
     package = Path(django_replica_router.checks.__file__).parent
-    code = "".join((package / name).read_text() for name in ("checks.py", "conf.py"))
+    code = "".join((package / name).read_text() for name in ("checks.py", "conf.py", "packages.py"))
     assert set(re.findall(r'"([EW]\d{3})"', code)) == set(
         re.findall(r'"([EW]\d{3})"', Path(__file__).read_text())
     )

@@ -27,7 +27,8 @@ def test_each_setting_has_its_heading() -> None:
 def test_each_check_has_its_heading() -> None:
     """Every id that the code can report, once each."""
     code = "".join(
-        (ROOT / "django_replica_router" / module).read_text() for module in ("checks.py", "conf.py")
+        (ROOT / "django_replica_router" / module).read_text()
+        for module in ("checks.py", "conf.py", "packages.py")
     )
     assert headings("checks.md") == sorted(set(re.findall(r'"([EW]\d{3})"', code)))
 

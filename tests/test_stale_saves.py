@@ -467,7 +467,7 @@ def stored_when_related(found: Note) -> None:
     stored(found)
 
 
-WRONG = [related, by_name, in_part, in_part_computed, stored, stored_when_related]
+WRONG = [related, by_name, in_part, in_part_computed, stored_when_related]
 
 
 @pytest.mark.parametrize("way", WRONG, ids=lambda way: way.__name__)
@@ -481,6 +481,13 @@ def test_every_way_of_saving_what_a_replica_showed_is_counted(
         way(found)
     assert get_stats()["saved_from_replica"] == 1
     assert "reinserted_from_replica" not in get_stats()
+
+
+def test_what_comes_out_of_a_cache_is_not_counted(edited: Note) -> None:
+    """It is as old as that cache, with any router, and no longer of a replica."""
+    with scope():
+        stored(Note.objects.get())
+    assert "saved_from_replica" not in get_stats()
 
 
 def test_a_row_that_was_deleted_meanwhile_and_comes_back_is_counted(

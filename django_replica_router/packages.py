@@ -1,0 +1,160 @@
+"""Other packages that need a setting beside this one, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from django.apps import apps
+from django.conf import settings
+from django.db import connections
+
+from django_replica_router.conf import Config
+
+POOLS = ("dj_db_conn_pool", "django_db_geventpool")
+"""Packages whose connections are not the driver's, or take options that only they know."""
+
+
+class Neighbour(NamedTuple):
+    """A package, and what is wrong beside it.
+
+    Args:
+        code: id of the check.
+        app: label of its app; empty where it need not be installed as one.
+        is_wrong: tells whether the settings lack what is needed.
+        message: what happens.
+        hint: the setting that mends it.
+    """
+
+    code: str
+    app: str
+    is_wrong: Callable[[Config], bool]
+    message: str
+    hint: str
+
+
+def pool_of(connection: Any) -> str | None:
+    """Return the package of a pool that the connection's class is of, or None."""
+    for kind in type(connection).__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package in POOLS:
+            return package
+    return None
+
+
+def _reads_from_replicas(label: str, config: Config) -> bool:
+    return not all(
+        config.is_primary_only(model) for model in apps.get_app_config(label).get_models()
+    )
+
+
+def _flags_are_old(config: Config) -> bool:
+    return _reads_from_replicas("waffle", config) and not getattr(
+        settings, "WAFFLE_READ_FROM_WRITE_DB", False
+    )
+
+
+def _cached_models() -> Iterator[Any]:
+    """Return the models that cacheops keeps without being asked to each time."""
+    raw = getattr(settings, "CACHEOPS", None) or {}
+    defaults = getattr(settings, "CACHEOPS_DEFAULTS", None) or {}
+    profiles = {key.lower(): value and {**defaults, **value} for key, value in raw.items()}
+    for model in apps.get_models():
+        label = model._meta.label_lower
+        guesses = (label, f"{model._meta.app_label.lower()}.*", "*.*")
+        profile = next((profiles[guess] for guess in guesses if guess in profiles), None)
+        if profile and profile.get("ops"):
+            yield model
+
+
+def _cached_rows_are_old(config: Config) -> bool:
+    return getattr(settings, "CACHEOPS_ENABLED", True) and any(
+        not config.is_primary_only(model) for model in _cached_models()
+    )
+
+
+def _caches_replicas(config: Config) -> bool:
+    databases = getattr(settings, "CACHALOT_DATABASES", "supported_only")
+    names = connections if isinstance(databases, str) else databases
+    is_on = getattr(settings, "CACHALOT_ENABLED", True)
+    return is_on and any(config.topology.is_replica(alias) for alias in names)
+
+
+def _tenants_differ(config: Config) -> bool:
+    return not getattr(settings, "EXTRA_SET_TENANT_METHOD_PATH", None)
+
+
+def _knows_no_cookie(config: Config) -> bool:
+    names = [
+        (getattr(settings, "REST_AUTH", None) or {}).get("JWT_AUTH_COOKIE"),
+        (getattr(settings, "SIMPLE_JWT", None) or {}).get("AUTH_COOKIE"),
+        getattr(settings, "JWT_AUTH_COOKIE", None),
+    ]
+    return any(names) and not config.COOKIE and config.IDENTITY is None
+
+
+def _captcha_is_missing(config: Config) -> bool:
+    return not config.COOKIE and _reads_from_replicas("captcha", config)
+
+
+_SHARED = "See docs/shared-caches.md."
+
+NEIGHBOURS = (
+    Neighbour(
+        "W013",
+        "waffle",
+        _flags_are_old,
+        "waffle keeps in the cache, for everybody, flags that it has read from a replica: what was "
+        "changed a moment ago may stay as it was.",
+        f"Add 'waffle' to REPLICA_ROUTER['PRIMARY_ONLY'], or set WAFFLE_READ_FROM_WRITE_DB. {_SHARED}",
+    ),
+    Neighbour(
+        "W014",
+        "cacheops",
+        _cached_rows_are_old,
+        "cacheops keeps in the cache, for everybody, rows that it has read from a replica: what was "
+        "changed a moment ago may stay as it was until it times out.",
+        f"Add the apps and models that CACHEOPS names to REPLICA_ROUTER['PRIMARY_ONLY']. {_SHARED}",
+    ),
+    Neighbour(
+        "W015",
+        "cachalot",
+        _caches_replicas,
+        "cachalot keeps what it reads by the alias of the database: a write to the primary leaves "
+        "what it keeps of a replica as it is.",
+        f"Set CACHALOT_DATABASES to the aliases of primaries, as ['default']. {_SHARED}",
+    ),
+    Neighbour(
+        "W016",
+        "django_tenants",
+        _tenants_differ,
+        "django-tenants sets the schema of a tenant on the connection to the primary only: a replica "
+        "would show other rows.",
+        f"Set EXTRA_SET_TENANT_METHOD_PATH to a function that sets it on the replicas too. {_SHARED}",
+    ),
+    Neighbour(
+        "W017",
+        "",
+        _knows_no_cookie,
+        "The settings name a cookie with a JWT: the package does not know users by it, so the row of "
+        "one who has just registered may be missing on a replica (401).",
+        "Set REPLICA_ROUTER['COOKIE'] to True, or name the user by 'IDENTITY'.",
+    ),
+    Neighbour(
+        "W018",
+        "captcha",
+        _captcha_is_missing,
+        "A form with a captcha stores a row that the next requests read: without a session, it may "
+        "be missing on a replica.",
+        "Set REPLICA_ROUTER['COOKIE'] to True, or add 'captcha' to 'PRIMARY_ONLY'.",
+    ),
+)
+
+
+def find_neighbours(config: Config) -> Iterator[Neighbour]:
+    """Return the packages that are installed, and lack the setting that they need."""
+    for neighbour in NEIGHBOURS:
+        if neighbour.app and neighbour.app not in apps.app_configs:
+            continue
+        if neighbour.is_wrong(config):
+            yield neighbour
