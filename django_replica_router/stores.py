@@ -13,7 +13,7 @@ from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.locmem import LocMemCache
 
-from django_replica_router.cache_clients import Script
+from django_replica_router.cache_clients import Script, is_a
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
 from django_replica_router.redis_client import Pause, RedisServer, find_server
@@ -92,6 +92,9 @@ return found
 
 # Seconds for which a store that failed is not read: one time-out, and not one for each request.
 _PAUSE = 0.5
+
+# What a check keeps for a second.
+_TRIAL = "rr:check"
 
 # How often a cache without an atomic operation is asked whether another process has meanwhile
 # overwritten what was merged.
@@ -223,6 +226,13 @@ class TokenStore(ABC):
         """
         return None
 
+    def find_refusal(self) -> str | None:
+        """Return why the cache does not do with a record what it is asked; None where it does.
+
+        None also where it cannot be reached.
+        """
+        return None
+
     def may_forget(self) -> bool:
         """Tell whether a record may be dropped before its time: then to find none says nothing.
 
@@ -341,6 +351,21 @@ class RedisStore(TokenStore):
             return self._server.eviction_policy()
         except Exception:  # whatever it does not tell, the tokens may be safe
             return None
+
+    def find_refusal(self) -> str | None:
+        """Return why the server, or its client, does not keep a record; None where it does.
+
+        None also where it cannot be reached.
+        """
+        try:
+            self._merge({_TRIAL: Record()}, {_TRIAL: 1.0})
+            self._load_with_owners("", [_TRIAL])
+        except Exception as error:  # whatever a client raises is what is to be told
+            is_away = any(
+                is_a(error, name) for name in ("ConnectionError", "TimeoutError", "OSError")
+            )
+            return str(error) if is_a(error, "AuthenticationError") or not is_away else None
+        return None
 
     def may_forget(self) -> bool:
         """Tell whether the server drops keys when its memory is full, or does not tell."""
