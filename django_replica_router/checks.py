@@ -230,6 +230,15 @@ def check_deployment(
                 "Use Redis or Valkey, as with django-redis.",
             )
         ]
+    refusal = store.find_refusal()
+    if refusal is not None:
+        return [
+            _error(
+                "E012",
+                f"The cache {name!r} does not keep tokens: {refusal}.",
+                "Mend CACHES, or it.",
+            )
+        ]
     policy = store.eviction_policy()
     if policy is None:
         return []

@@ -70,6 +70,19 @@ def _is_chosen(alias: RoutedAlias, primary: str, model: Any, config: Config, fra
     return choice is not None and choice.alias == alias
 
 
+def _note_named(alias: Any, model: Any) -> None:
+    """Remember that the reader sees on the primary, by its name, what must not be missing the next time.
+
+    Also by that of an object which was read there. Where the router has chosen the primary, it has done so.
+    """
+    scope = current_frame.get().scope
+    state = None if scope is None else scope.clusters.get(alias)
+    if state is None or state.seen_on is not None or not state.choices:
+        return  # or nothing is decided, as where it is read who the reader is
+    if not get_config().is_primary_only(model):
+        note_shown(alias)
+
+
 class LedCompiler:
     """Stands in front of a compiler class of Django's, which runs the query that it is made for."""
 
@@ -81,6 +94,8 @@ class LedCompiler:
             server = _find_server(using, connection, query.model, writes=self.writes)
             if server is not using:
                 using, connection = server, connections[server]
+        elif not self.writes and hasattr(query, "model"):
+            _note_named(using, query.model)
         super().__init__(query, connection, using, *args, **kwargs)  # type: ignore[call-arg]
 
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:

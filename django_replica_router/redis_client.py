@@ -8,12 +8,19 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
-from operator import itemgetter
+from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from django.core.cache.backends.base import BaseCache
+
+from django_replica_router.cache_clients import (
+    find_pool,
+    is_a,
+    is_plain,
+    make_bounded,
+    make_connection,
+    raise_error,
+)
 
 # Seconds for which is believed what the server has said of how it is set.
 _SETTING_SECONDS = 10.0
@@ -40,14 +47,15 @@ class RedisServer:
     """A server, as it is reached through the client of a cache backend.
 
     Args:
-        client: redis-py's client that the backend holds.
+        client: redis-py's or valkey-py's client that the backend holds.
         timeout: seconds after which the server counts as down.
     """
 
     def __init__(self, client: Any, timeout: float) -> None:
-        given = client.connection_pool
-        self._pool = _bounded_pool(given, timeout) if _is_plain(given) else None
-        self.client = client if self._pool is None else type(client)(connection_pool=self._pool)
+        given = find_pool(client)
+        self.is_bounded = is_plain(given)
+        """No question to it takes longer than the time-out, whatever the site's own pool allows."""
+        self.client = make_bounded(given, timeout) if self.is_bounded else client
         self._resting: deque[_Line] = deque()
         self.pause = Pause()
         self.life: str | None = None
@@ -65,7 +73,7 @@ class RedisServer:
             Exception: the server does not tell, or the client cannot ask.
         """
         # Not CONFIG, which many hosts forbid.
-        memory = self.client.info("memory")
+        memory = raise_error(self.client.info("memory"))
         policy = str(memory["maxmemory_policy"])
         return policy if int(memory["maxmemory"]) and policy != _KEEPS_ALL else None
 
@@ -85,12 +93,13 @@ class RedisServer:
 
     def ask_life(self) -> str:
         """Ask for the server's ``run_id``, and return it; "" where it does not tell."""
-        from redis.exceptions import ResponseError
-
         try:
-            self.life = str(self.client.info("server").get("run_id", ""))
-        except ResponseError:
-            self.life = ""
+            told = raise_error(self.client.info("server"))
+        except Exception as error:
+            if not is_a(error, "ResponseError"):
+                raise
+            told = {}
+        self.life = str(told.get("run_id", ""))
         return self.life
 
     def check_life(self, found: str, expected: str | None) -> None:
@@ -123,14 +132,12 @@ class RedisServer:
         Raises:
             RestartedError: it was started anew, or is another one.
         """
-        if self._pool is None:
+        if not self.is_bounded:
             return self._mget_by_client(keys, life)
-        from redis.exceptions import TimeoutError
-
         try:
             line = self._resting.pop()
         except IndexError:
-            line = self._open_line(self._pool)
+            line = self._open_line()
         try:
             values: list[Any] = line.ask("MGET", *keys)
             # A connection leads to one life of a server, or breaks.
@@ -138,32 +145,34 @@ class RedisServer:
         except BaseException as error:
             # Also where the thread is interrupted: the answer to this must not be the next one's.
             line.close()
-            if isinstance(error, TimeoutError):
+            if is_a(error, "TimeoutError"):
                 self._resting.clear()
             raise
         self._resting.append(line)
         self.check_life(found, life)
         return values
 
-    def _open_line(self, pool: Any) -> _Line:
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
+    def _open_line(self) -> _Line:
         # It tries again itself, and not where a server hangs: that would be one time-out more.
-        settings = {**pool.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
-        return _Line(pool.connection_class(**settings))
+        return _Line(make_connection(self.client.connection_pool))
 
     def _mget_by_client(self, keys: Sequence[str], life: str | None) -> list[Any]:
         with self.client.pipeline(transaction=False) as pipeline:
             values, server = pipeline.mget(keys).info("server").execute(raise_on_error=False)
-        if isinstance(values, Exception):
-            raise values
+        raise_error(values)
         self.check_life(str(server.get("run_id", "")) if isinstance(server, dict) else "", life)
         return list(values)
 
     def forget_connections(self) -> None:
         """Leave the connections to another process, whose they are."""
         self._resting = deque()
+
+    def close(self) -> None:
+        """Close the connections that are at rest. Whoever still asks opens others."""
+        while self._resting:
+            self._resting.pop().close()
+        if self.is_bounded:
+            self.client.connection_pool.disconnect(inuse_connections=False)
 
 
 class _Line:
@@ -177,26 +186,26 @@ class _Line:
 
     def ask(self, *command: str) -> Any:
         """Return the answer to a command, over a new connection where this one has broken at rest."""
-        from redis.exceptions import ConnectionError
-
         try:
             return self._ask(*command)
-        except ConnectionError:
+        except Exception as error:
+            if not is_a(error, "ConnectionError"):
+                raise
             self.close()
         return self._ask(*command)
 
     def _ask(self, *command: str) -> Any:
         self.connection.send_command(*command, check_health=False)
-        return self.connection.read_response()
+        return raise_error(self.connection.read_response())
 
     def find_life(self) -> str:
         """Return the server's ``run_id``, or "" where it does not tell."""
         if self._life is None:
-            from redis.exceptions import ResponseError
-
             try:
                 match = _RUN_ID.search(self._ask("INFO", "server"))
-            except ResponseError:
+            except Exception as error:
+                if not is_a(error, "ResponseError"):
+                    raise
                 match = None
             self._life = match[1].decode() if match else ""
         return self._life
@@ -207,40 +216,13 @@ class _Line:
         self.connection.disconnect()
 
 
-def _is_plain(pool: Any) -> bool:
-    """Tell whether a pool connects to one known server, unlike a Sentinel's, which finds its own."""
-    from redis import ConnectionPool
-
-    return type(pool) is ConnectionPool
-
-
-def _bounded_pool(pool: Any, timeout: float) -> Any:
-    """Return a pool for the same server whose connections give up after a time-out.
-
-    Without one, redis-py waits for ever for a server that hangs; and since its version 6 it tries
-    again, with pauses, where it is refused.
-    """
-    from redis import ConnectionPool
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    given = pool.connection_kwargs
-    settings = {
-        **given,
-        "socket_timeout": min(timeout, given.get("socket_timeout") or timeout),
-        "socket_connect_timeout": min(timeout, given.get("socket_connect_timeout") or timeout),
-        # Once more and at once: the connection may be one of before the server's restart.
-        "retry": Retry(NoBackoff(), 1),
-    }
-    return ConnectionPool(connection_class=pool.connection_class, **settings)
-
-
-# By what is connected to, and by time-out: in an event loop Django makes a backend object for each
-# request, and its own Redis backend a pool for each of these.
-_servers: dict[tuple[Hashable, float], RedisServer] = {}
-# By the pool of the cache backend, which its objects in several threads may share, and by time-out.
-_servers_of_pools: WeakKeyDictionary[Any, dict[float, RedisServer]] = WeakKeyDictionary()
+# Those met last, at the end, each with its place. In an event loop Django makes a backend object for
+# each request, and its own Redis backend a pool for each of these.
+_servers: list[tuple[tuple[Any, ...], RedisServer]] = []
 _lock = threading.Lock()
+
+# More are of places that never come again: options made anew for each request, equal to no others.
+_SERVERS_KEPT = 32
 
 
 def find_server(cache: BaseCache, timeout: float) -> RedisServer | None:
@@ -249,36 +231,61 @@ def find_server(cache: BaseCache, timeout: float) -> RedisServer | None:
     Args:
         cache: the Django cache.
         timeout: seconds after which the server counts as down.
+
+    Raises:
+        UnusableClientError: the backend's client leads to no one server.
     """
     client = _find_client(cache)
     if client is None:
         return None
-    pool = client.connection_pool
-    if not _is_plain(pool):
-        return RedisServer(client, timeout)
-    address = _address(cache)
+    place = (*_find_place(cache, find_pool(client)), timeout)
     with _lock:
-        if address is None:
-            servers = _servers_of_pools.setdefault(pool, {})
-            return servers.get(timeout) or servers.setdefault(timeout, RedisServer(client, timeout))
-        place = (address, timeout)
-        return _servers.get(place) or _servers.setdefault(place, RedisServer(client, timeout))
+        server = _take(place) or RedisServer(client, timeout)
+        _servers.append((place, server))
+        surplus = [_servers.pop(0) for _ in range(len(_servers) - _SERVERS_KEPT)]
+    for _, left in surplus:
+        left.close()
+    return server
 
 
-def _address(cache: BaseCache) -> Hashable | None:
-    """Return all that Django's own backend connects by; None of others, and where that cannot be compared."""
-    made: Any = getattr(cache, "_cache", None)
-    urls, options = getattr(made, "_servers", None), getattr(made, "_pool_options", None)
-    if not urls or options is None or not all(isinstance(o, _PLAIN) for o in options.values()):
-        return None
-    return urls[0], made._pool_class, tuple(sorted(options.items(), key=itemgetter(0)))
+def _take(place: tuple[Any, ...]) -> RedisServer | None:
+    """Remove a place from those that are known, and return its server."""
+    for number, (known, server) in enumerate(_servers):
+        if _are_equal(known, place):
+            del _servers[number]
+            return server
+    return None
 
 
-_PLAIN = (str, bytes, int, float, type, type(None))
+def _find_place(cache: Any, pool: Any) -> tuple[Any, ...]:
+    """Return what the site has set of how to connect, to be compared; and whom that leads to.
+
+    Not what a backend or a library adds to it: only what the site itself sets is the same object, or
+    an equal one, for each request.
+    """
+    location = getattr(cache, "_servers", None) or getattr(cache, "_server", None)
+    options = getattr(cache, "_options", None)
+    if options is None:
+        options = getattr(cache, "_params", {}).get("OPTIONS")
+    if location is None:
+        return type(cache), pool
+    settings = getattr(pool, "connection_kwargs", {})
+    # A site may change its settings in place.
+    return type(cache), location, dict(options or {}), [settings.get(name) for name in _ADDRESS]
+
+
+_ADDRESS = ("host", "port", "path", "db", "username", "password")
+
+
+def _are_equal(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    try:
+        return one == other
+    except Exception:  # whatever a site's own values raise, they are not known to be equal
+        return False
 
 
 def _find_client(cache: BaseCache) -> Any | None:
-    """Return the redis-py client for writing: a Redis replica may lag itself."""
+    """Return the client for writing: a Redis replica may lag itself."""
     for backend in type(cache).__mro__:
         path = f"{backend.__module__}.{backend.__qualname__}"
         if path == "django.core.cache.backends.redis.RedisCache":
@@ -295,8 +302,7 @@ def _after_fork() -> None:
     # Whoever holds the lock does not exist in the child, and the parent goes on with its sockets.
     global _lock
     _lock = threading.Lock()
-    of_pools = [server for servers in _servers_of_pools.values() for server in servers.values()]
-    for server in (*_servers.values(), *of_pools):
+    for _, server in _servers:
         server.forget_connections()
 
 

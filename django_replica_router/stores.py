@@ -14,6 +14,7 @@ from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
+from django_replica_router.cache_clients import Script, is_a
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
 from django_replica_router.redis_client import Pause, RedisServer, find_server
@@ -93,6 +94,9 @@ return found
 # Seconds for which a store that failed is not read: one time-out, and not one for each request.
 _PAUSE = 0.5
 
+# What a check keeps for a second.
+_TRIAL = "rr:check"
+
 # How often a cache without an atomic operation is asked whether another process has meanwhile
 # overwritten what was merged.
 _VERIFICATIONS = 5
@@ -106,6 +110,11 @@ _OWNERS_KEPT = 10_000
 
 def _owners_of(records: Mapping[str, Record | None]) -> set[str]:
     return {record.owner for record in records.values() if record is not None and record.owner}
+
+
+def _text(value: bytes | str) -> str:
+    # A client whose pool is its own affair may be set to decode what it receives.
+    return value if isinstance(value, str) else value.decode("ascii")
 
 
 class TokenStore(ABC):
@@ -251,6 +260,13 @@ class TokenStore(ABC):
         """
         return None
 
+    def find_refusal(self) -> str | None:
+        """Return why the cache does not do with a record what it is asked; None where it does.
+
+        None also where it cannot be reached.
+        """
+        return None
+
     def may_forget(self) -> bool:
         """Tell whether a record may be dropped before its time: then to find none says nothing.
 
@@ -323,8 +339,8 @@ class RedisStore(TokenStore):
         super().__init__(cache, server.pause)
         self._server = server
         self._client = client = server.client
-        self._script = client.register_script(_MERGE_SCRIPT)
-        self._load_script = client.register_script(_LOAD_SCRIPT)
+        self._script = Script(client, _MERGE_SCRIPT)
+        self._load_script = Script(client, _LOAD_SCRIPT)
         self._life: str | None = None
 
     def life(self) -> str:
@@ -345,12 +361,12 @@ class RedisStore(TokenStore):
         if any(str(key) != start + name for key, name in zip(keys, names, strict=True)):
             # A KEY_FUNCTION that does more than put something in front.
             return super()._load_with_owners(prefix, names)
-        life, *values = self._load_script(keys=keys, args=[start])
-        self._server.check_life(life.decode("ascii"), self._life)
+        life, *values = self._load_script.run(keys, [start])
+        self._server.check_life(_text(life), self._life)
         found = {name: Record.decode(value) for name, value in zip(names, values, strict=False)}
         followed = values[len(names) :]
         for owner, value in zip(followed[::2], followed[1::2], strict=True):
-            found.setdefault(owner.decode("ascii"), Record.decode(value))
+            found.setdefault(_text(owner), Record.decode(value))
         return found
 
     def _load(self, keys: Sequence[str]) -> list[Record | None]:
@@ -368,7 +384,7 @@ class RedisStore(TokenStore):
         args: list[str | int] = []
         for key, record in records.items():
             args += [record.encode(), max(1, round(lives[key] * 1000))]
-        self._script(keys=[self._cache.make_key(key) for key in records], args=args)
+        self._script.run([self._cache.make_key(key) for key in records], args)
 
     def eviction_policy(self) -> str | None:
         """Return the server's ``maxmemory-policy`` where it drops keys by it, else None."""
@@ -376,6 +392,21 @@ class RedisStore(TokenStore):
             return self._server.eviction_policy()
         except Exception:  # whatever it does not tell, the tokens may be safe
             return None
+
+    def find_refusal(self) -> str | None:
+        """Return why the server, or its client, does not keep a record; None where it does.
+
+        None also where it cannot be reached.
+        """
+        try:
+            self._merge({_TRIAL: Record()}, {_TRIAL: 1.0})
+            self._load_with_owners("", [_TRIAL])
+        except Exception as error:  # whatever a client raises is what is to be told
+            is_away = any(
+                is_a(error, name) for name in ("ConnectionError", "TimeoutError", "OSError")
+            )
+            return str(error) if is_a(error, "AuthenticationError") or not is_away else None
+        return None
 
     def may_forget(self) -> bool:
         """Tell whether the server drops keys when its memory is full, or does not tell."""

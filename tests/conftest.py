@@ -253,7 +253,6 @@ def renew_store() -> None:
 def forget_the_server() -> None:
     """Have this process know no more of the cache server than one that has just begun."""
     redis_client._servers.clear()
-    redis_client._servers_of_pools.clear()
     renew_store()
 
 

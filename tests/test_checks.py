@@ -309,6 +309,19 @@ def test_a_cache_that_drops_keys_is_told_before_deployment(
     )
 
 
+def test_a_cache_that_refuses_is_told_before_deployment(cluster: Cluster) -> None:
+    """What each request would meet, and serve from the primary, is an error of the check."""
+    assert cluster.cache is not None
+    assert check_deployment() == []
+    cluster.cache.command("ACL", "SETUSER", "default", "-evalsha")
+    try:
+        (message,) = check_deployment()
+    finally:
+        cluster.cache.command("ACL", "SETUSER", "default", "+evalsha")
+    assert the_only([message])[0] == "E012"
+    assert "evalsha" in message.msg
+
+
 @pytest.mark.parametrize(
     "differences",
     [

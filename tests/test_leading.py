@@ -20,7 +20,7 @@ from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
 from tests.conftest import stand_still, wait_until_known
 from tests.helpers import Served
-from tests.site import visit
+from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -257,3 +257,29 @@ def test_connections_are_led_before_they_are_opened(note: Note) -> None:
     del connections["replica1"]
     compiler = connections["replica1"].ops.compiler("SQLCompiler")
     assert issubclass(compiler, leading.LedCompiler)
+
+
+def test_what_is_read_on_the_primary_by_name_is_not_taken_back(
+    ann: User, note: Note, cluster: Cluster
+) -> None:
+    """Nor what an object that was kept from the primary has shown: a replica that lags lacks it."""
+    browser = sign_in(ann)
+    wait_until_known(cluster)
+    stand_still(cluster)
+    rename()
+
+    def look(request: HttpRequest) -> list[str]:
+        assert request.user.is_authenticated
+        return [Note.objects.get().title, Note.objects.using("default").get().title]
+
+    assert visit(browser, look) == ["first", "NEW"]
+    assert visit(browser, lambda request: Note.objects.get().title) == "NEW"
+
+
+def test_without_the_memory_it_is_taken_back(
+    ann: User, note: Note, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: the test above fails."""
+    monkeypatch.setattr(leading, "_note_named", lambda alias, model: None)
+    with pytest.raises(AssertionError, match="first"):
+        test_what_is_read_on_the_primary_by_name_is_not_taken_back(ann, note, cluster)

@@ -57,11 +57,11 @@ def test_a_server_that_hangs_is_asked_once(
     with redis.Redis.from_url(cluster.cache.url) as client:
         server = RedisServer(client, 0.25)
         if is_connected:
-            resting = [server._open_line(server._pool) for _ in range(2)]
+            resting = [server._open_line() for _ in range(2)]
             for line in resting:
                 line.ask("PING")
             server._resting.extend(resting)
-        kind = server._pool.connection_class  # type: ignore[union-attr]
+        kind = server.client.connection_pool.connection_class
         read_response = kind.read_response
 
         def wait(connection: Any, *args: Any, **kwargs: Any) -> Any:
@@ -152,11 +152,14 @@ def test_requests_of_an_event_loop_reach_a_cache_by_one_server(
     assert other is not servers[0]
 
 
-def test_what_cannot_be_compared_is_told_apart_by_its_pool(cluster: Cluster) -> None:
-    """One that hands out a password may be another one for each pool."""
+def test_what_cannot_be_compared_is_told_apart(cluster: Cluster) -> None:
+    """One that hands out a password may be another one each time; the same one is the same."""
     assert cluster.cache is not None
-    options = {"retry": Retry(NoBackoff(), 1)}
-    first, second = (RedisCache(cluster.cache.url, {"OPTIONS": options}) for _ in range(2))
+    retries = [Retry(NoBackoff(), 1), Retry(NoBackoff(), 1)]
+    first, second = (
+        RedisCache(cluster.cache.url, {"OPTIONS": {"x": object(), "retry": retry}})
+        for retry in retries
+    )
     assert find_server(first, 1.0) is find_server(first, 1.0)
     assert find_server(first, 1.0) is not find_server(second, 1.0)
 
@@ -180,7 +183,12 @@ def test_stores_of_one_server_pause_together(cluster: Cluster, monkeypatch: Patc
 def test_a_pool_that_finds_its_server_itself_is_left_alone(cluster: Cluster) -> None:
     """A Sentinel's, for one: who is asked is its own affair."""
     assert cluster.cache is not None
-    pool = redis.BlockingConnectionPool.from_url(cluster.cache.url)
+
+    class Finding(redis.ConnectionPool):
+        def make_connection(self) -> Any:
+            return super().make_connection()
+
+    pool = Finding.from_url(cluster.cache.url)
     with redis.Redis(connection_pool=pool) as client:
         client.set("a", "a")
         server = RedisServer(client, PATIENT["STORE_TIMEOUT"])
