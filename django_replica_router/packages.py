@@ -128,8 +128,8 @@ NEIGHBOURS = (
         "W016",
         "django_tenants",
         _tenants_differ,
-        "django-tenants sets the schema of a tenant on the connection to the primary only: a replica "
-        "would show other rows.",
+        "django-tenants sets the schema of a tenant on the connection to the primary only: a request "
+        "of a tenant reads there alone (with releases before 4, a replica may show other rows).",
         f"Set EXTRA_SET_TENANT_METHOD_PATH to a function that sets it on the replicas too. {_SHARED}",
     ),
     Neighbour(

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
@@ -22,12 +23,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.core.management.base import BaseCommand
 from django.core.management.commands.migrate import Command as Migrate
-from django.db import connections, router, transaction
+from django.db import InternalError, connections, router, transaction
 from django.db.backends.postgresql.client import DatabaseClient
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models.signals import pre_migrate
 
-from django_replica_router import commands, receivers
+from django_replica_router import commands, receivers, routers
 from django_replica_router.commands import guard_commands
 from django_replica_router.routers import ReplicaRouter
 from testproject.cluster import Cluster
@@ -265,6 +266,26 @@ def test_any_other_command_that_writes_there_ends_with_the_sentence(note: Note) 
     assert Note.objects.get().title == "first"
 
 
+def test_what_such_a_command_writes_by_name_is_written_nowhere(note: Note) -> None:
+    """Nor outside a transaction: the primary does not take what was sent to its replica."""
+    with pytest.raises(CommandError) as caught:
+        report(lambda alias: Note.objects.using(alias).create(owner_id=note.owner_id, title="lost"))
+    assert str(caught.value) == refusal("report")
+    assert Note.objects.get() == note
+
+
+def test_an_object_that_such_a_command_saves_goes_to_the_primary(note: Note) -> None:
+    """It names no database, so it is saved as everywhere."""
+
+    def save(alias: str) -> None:
+        found = Note.objects.using(alias).get()
+        found.title = "changed"
+        found.save()
+
+    report(save)
+    assert Note.objects.using("default").get().title == "changed"
+
+
 def test_another_error_of_a_command_is_its_own(cluster: Cluster) -> None:
     """Only what a standby has refused is told as that."""
 
@@ -357,6 +378,22 @@ def test_control_of_reading(note: Note, served: Served) -> None:
         patch.setattr(ReplicaRouter, "allow_migrate", lambda self, db, app_label, **hints: False)
         with pytest.raises(pytest.fail.Exception):
             _must_fail(test_reading_by_name_reads, "dumpdata", note, served)
+
+
+def test_control_of_reading_relations_there_too(note: Note, served: Served) -> None:
+    """Where a command's replica is not remembered, the relations of its objects come from elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routers, "named_replica", ContextVar("other", default=None))
+        with pytest.raises(pytest.fail.Exception):
+            _must_fail(test_reading_by_name_reads, "dumpdata", note, served)
+
+
+def test_control_of_telling_the_refusal(note: Note) -> None:
+    """Where nothing tells that the standby has refused it, the error is the driver's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "is_refused_write", lambda error: False)
+        with pytest.raises(InternalError, match="read-only transaction"):
+            test_what_such_a_command_writes_by_name_is_written_nowhere(note)
 
 
 def _must_fail(test: Callable[..., None], *args: Any) -> None:
