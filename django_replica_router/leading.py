@@ -77,7 +77,7 @@ def _note_named(alias: Any, model: Any) -> None:
     """
     scope = current_frame.get().scope
     state = None if scope is None else scope.clusters.get(alias)
-    if state is None or state.seen_on is not None or not state.choices:
+    if state is None or state.seen_on == alias or not state.choices:
         return  # or nothing is decided, as where it is read who the reader is
     if not get_config().is_primary_only(model):
         note_shown(alias)

@@ -356,7 +356,8 @@ def _decide_anew(
     alias = found.decision.alias
     if alias != primary and not are_alike(connections[primary], connections[alias]):
         return Found(Decision(primary, Reason.SETTINGS))
-    if config.MONOTONIC_READS and alias not in (primary, preferred):
+    # What was seen on the primary is no less than what any replica shows.
+    if config.MONOTONIC_READS and alias not in (primary, preferred) and state.seen_on != primary:
         state.seen_on = alias
     return found
 

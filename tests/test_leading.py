@@ -15,7 +15,7 @@ from django.db import connections, models, transaction
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import leading, scope, use_primary
+from django_replica_router import current_scope, leading, scope, use_primary
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
 from tests.conftest import stand_still, wait_until_known
@@ -273,6 +273,31 @@ def test_what_is_read_on_the_primary_by_name_is_not_taken_back(
         return [Note.objects.get().title, Note.objects.using("default").get().title]
 
     assert visit(browser, look) == ["first", "NEW"]
+    assert visit(browser, lambda request: Note.objects.get().title) == "NEW"
+
+
+def test_what_another_replica_has_shown_hides_nothing_of_that(
+    ann: User, note: Note, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another replica than usual serves, that is remembered of the request as well."""
+    original = leading.note_shown
+
+    def note_another(alias: str) -> None:
+        original(alias)
+        assert current_scope().cluster("default").seen_on == "default"  # type: ignore[union-attr]
+
+    monkeypatch.setattr(leading, "note_shown", note_another)
+    browser = sign_in(ann)
+    wait_until_known(cluster)
+    stand_still(cluster)
+    rename()
+
+    def look(request: HttpRequest) -> str:
+        assert Note.objects.get().title == "first"
+        current_scope().cluster("default").seen_on = "replica1"  # type: ignore[union-attr]
+        return Note.objects.using("default").get().title
+
+    assert visit(browser, look) == "NEW"
     assert visit(browser, lambda request: Note.objects.get().title) == "NEW"
 
 

@@ -50,7 +50,11 @@ _DIRECTED: Mapping[str, Mapping[str, Any]] = {
         "habits": replace(BUSY, write_share=0.4),
     },
     "early_session_token_ignored": {"delays": (0.5, 0.5)},
-    "kept_objects_followed_blindly": {"delays": (0.5, 0.5)},
+    # Some must come from a replica, so its users must at times be served by one.
+    "kept_objects_followed_blindly": {
+        "delays": (0.2, 0.2),
+        "habits": replace(BUSY, pause=0.02, write_share=0.5),
+    },
     # Late enough that much is dropped while it is needed.
     "dropped_tokens_not_missed": {
         "faults": ("cache_evict",),

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,21 @@ def _read(register: int) -> int:
 
 
 # Objects that outlive the request that has read them, as in a site that keeps them in a module.
-_kept: dict[int, Register] = {}
+_kept: dict[tuple[str, int], Register] = {}
 
 
-def _read_by_kept(register: int) -> int:
-    """Read a register as a generic foreign key of an object does that was kept: by its alias."""
-    kept = _kept.get(register)
-    if kept is None:
-        kept = _kept[register] = Register.objects.get(pk=register)
-    kind = ContentType.objects.get_for_model(Register)
-    found: Register = kind.get_object_for_this_type(using=kept._state.db, pk=register)
+def _read_by_kept(kind: str, register: int) -> int:
+    """Read a register as a generic foreign key of an object does that was kept: by its alias.
+
+    Args:
+        kind: "replica" for an object that has come from a replica, if there was one; else any.
+        register: its number.
+    """
+    kept = _kept.get((kind, register))
+    if kept is None or (kind == "replica" and kept._state.db == "default"):
+        kept = _kept[kind, register] = Register.objects.get(pk=register)
+    model = ContentType.objects.get_for_model(Register)
+    found: Register = model.get_object_for_this_type(using=kept._state.db, pk=register)
     return found.value
 
 
@@ -125,7 +131,8 @@ def _own(request: HttpRequest) -> int:
 def read(request: HttpRequest) -> JsonResponse:
     """Read the session, the user, and several times both registers, each by a query of its own."""
     own, times = _own(request), int(request.GET.get("times", "1"))
-    look = _read_by_kept if request.GET.get("kept") else _read
+    kept = request.GET.get("kept")
+    look = partial(_read_by_kept, kept) if kept else _read
     # As in most sites, who asks is found out before anything else is read.
     return _answer(request, lambda: [(look(own), look(GLOBAL_REGISTER)) for _ in range(times)])
 

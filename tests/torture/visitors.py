@@ -203,7 +203,9 @@ class Tab:
 
     def _read(self, device: Device | None = None) -> None:
         times = self._random.choice([1, self._habits.times])
-        kept = "&kept=1" if self._random.random() < KEPT_SHARE else ""
+        kept = ""
+        if self._random.random() < KEPT_SHARE:
+            kept = f"&kept={self._random.choice(['any', 'replica'])}"
         path = f"/read?own={self._user.register}&times={times}{kept}"
         self._send("read", device or self._device, "GET", path)
 
