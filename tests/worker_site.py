@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
@@ -24,7 +26,7 @@ def visited(request: HttpRequest) -> HttpResponse:
     origin = str(note._state.db)
     if "save" in request.GET:
         note.save()
-    return HttpResponse(origin)
+    return HttpResponse(origin, headers={"X-Worker": str(os.getpid())})
 
 
 urlpatterns = [path("visited/", visited), path("column/", column), *project_urls]
