@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import psycopg
 from django.db import connections
 from django.db.utils import OperationalError
-from psycopg import pq
 
 from django_replica_router import postgres
 from django_replica_router.conf import get_config
@@ -84,9 +83,9 @@ def ask_over_connection(alias: str, monitor: Monitor) -> None:
     """
     connection: Any = connections[alias]
     raw = connection.connection
-    if not monitor.looks_itself or not isinstance(raw, psycopg.Connection) or raw.closed:
+    if not monitor.looks_itself or not isinstance(raw, psycopg.Connection):
         return
-    if raw.info.transaction_status != pq.TransactionStatus.IDLE:
+    if not postgres.can_be_asked(raw):
         return
     try:
         with in_flight.waiting(alias, raw):

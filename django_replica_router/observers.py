@@ -257,8 +257,8 @@ def _was_cancelled_at_once(error: Exception, connection: BaseDatabaseWrapper, be
 def _can_move(connection: BaseDatabaseWrapper, primary: str) -> bool:
     """Tell whether what only the primary can do may be run there in place of this connection.
 
-    Not where the code itself has named the replica, nor in a transaction that has already read here: the caller wants both at one place. A
-    transaction in which nothing has run yet moves as a whole.
+    Not where the code itself has named the replica, nor in a transaction that has already read here: the
+    caller wants both at one place. A transaction in which nothing has run yet moves as a whole.
     """
     if not was_sent(primary, connection.alias) or not is_standby(connection):
         return False

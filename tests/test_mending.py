@@ -232,25 +232,17 @@ def test_the_other_methods_of_a_cursor_are_mended(note: Note, cluster: Cluster) 
 
 
 @pytest.mark.not_pooled("a session's lock goes with the server's connection", modes=["transaction"])
-def test_an_advisory_lock_is_one_for_all_servers(note: Note, served: Served) -> None:
+def test_an_advisory_lock_is_one_for_all_servers(
+    note: Note, cluster: Cluster, served: Served
+) -> None:
     """It is taken on the primary, where everybody else would ask for it."""
     assert as_visitor("SELECT pg_try_advisory_lock(99)") == [["True"]]
     try:
         assert served.aliases("advisory") >= {"default"}
-        with other() as raw:
+        with cluster.primary.connect("app") as raw:
             assert raw.execute("SELECT pg_try_advisory_lock(99)").fetchone() == (False,)
     finally:
         connection.connection.execute("SELECT pg_advisory_unlock_all()")
-
-
-@contextmanager
-def other() -> Iterator[psycopg.Connection[Any]]:
-    """Open one more connection to the primary."""
-    params = {**connection.get_connection_params(), "autocommit": True}
-    for name in ("cursor_factory", "context", "prepare_threshold"):
-        params.pop(name, None)
-    with psycopg.connect(**params) as raw:
-        yield raw
 
 
 def test_the_last_value_of_a_sequence_is_that_of_the_primarys_session(note: Note) -> None:
