@@ -6,17 +6,15 @@ import json
 import signal
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import ChildError
 from benchmarks.harness import Benchmark, Options, find_benchmarks, to_json
 from benchmarks.machine import describe_run
 from benchmarks.report import write_report
 from benchmarks.visits import VisitError
 from testproject.cluster import ClusterError
-from testproject.demo.site import SiteError
 
 INTERRUPTED = 130
 
@@ -31,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ChildError, ClusterError, ReportError, SiteError, VisitError) as error:
+    except (ClusterError, ReportError, VisitError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -74,7 +72,7 @@ def _measure(benchmark: Benchmark, options: Options, command: str) -> Any:
 
 def _options(options: Namespace) -> Options:
     rounds = options.rounds or (1 if options.quick else 5)
-    return Options(quick=options.quick, rounds=rounds, seed=options.seed)
+    return Options(options.quick, rounds, options.seed, options.beside)
 
 
 def read_results(files: list[Path]) -> dict[str, Any]:
@@ -98,6 +96,14 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _checkout(text: str) -> Path:
+    path = Path(text).resolve()
+    if not (path / "django_replica_router").is_dir():
+        message = f"There is no package in {text!r}."
+        raise ArgumentTypeError(message)
+    return path
+
+
 def _parser(benchmarks: dict[str, Benchmark]) -> ArgumentParser:
     lines = [f"{item.name}: {item.measures}" for item in benchmarks.values()]
     parser = ArgumentParser(
@@ -116,6 +122,12 @@ def _parser(benchmarks: dict[str, Benchmark]) -> ArgumentParser:
         "--quick", action="store_true", help="see that everything runs; the figures mean nothing"
     )
     parser.add_argument("--rounds", type=int, help="turns of each contender (default: 5)")
+    parser.add_argument(
+        "--beside",
+        type=_checkout,
+        metavar="DIR",
+        help="let costing measure the package of another build as well, from a checkout of it",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the order of turns")
     return parser
 

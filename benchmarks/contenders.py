@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from testproject.cluster import Cluster
+from testproject.cluster.programs import site_environment
 
 PRIMARY = "default"
 REPLICAS = "{replicas}"
@@ -100,18 +100,15 @@ class Contender:
         overrides: Mapping[str, Any] | None = None,
     ) -> dict[str, str]:
         """Return the environment of a process that runs ``benchmarks.settings`` on databases."""
-        environ = {
-            **os.environ,
-            "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
-            "TESTPROJECT_DATABASES": json.dumps(databases),
-            "TESTPROJECT_ROUTING": "primary",
-            "BENCHMARKS_CONTENDER": self.name,
-            "BENCHMARKS_OVERRIDES": json.dumps(overrides or {}),
-            "BENCHMARKS_METER": "1" if meter else "",
-        }
-        if cache_url is not None:
-            environ["TESTPROJECT_CACHE_URL"] = cache_url
-        return environ
+        return site_environment(
+            databases,
+            cache_url,
+            settings="benchmarks.settings",
+            routing="primary",
+            BENCHMARKS_CONTENDER=self.name,
+            BENCHMARKS_OVERRIDES=json.dumps(overrides or {}),
+            BENCHMARKS_METER="1" if meter else "",
+        )
 
 
 def _filled(value: Any, replicas: list[str]) -> Any:

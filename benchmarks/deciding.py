@@ -18,7 +18,7 @@ from django.test import Client
 
 from benchmarks.contenders import PRIMARY
 from benchmarks.probe import inside_request
-from django_replica_router.redis_client import RedisServer
+from django_replica_router.stores.redis import RedisServer
 from testproject.notes.models import Note
 
 _CHUNKS = 25

@@ -57,31 +57,30 @@ def run(options: Options) -> Result:
     counts = options.pick([1, USUAL, 16, 64], [USUAL])
     contenders = [CONSTANT, *present()]
     values: dict[tuple[str, int], list[Figures]] = {}
-    with Cluster(replicas=2, settings={"max_connections": "300"}) as cluster, ExitStack() as stack:
+    with Cluster(replicas=2, settings={"max_connections": "300"}) as cluster:
         sessions = [account.sessions[0] for account in prepare(cluster, ["a", "b"], sessions=1)]
         for count in counts:
             options.log(f"decision: {count} replicas")
-            children = {
-                contender.name: stack.enter_context(
-                    Child(alias_environment(cluster, contender, count))
+            with ExitStack() as stack:
+                children = {
+                    contender.name: stack.enter_context(
+                        Child(alias_environment(cluster, contender, count))
+                    )
+                    for contender in contenders
+                }
+
+                def measure(
+                    name: str, children: Mapping[str, Child] = children, count: int = count
+                ) -> Figures:
+                    return _measure(children[name], options, sessions, full=count == USUAL)
+
+                measured = take_turns(
+                    list(children),
+                    measure,
+                    rounds=options.rounds if count == USUAL else min(3, options.rounds),
+                    seed=options.seed + count,
                 )
-                for contender in contenders
-            }
-
-            def measure(
-                name: str, children: Mapping[str, Child] = children, count: int = count
-            ) -> Figures:
-                return _measure(children[name], options, sessions, full=count == USUAL)
-
-            measured = take_turns(
-                list(children),
-                measure,
-                rounds=options.rounds if count == USUAL else min(3, options.rounds),
-                seed=options.seed + count,
-            )
             values |= {(name, count): rounds for name, rounds in measured.items()}
-            for child in children.values():
-                child.close()
     return _result(values, counts)
 
 

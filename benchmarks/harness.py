@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.figures import Cell, Spread
@@ -29,8 +30,11 @@ Value = TypeVar("Value")
 MODULES = (
     "decision",
     "request",
+    "costing",
+    "calls",
     "roundtrips",
     "offload",
+    "sites",
     "freshness",
     "scaling",
     "growth",
@@ -47,11 +51,13 @@ class Options:
         quick: as little of everything as shows that it works. The figures mean nothing.
         rounds: how often each contender takes its turn.
         seed: what the order of turns is drawn from.
+        beside: a checkout of another build of the package, for benchmarks that can measure it as well.
     """
 
     quick: bool = False
     rounds: int = 5
     seed: int = 1
+    beside: Path | None = None
 
     def pick(self, full: Value, quick: Value) -> Value:
         """Return the first, or in the quick form the second."""

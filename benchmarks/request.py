@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.children import Child, alias_environment
-from benchmarks.contenders import BY_NAME, left_out, present
+from benchmarks.contenders import left_out, present
 from benchmarks.figures import Cell, Spread, cell_text, percentile
 from benchmarks.harness import Benchmark, Options, Plot, Result, Table, Verdict, take_turns
-from benchmarks.sites import WORKERS, running
+from benchmarks.running import WORKERS, running
 from benchmarks.visits import Visit, visit
 from testproject.cluster import Cluster
+from testproject.cluster.gunicorn import Site
 from testproject.cluster.processes import HAS_PROC, children_of, stat_fields
-from testproject.demo.site import Site, prepare
+from testproject.demo.site import prepare
 
 BASE = "random"
 WARM_UP_SECONDS = 2.0
@@ -41,8 +41,6 @@ class Page:
         """Where it is."""
         return f"/bench/mine/{self.queries}/" if self.signed_in else f"/bench/{self.queries}/"
 
-
-PAIRS = 60
 
 PAGES = (Page(1), Page(5), Page(20), Page(5, signed_in=True))
 
@@ -90,55 +88,12 @@ def run(options: Options) -> Result:
                 rounds=options.rounds,
                 seed=options.seed + page.queries,
             )
-        stack.close()  # so that nothing else runs
-        options.log("request: in one process")
-        costs = {
-            name: _costs(cluster, name, pages, account.sessions[0], options)
-            for name in sites
-            if _is_package(name)
-        }
-    result = _result(measured)
-    result.tables.append(_cost_table(costs))
-    return result
+    return _result(measured)
 
 
 def _is_package(name: str) -> bool:
     """Tell whether a contender is this package, with its database backend or without."""
     return name.startswith("package")
-
-
-def _costs(
-    cluster: Cluster, name: str, pages: Sequence[Page], session: str, options: Options
-) -> dict[Page, tuple[Spread, Spread]]:
-    """Return for each page the CPU microseconds without the package, and what it adds."""
-    found = {}
-    with Child(alias_environment(cluster, BY_NAME[name], 2)) as child:
-        for page in pages:
-            measured = [
-                child.call(
-                    "benchmarks.costing:added_us",
-                    path=page.path,
-                    session=session if page.signed_in else None,
-                    pairs=options.pick(PAIRS, 3),
-                )
-                for _ in range(options.rounds)
-            ]
-            found[page] = (
-                Spread.of(costs["without"] for costs in measured),
-                Spread.of(costs["added"] for costs in measured),
-            )
-    return found
-
-
-def _cost_table(costs: Mapping[str, Mapping[Page, tuple[Spread, Spread]]]) -> Table:
-    table = Table(
-        "CPU time of a request, with and without the package, in turns in one process",
-        ["contender", "page", f"{BASE} (us)", "the package adds (us)", "of it (%)"],
-    )
-    for name, pages in costs.items():
-        for page, (without, added) in pages.items():
-            table.add(name, page.name, without, added, 100 * added.median / without.median)
-    return table
 
 
 def _visit(site: Site, page: Page, session: str, seconds: float) -> Turn:

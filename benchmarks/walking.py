@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from django.db import connections
 from django.test import Client
 
 from benchmarks.deciding import CacheTime, prepare, watch_cache
@@ -37,5 +38,8 @@ def _client(scenario: str, session: str) -> Client:
 
 
 def _do(client: Client, step: str) -> int:
+    if step == "close":  # as Django does at the end of a request, with its default CONN_MAX_AGE
+        connections.close_all()
+        return 0
     method, path = step.split()
     return int(getattr(client, method)(path).status_code)

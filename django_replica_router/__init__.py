@@ -6,21 +6,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from django_replica_router.context import current_scope
-    from django_replica_router.decorators import scope, use_primary, use_replica
+    from django_replica_router.cqrs import command, query
+    from django_replica_router.decorators import ignore_writes, scope, use_primary, use_replica
+    from django_replica_router.recording.writes import note_write
     from django_replica_router.routers import ReplicaRouter
+    from django_replica_router.scopes.scope import current_scope
     from django_replica_router.stats import get_stats, pop_stats
-    from django_replica_router.writes import note_write
+    from django_replica_router.tokens import (
+        Token,
+        acurrent_token,
+        await_for_replicas,
+        current_token,
+        see,
+        track,
+        wait_for_replicas,
+    )
 
 __all__ = [
     "ReplicaRouter",
+    "Token",
+    "acurrent_token",
+    "await_for_replicas",
+    "command",
     "current_scope",
+    "current_token",
     "get_stats",
+    "ignore_writes",
     "note_write",
     "pop_stats",
+    "query",
     "scope",
+    "see",
+    "track",
     "use_primary",
     "use_replica",
+    "wait_for_replicas",
 ]
 
 __version__ = "0.1.0"
@@ -29,13 +49,28 @@ __version__ = "0.1.0"
 # before Django's settings exist, and importing the package must not read them.
 _HOMES = {
     "ReplicaRouter": "django_replica_router.routers",
-    "current_scope": "django_replica_router.context",
+    "command": "django_replica_router.cqrs",
+    "current_scope": "django_replica_router.scopes.scope",
     "get_stats": "django_replica_router.stats",
+    "ignore_writes": "django_replica_router.decorators",
     "pop_stats": "django_replica_router.stats",
-    "note_write": "django_replica_router.writes",
+    "note_write": "django_replica_router.recording.writes",
+    "query": "django_replica_router.cqrs",
     "scope": "django_replica_router.decorators",
     "use_primary": "django_replica_router.decorators",
     "use_replica": "django_replica_router.decorators",
+    **dict.fromkeys(
+        (
+            "Token",
+            "acurrent_token",
+            "await_for_replicas",
+            "current_token",
+            "see",
+            "track",
+            "wait_for_replicas",
+        ),
+        "django_replica_router.tokens",
+    ),
 }
 
 

@@ -13,7 +13,8 @@ class ReplicaRouterConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect receivers and register checks."""
-        from django_replica_router import checks, receivers
+        from django_replica_router import checks, conf, receivers
 
+        conf.reread()  # what was read before all models were there
         receivers.connect()
         checks.register()

@@ -12,15 +12,24 @@ from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
 from django.db import connections
 from django.utils.module_loading import import_string
+from psycopg import IsolationLevel
 
-from django_replica_router.conf import AGE_ERROR, BALANCERS, Config, find_problems, get_config
+from django_replica_router.conf import (
+    AGE_ERROR,
+    BALANCERS,
+    Config,
+    find_problems,
+    get_config,
+    session_model,
+)
 from django_replica_router.errors import StoreError, tell_import_failure
 from django_replica_router.middleware import ReplicaRouterMiddleware
-from django_replica_router.mirrors import differences
 from django_replica_router.packages import find_neighbours, pool_of
-from django_replica_router.postgres import is_under_test
+from django_replica_router.replicas.lookups import is_available
+from django_replica_router.replicas.mirrors import differences
+from django_replica_router.replicas.postgres import is_under_test
 from django_replica_router.routers import ReplicaRouter
-from django_replica_router.stores import get_store
+from django_replica_router.stores.store import TokenStore, get_store
 
 APP = "django_replica_router"
 _ROUTER = f"{APP}.ReplicaRouter"
@@ -46,6 +55,7 @@ def check_settings(
     config = get_config()
     return [
         *_check_topology(config),
+        *_check_discovery(config),
         *_check_engines(config),
         *_check_pools(config),
         *_check_neighbours(config),
@@ -55,6 +65,7 @@ def check_settings(
         *_check_router(),
         *_check_middleware(),
         *_check_atomic_requests(config),
+        *_check_sessions(config),
     ]
 
 
@@ -95,6 +106,28 @@ def _check_topology(config: Config) -> Iterator[checks.CheckMessage]:
                     f"{where} makes {alias!r} a replica of both {seen[alias]!r} and {primary!r}.",
                     "Name it under the one primary that it follows.",
                 )
+
+
+def _check_discovery(config: Config) -> Iterator[checks.CheckMessage]:
+    for alias in config.DISCOVERY or ():
+        if alias not in connections or not config.topology.is_replica(alias):
+            yield _error(
+                "E013",
+                f"REPLICA_ROUTER['DISCOVERY'] names {alias!r}, which is no replica.",
+                "Name the alias of a replica: each server that is found gets its settings.",
+            )
+        elif "," in f"{connections.settings[alias]['HOST']}{connections.settings[alias]['PORT']}":
+            yield _error(
+                "E013",
+                f"REPLICA_ROUTER['DISCOVERY'] names {alias!r}, whose HOST or PORT lists several.",
+                "Give it one HOST: each server that is found is reached at its own address.",
+            )
+    if config.DISCOVERY and not is_available():
+        yield _error(
+            "E014",
+            "REPLICA_ROUTER['DISCOVERY'] needs dnspython, which is not installed.",
+            "Run 'pip install \"django-replica-router[discovery]\"'.",
+        )
 
 
 def _check_engines(config: Config) -> Iterator[checks.CheckMessage]:
@@ -168,13 +201,14 @@ def _check_names(config: Config) -> Iterator[checks.CheckMessage]:
                 f"REPLICA_ROUTER[{key!r}] names {path!r}, which is not callable.",
                 "Give the dotted path of a callable.",
             )
-    for label in config.PRIMARY_ONLY:
-        if not _is_app_or_model(label):
-            yield _error(
-                "E008",
-                f"REPLICA_ROUTER['PRIMARY_ONLY'] names {label!r}, which is no app and no model.",
-                "Give the label of an app ('auth') or of a model ('auth.User').",
-            )
+    for key in ("PRIMARY_ONLY", "IGNORED_WRITES"):
+        for label in getattr(config, key):
+            if not _is_app_or_model(label):
+                yield _error(
+                    "E008",
+                    f"REPLICA_ROUTER[{key!r}] names {label!r}, which is no app and no model.",
+                    "Give the label of an app ('auth') or of a model ('auth.User').",
+                )
 
 
 def _is_app_or_model(label: str) -> bool:
@@ -211,39 +245,36 @@ def check_deployment(
         store = get_store(name)
     except StoreError:
         return []  # E009 and E010 tell
-    backend = settings.CACHES[name].get("BACKEND", "")
+    return [*_check_kind(name, store)] or [*_check_server(name, store)]
+
+
+def _check_kind(name: str, store: TokenStore) -> Iterator[checks.CheckMessage]:
+    cache = f"The cache {name!r} ({settings.CACHES[name].get('BACKEND', '')})"
     if not store.is_lasting:
-        return [
-            _warning(
-                "W003",
-                f"The cache {name!r} ({backend}) is not shared between processes: what a "
-                f"user writes in one is not known in another.",
-                "Use Redis or Valkey in production, as with django-redis.",
-            )
-        ]
-    if not store.is_atomic:
-        return [
-            _warning(
-                "W004",
-                f"The cache {name!r} ({backend}) has no atomic merge: of two tokens of one "
-                f"user that are stored at the same moment, the higher one may be lost.",
-                "Use Redis or Valkey, as with django-redis.",
-            )
-        ]
+        yield _warning(
+            "W003",
+            f"{cache} is not shared between processes: what a user writes in one is not known in another.",
+            "Use Redis or Valkey in production, as with django-redis.",
+        )
+    elif not store.is_atomic:
+        yield _warning(
+            "W004",
+            f"{cache} has no atomic merge: of two tokens of one user that are stored at the same "
+            f"moment, the higher one may be lost.",
+            "Use Redis or Valkey, as with django-redis.",
+        )
+
+
+def _check_server(name: str, store: TokenStore) -> Iterator[checks.CheckMessage]:
     refusal = store.find_refusal()
     if refusal is not None:
-        return [
-            _error(
-                "E012",
-                f"The cache {name!r} does not keep tokens: {refusal}.",
-                "Mend CACHES, or it.",
-            )
-        ]
+        yield _error(
+            "E012", f"The cache {name!r} does not keep tokens: {refusal}.", "Mend CACHES, or it."
+        )
+        return
     policy = store.eviction_policy()
-    if policy is None:
-        return []
-    return [
-        _warning(
+    if policy is not None:
+        yield _warning(
             "W010",
             f"The server of the cache {name!r} drops keys when its memory is full "
             f"(maxmemory-policy {policy}): a reader whose record is missing costs the primary a "
@@ -251,7 +282,6 @@ def check_deployment(
             "Set maxmemory-policy noeviction, or give the tokens a server of their own that has "
             "it: who has no record there has written nothing.",
         )
-    ]
 
 
 def _find(paths: Sequence[Any], wanted: str, kind: type[Any]) -> int | None:
@@ -304,20 +334,37 @@ def _check_atomic_requests(config: Config) -> Iterator[checks.CheckMessage]:
     for alias, primary in config.topology.primary_of.items():
         if alias not in connections or not connections.settings[alias].get("ATOMIC_REQUESTS"):
             continue
-        if alias == primary:
-            yield _warning(
-                "W008",
-                f"ATOMIC_REQUESTS of {alias!r} sends every read of every view to the primary.",
-                "Turn it off, and use transaction.atomic() where a view writes; or mark views "
-                "that only read with @transaction.non_atomic_requests.",
-            )
-        else:
+        level = connections.settings[alias]["OPTIONS"].get("isolation_level")
+        if alias != primary:
             yield _warning(
                 "W009",
-                f"ATOMIC_REQUESTS of the replica {alias!r} opens a useless transaction for every "
-                f"request.",
+                f"ATOMIC_REQUESTS of the replica {alias!r} means nothing: no view needs a transaction "
+                f"there, and none is opened.",
                 f"Remove it from {alias!r}.",
             )
+        elif isinstance(level, int) and level > IsolationLevel.READ_COMMITTED:
+            yield _warning(
+                "W008",
+                f"ATOMIC_REQUESTS of {alias!r}, with an isolation level above READ COMMITTED, keeps "
+                f"every read of every view on the primary.",
+                "Leave the level at READ COMMITTED, and set a higher one in the transactions that need "
+                "it; or mark views that only read with @transaction.non_atomic_requests.",
+            )
+
+
+def _check_sessions(config: Config) -> Iterator[checks.CheckMessage]:
+    model = session_model() if settings.SESSION_SAVE_EVERY_REQUEST else None
+    if model is None or not any(config.topology.replicas.values()):
+        return
+    if not config.is_primary_only(model):
+        label = model._meta.app_label
+        yield _warning(
+            "W019",
+            "SESSION_SAVE_EVERY_REQUEST writes a row of the database in every request: who was here a "
+            "moment ago reads from the primary.",
+            f"Add {label!r} to REPLICA_ROUTER['PRIMARY_ONLY']: then only sessions are read there, and "
+            f"writing them binds nobody.",
+        )
 
 
 def check_mirrors(

@@ -10,8 +10,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from django_replica_router.conf import get_config
-from django_replica_router.mirrors import is_mirror
-from django_replica_router.rerouting import is_refused_write
+from django_replica_router.connections.rerouting import is_refused_write
+from django_replica_router.replicas.mirrors import is_mirror
 
 WRITERS: Mapping[str, frozenset[str]] = {
     "changepassword": frozenset(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +11,15 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core.signals import setting_changed
 from django.db import connections
 from django.utils.functional import empty
+from django.utils.module_loading import import_string
 
 from django_replica_router.errors import ConfigurationError
+from django_replica_router.values.topology import Found, Topology, arrange
 
 SETTING = "REPLICA_ROUTER"
 AGE_ERROR = 1.0
@@ -45,14 +50,15 @@ class SettingError(ConfigurationError):
         self.hint = hint
 
 
-def _is_seconds(value: object) -> bool:
+def is_seconds(value: object) -> bool:
+    """Tell whether a value is a number of seconds, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 0 <= value <= MAX_SECONDS
 
 
 def _is_positive(value: object) -> bool:
-    return _is_seconds(value) and value != 0
+    return is_seconds(value) and value != 0
 
 
 def _is_text(value: object) -> bool:
@@ -71,6 +77,12 @@ def _is_optional_text(value: object) -> bool:
     return value is None or _is_text(value)
 
 
+def _is_header(value: object) -> bool:
+    return value is None or (
+        isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9-]+", value) is not None
+    )
+
+
 def _is_clusters(value: object) -> bool:
     return value is None or (
         isinstance(value, Mapping)
@@ -87,13 +99,50 @@ def _is_clusters(value: object) -> bool:
     )
 
 
-_SECONDS = (_is_seconds, "a number of seconds, 0 or more")
+_DNS_NAME = re.compile(r"[^.\s]{1,63}(\.[^.\s]{1,63})*\.?")
+
+
+def _is_address(value: object) -> bool:
+    try:
+        ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        return False
+    return True
+
+
+_OF_NAME: Mapping[str, Callable[[Any], bool]] = {
+    "NAME": lambda value: _is_text(value) and _DNS_NAME.fullmatch(value) is not None,
+    "TYPE": lambda value: value in ("A", "AAAA", "SRV"),
+    "NAMESERVER": _is_address,
+    "PORT": lambda value: type(value) is int and 0 < value < 1 << 16,
+    "INTERVAL": _is_positive,
+}
+
+
+def _is_discovery(value: object) -> bool:
+    return value is None or (
+        isinstance(value, Mapping)
+        and all(map(_is_text, value))
+        and all(
+            isinstance(entry, Mapping)
+            and "NAME" in entry
+            and all(key in _OF_NAME and _OF_NAME[key](given) for key, given in entry.items())
+            for entry in value.values()
+        )
+    )
+
+
+_SECONDS = (is_seconds, "a number of seconds, 0 or more")
 _POSITIVE = (_is_positive, "a number of seconds above 0")
 _OPTIONAL_SECONDS = (
     lambda value: value is None or _is_positive(value),
     "None or a number of seconds above 0",
 )
 _TEXTS = (_is_texts, "a list of strings")
+_SHARE = (
+    lambda value: is_seconds(value) and value <= 1,
+    "a number from 0 to 1",
+)
 
 _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "ENABLED": (_is_bool, "True or False"),
@@ -102,13 +151,16 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
         "a dict of primary alias to a list of replica aliases, or to a dict of replica alias "
         "to a weight above 0",
     ),
+    "DISCOVERY": (
+        _is_discovery,
+        "None or a dict of replica alias to a dict with NAME (a DNS name) and, where it should not be "
+        "the default, TYPE ('A', 'AAAA' or 'SRV'), NAMESERVER (an IP address), PORT (1 to 65535) and "
+        "INTERVAL (seconds above 0)",
+    ),
     "MAX_LAG": _POSITIVE,
     "WAIT": _SECONDS,
     "FALLBACK_LAG": _OPTIONAL_SECONDS,
-    "PRIMARY_SHARE": (
-        lambda value: _is_seconds(value) and value <= 1,  # type: ignore[operator]
-        "a number from 0 to 1",
-    ),
+    "PRIMARY_SHARE": _SHARE,
     "PRIMARY_DOWN": (lambda value: value in ("fail", "replicas"), "'fail' or 'replicas'"),
     "CONNECT_TIMEOUT": _POSITIVE,
     "LOCK_WAIT": _OPTIONAL_SECONDS,
@@ -119,13 +171,20 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "COOKIE": (_is_bool, "True or False"),
     "CACHE": (_is_text, "the alias of a cache"),
     "PRIMARY_ONLY": _TEXTS,
+    "PRIMARY_VIEWS": _TEXTS,
+    "REPLICA_VIEWS": _TEXTS,
+    "REPLICA_MODELS": _TEXTS,
+    "IGNORED_WRITES": _TEXTS,
     "MONOTONIC_READS": (_is_bool, "True or False"),
+    "MONOTONIC_SHARE": _SHARE,
     "SAFE_METHODS": _TEXTS,
     "STALE_SAVES": (
         lambda value: value in ("learn", "warn", "raise", "ignore"),
         "'learn', 'warn', 'raise' or 'ignore'",
     ),
     "BALANCER": (_is_text, f"one of {', '.join(BALANCERS)}, or the dotted path of a callable"),
+    "HEADER": (_is_header, "None or the name of a header, of letters, digits and hyphens"),
+    "TOKEN_KEYS": _TEXTS,
     "IDENTITY": (_is_optional_text, "None or the dotted path of a callable"),
     "SHARE_READINGS": (_is_bool, "True or False"),
     "DEBUG": (_is_bool, "True or False"),
@@ -138,6 +197,7 @@ class Config:
 
     ENABLED: bool = True
     CLUSTERS: Mapping[str, Sequence[str] | Mapping[str, float]] | None = None
+    DISCOVERY: Mapping[str, Mapping[str, Any]] | None = None
     MAX_LAG: float = 10.0
     WAIT: float = 0.05
     FALLBACK_LAG: float | None = None
@@ -152,10 +212,17 @@ class Config:
     COOKIE: bool = False
     CACHE: str = "default"
     PRIMARY_ONLY: Sequence[str] = ()
+    PRIMARY_VIEWS: Sequence[str] = ()
+    REPLICA_VIEWS: Sequence[str] = ()
+    REPLICA_MODELS: Sequence[str] = ()
+    IGNORED_WRITES: Sequence[str] = ()
     MONOTONIC_READS: bool = True
+    MONOTONIC_SHARE: float = 0.05
     SAFE_METHODS: Sequence[str] = ("GET", "HEAD", "OPTIONS", "TRACE")
     STALE_SAVES: str = "learn"
     BALANCER: str = "rendezvous"
+    HEADER: str | None = None
+    TOKEN_KEYS: Sequence[str] = ()
     IDENTITY: str | None = None
     SHARE_READINGS: bool = False
     DEBUG: bool = False
@@ -170,18 +237,61 @@ class Config:
         return min(self.INTERVAL, self.MAX_LAG / 4)
 
     @cached_property
+    def token_bound(self) -> float:
+        """Seconds beyond which a replica's data may lack a write whose token has expired."""
+        return self.TOKEN_TTL - self.WAIT - AGE_ERROR
+
+    @cached_property
+    def yields(self) -> bool:
+        """Whether what readers have seen, not written, may be given up to spare the primary."""
+        return self.MONOTONIC_READS and self.MONOTONIC_SHARE < 1
+
+    @cached_property
     def primary_only(self) -> frozenset[str]:
         """``PRIMARY_ONLY`` in lower case: labels of apps and of models."""
         return frozenset(label.lower() for label in self.PRIMARY_ONLY)
 
     @cached_property
+    def replica_models(self) -> frozenset[str]:
+        """``REPLICA_MODELS`` in lower case: labels of apps and of models."""
+        return frozenset(label.lower() for label in self.REPLICA_MODELS)
+
+    @cached_property
+    def views(self) -> dict[Any, Any]:
+        """What ``PRIMARY_VIEWS`` and ``REPLICA_VIEWS`` ask for in a view, by its names, once it was asked."""
+        return {}
+
+    @cached_property
+    def ignored_writes(self) -> frozenset[str]:
+        """``IGNORED_WRITES`` in lower case: labels of apps and of models."""
+        return frozenset(label.lower() for label in self.IGNORED_WRITES)
+
+    @cached_property
+    def primary_tables(self) -> frozenset[str]:
+        """The tables of models that ``PRIMARY_ONLY`` lists, and of sessions that a cache keeps.
+
+        A statement that names one of them, in a join or through another model, is run on the primary.
+        """
+        if not apps.models_ready:
+            return frozenset()  # the settings are read anew when the app is ready
+        return frozenset(
+            model._meta.db_table
+            for model in apps.get_models(include_auto_created=True)
+            if _is_listed(model._meta, self.primary_only) or _is_kept_in_a_cache(model)
+        )
+
+    @cached_property
     def ordinary_models(self) -> set[Any]:
-        """The models that were found not to be reserved for the primary. Emptied with the setting."""
+        """The models that were found to be listed nowhere. Emptied with the setting."""
         return set()
 
     @cached_property
     def _reserved_models(self) -> set[Any]:
         return set()
+
+    @cached_property
+    def _ignored_models(self) -> dict[Any, bool]:
+        return {}
 
     def is_primary_only(self, model: Any) -> bool:
         """Tell whether the setting reserves reads of the model for the primary.
@@ -198,23 +308,52 @@ class Config:
         meta = getattr(model, "_meta", None)
         if meta is None:
             return False  # a raw query may be of no model
-        app = meta.app_label.lower()
         is_reserved = (
-            app in {"django_cache", "contenttypes"}
+            meta.app_label.lower() in {"django_cache", "contenttypes"}
             or _is_kept_in_a_cache(model)
-            or app in self.primary_only
-            or f"{app}.{meta.model_name}" in self.primary_only
+            or _is_listed(meta, self.primary_only)
+            or meta.db_table in self.primary_tables
         )
-        (self._reserved_models if is_reserved else self.ordinary_models).add(model)
+        if is_reserved:
+            self._reserved_models.add(model)
+        elif not self.wants_replica(model):
+            self.ordinary_models.add(model)
         return is_reserved
+
+    def wants_replica(self, model: Any) -> bool:
+        """Tell whether ``REPLICA_MODELS`` has reads of the model go to replicas whatever the request does."""
+        meta = getattr(model, "_meta", None) if self.replica_models else None
+        return meta is not None and _is_listed(meta, self.replica_models)
+
+    def ignores_writes(self, model: Any) -> bool:
+        """Tell whether a write to the model's own table binds nobody.
+
+        Nobody reads the table on a replica, or ``IGNORED_WRITES`` lists the model.
+        """
+        found = self._ignored_models.get(model)
+        if found is None:
+            meta: Any = getattr(model, "_meta", None)
+            found = meta is not None and (
+                meta.db_table in self.primary_tables or _is_listed(meta, self.ignored_writes)
+            )
+            # Where the database deletes along with its rows what is of other tables, it binds.
+            found = found and not any(map(_is_deleted_along, meta.get_fields(include_hidden=True)))
+            self._ignored_models[model] = found
+        return found
 
     @cached_property
     def topology(self) -> Topology:
-        """The clusters, from ``CLUSTERS`` or else from ``DATABASES``."""
+        """The clusters, from ``CLUSTERS`` or else from ``DATABASES``, with what was found by ``DISCOVERY``.
+
+        Another one takes its place where servers come or go.
+        """
+        return self._arrange()
+
+    def _arrange(self) -> Topology:
         if self.CLUSTERS is None:
-            return Topology(_mirrors())
-        return Topology(
-            {
+            clusters = _mirrors()
+        else:
+            clusters = {
                 primary: (
                     dict(replicas)
                     if isinstance(replicas, Mapping)
@@ -222,7 +361,31 @@ class Config:
                 )
                 for primary, replicas in self.CLUSTERS.items()
             }
-        )
+        return arrange(clusters, self.DISCOVERY or {}, Present.found)
+
+
+def _is_listed(meta: Any, labels: frozenset[str]) -> bool:
+    """Tell whether the labels, in lower case, name a model or its app."""
+    app = meta.app_label.lower()
+    return app in labels or f"{app}.{meta.model_name}" in labels
+
+
+def _is_deleted_along(field: Any) -> bool:
+    """Tell whether it is a relation of other rows that the database itself deletes or changes.
+
+    ``DB_CASCADE`` and the like, of Django 6.1.
+    """
+    return hasattr(getattr(field, "on_delete", None), "on_delete_sql")
+
+
+def session_model() -> Any:
+    """Return the model of sessions that are rows of a database, or None."""
+    try:
+        store: Any = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
+        find = getattr(store, "get_model_class", None)
+        return None if find is None else find()
+    except (ImportError, RuntimeError):
+        return None  # Django, or the site's first request, says so
 
 
 def _is_kept_in_a_cache(model: Any) -> bool:
@@ -240,31 +403,6 @@ def _is_kept_in_a_cache(model: Any) -> bool:
         return False  # the site's own sessions will say so
     store = getattr(engine, "SessionStore", None)
     return isinstance(store, type) and issubclass(store, caching.SessionStore)
-
-
-class Topology:
-    """Which alias is a primary, which is a replica of whom.
-
-    Args:
-        clusters: for each primary, the weight of each of its replicas.
-    """
-
-    def __init__(self, clusters: Mapping[str, Mapping[str, float]]) -> None:
-        self.clusters = MappingProxyType(clusters)
-        self.replicas = MappingProxyType(
-            {primary: tuple(clusters[primary]) for primary in clusters}
-        )
-        """For each primary, the aliases of its replicas."""
-        self.primary_of: Mapping[str, str] = MappingProxyType(
-            {primary: primary for primary in clusters}
-            | {replica: primary for primary in clusters for replica in clusters[primary]}
-        )
-        """The primary of every alias of every cluster. A primary is its own."""
-
-    def is_replica(self, alias: str) -> bool:
-        """Tell whether the alias is a replica of some primary."""
-        name = str(alias)  # a routed alias is unequal to none of its cluster
-        return self.primary_of.get(name, name) != name
 
 
 def _mirrors() -> dict[str, dict[str, float]]:
@@ -312,11 +450,15 @@ def find_problems() -> Iterator[SettingError]:
             )
 
 
-class _Cache:
-    """The parsed setting, kept as long as the setting is the same object."""
+class Present:
+    """The parsed setting, kept as long as the setting is the same object; None before it is parsed."""
 
     raw: Any = None
     config: Config | None = None
+    found: Mapping[str, Found] = MappingProxyType({})
+    edition: object = None
+    """Another object whenever the settings, or the servers that were found, are others: what was worked out of
+    them holds as long as it is the same."""
 
 
 def get_config() -> Config:
@@ -329,24 +471,47 @@ def get_config() -> Config:
     # also where there is no such setting.
     wrapped = object.__getattribute__(settings, "_wrapped")
     raw = getattr(settings if wrapped is empty else wrapped, SETTING, None)
-    config = _Cache.config
-    if config is not None and _Cache.raw is raw:
+    config = Present.config
+    if config is not None and Present.raw is raw:
         return config
-    _forget(setting=SETTING)
+    reread()
     for problem in find_problems():
         raise problem
     config = Config(**(raw or {}))
-    _Cache.raw, _Cache.config = raw, config
+    Present.raw, Present.config, Present.edition = raw, config, object()
     return config
+
+
+def find_found(alias: str) -> Found | None:
+    """Return what was found by the name of an alias, or None where nothing was found yet."""
+    return Present.found.get(alias)
+
+
+def note_found(alias: str, found: Found) -> None:
+    """Let the topology follow what was found by the name of an alias.
+
+    A decision that holds for the rest of a scope goes on to hold there.
+    """
+    if found != Present.found.get(alias):
+        Present.found = {**Present.found, alias: found}
+    config = get_config()
+    if config.topology.found is not Present.found:
+        config.__dict__["topology"] = config._arrange()
+        Present.edition = object()
 
 
 _READ_SETTINGS = frozenset([SETTING, "DATABASES", "DATABASE_ROUTERS", "SESSION_ENGINE"])
 
 
+def reread() -> None:
+    """Have the settings read anew when they are next asked for."""
+    _forget(setting=SETTING)
+
+
 def _forget(*, setting: str, **kwargs: object) -> None:
-    if setting in _READ_SETTINGS and _Cache.config is not None:
-        _Cache.config.ordinary_models.clear()  # so that no shortcut is followed any more
-        _Cache.config = None
+    if setting in _READ_SETTINGS and Present.config is not None:
+        Present.config.ordinary_models.clear()  # so that no shortcut is followed any more
+        Present.config, Present.edition = None, object()
 
 
 setting_changed.connect(_forget, dispatch_uid="django_replica_router.conf")

@@ -1,50 +1,64 @@
-"""``use_primary``, ``use_replica`` and ``scope``: each a block and a decorator."""
+"""``use_primary``, ``use_replica`` and ``ignore_writes``: each a block and a decorator; and ``scope``."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
-import math
+import contextvars
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
-from contextvars import Token
+from collections.abc import Callable, Iterable
+from copy import copy
 from types import CodeType, FrameType, TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, get_args, overload
 
 from asgiref.sync import sync_to_async
-from django.template.response import SimpleTemplateResponse
 
-from django_replica_router.conf import get_config
-from django_replica_router.context import Frame, Override, Scope, current_frame
+from django_replica_router.conf import get_config, is_seconds
+from django_replica_router.decorating import decorate
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.identity import NamedIdentity
-from django_replica_router.writes import finish_scope, needs_finish, release_scope
+from django_replica_router.recording.carrying import token_of
+from django_replica_router.recording.finishing import finish_scope, needs_finish
+from django_replica_router.routing.reads import release_scope
+from django_replica_router.scopes.identity import NamedIdentity
+from django_replica_router.scopes.scope import Frame, Override, Scope, current_frame
+from django_replica_router.scopes.signing import Token
+
+OnStale = Literal["primary", "wait", "raise"]
+_ON_STALE = get_args(OnStale)
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 
 
 def _opener() -> CodeType | None:
-    """Return the site's code that opens a block: no ``ExitStack`` in between, and none of this file."""
+    """Return the site's code that opens a block: no ``ExitStack`` in between, and none of these files."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename in _BETWEEN:
         frame = frame.f_back
     return None if frame is None else frame.f_code
 
 
-_BETWEEN = (_opener.__code__.co_filename, contextlib.contextmanager.__code__.co_filename)
+_BETWEEN = tuple(f.__code__.co_filename for f in (_opener, decorate, contextlib.contextmanager))
 
 
 class Routed:
-    """A block, and a decorator, in which reads are routed as asked. Nests, and restores.
+    """A block, and a decorator, in which reads are routed, or writes ignored, as asked. Nests, and restores.
 
     The frame that was there before hangs on the frame of the block, and not on the block: one
     object may be entered by several threads and tasks at the same time.
+
+    Args:
+        override: what is asked for reads. None leaves them as they are, and has no write bind anybody.
+        scope: to work in where there is none around the block.
+        source: the code that the block decorates.
     """
 
+    _entries: tuple[str, ...] = ("dispatch",)
+    """Of a class that is decorated, the methods of which the first that it has does its work."""
+
     def __init__(
-        self, override: Override, scope: Scope | None = None, source: CodeType | None = None
+        self,
+        override: Override | None,
+        scope: Scope | None = None,
+        source: CodeType | None = None,
     ) -> None:
         self._override = override
         self._scope = scope
@@ -53,11 +67,21 @@ class Routed:
     def __enter__(self) -> Routed:
         outer = current_frame.get()
         scope = outer.scope or self._scope
-        owns_scope = scope is None and not self._override.primary
+        owns_scope = scope is None and self._needs_scope
         if owns_scope:
             scope = self._new_scope()
-        current_frame.set(Frame(scope, self._override, outer, owns_scope))
+        current_frame.set(self._frame(scope, outer, owns_scope))
         return self
+
+    def _frame(self, scope: Scope | None, outer: Frame, owns_scope: bool) -> Frame:
+        """Return the frame of the code inside."""
+        override = self._override or outer.override
+        ignores = outer.ignores or self._override is None
+        return Frame(scope, override, outer, owns_scope, ignores, outer.query)
+
+    @property
+    def _needs_scope(self) -> bool:
+        return self._override is not None and not self._override.primary
 
     def __exit__(
         self,
@@ -76,174 +100,28 @@ class Routed:
         source = self._source or _opener()
         return Scope(NamedIdentity(), debug=get_config().DEBUG, source=source)
 
-    def _again(self) -> Routed:
-        return Routed(self._override, self._scope, self._source)
-
-    def _for_steps(self) -> Routed:
+    def for_steps(self) -> Self:
         """Return a block for the steps of a generator, which share one scope.
 
-        Whoever runs the steps ends it with ``_end``.
+        Whoever runs the steps ends it with ``end``.
         """
-        if self._override.primary or current_frame.get().scope is not None:
-            return self._again()
-        return Routed(self._override, self._new_scope(), self._source)
+        if not self._needs_scope or current_frame.get().scope is not None:
+            return self
+        block = copy(self)
+        block._scope = self._new_scope()
+        return block
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Give back what the scope of the steps holds."""
         if self._scope is not None:
             release_scope(self._scope)
 
     def __call__(self, target: F) -> F:
         """Decorate a function, coroutine function, generator, async generator, or view class."""
-        given: object = target  # who checks no types may pass a lag by position
-        if not callable(given):
-            message = (
-                f"{target!r} cannot be decorated: expected a function or a class-based view. "
-                f"Pass a lag by its name, as in use_replica(max_lag=2.0)."
-            )
-            raise ConfigurationError(message)
         # Known by what it decorates: one object may decorate several functions.
-        routed = Routed(self._override, self._scope, getattr(target, "__code__", None))
-        if inspect.isclass(target):
-            decorate: Callable[[Any], Any] = routed._decorate_class
-        elif inspect.isasyncgenfunction(target):
-            decorate = routed._decorate_async_generator
-        elif inspect.isgeneratorfunction(target):
-            decorate = routed._decorate_generator
-        elif inspect.iscoroutinefunction(target):
-            decorate = routed._decorate_coroutine
-        else:
-            decorate = routed._decorate_function
-        decorated: F = decorate(target)
-        return decorated
-
-    def _decorate_class(self, target: Any) -> Any:
-        dispatch = getattr(target, "dispatch", None)
-        if dispatch is None:
-            message = (
-                f"{target!r} cannot be decorated: expected a function, or a class-based view "
-                f"with a method dispatch(). Decorate its methods."
-            )
-            raise ConfigurationError(message)
-        target.dispatch = self(dispatch)
-        return target
-
-    def _decorate_function(self, function: Any) -> Any:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self._again():
-                return self._bind(function(*args, **kwargs))
-
-        return wrapper
-
-    def _decorate_coroutine(self, function: Any) -> Any:
-        @functools.wraps(function)
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self._again():
-                return self._bind(await function(*args, **kwargs))
-
-        return wrapper
-
-    def _decorate_generator(self, function: Any) -> Any:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return self._drive(function(*args, **kwargs))
-
-        return wrapper
-
-    def _decorate_async_generator(self, function: Any) -> Any:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return self._drive_async(function(*args, **kwargs))
-
-        return wrapper
-
-    def _bind(self, result: Any) -> Any:
-        """Keep to the route what is evaluated after the function has returned."""
-        if inspect.isawaitable(result):
-            # The dispatch() of a view class with async handlers is a plain function.
-            return self._await(result)
-        if isinstance(result, SimpleTemplateResponse) and not result.is_rendered:
-            self._bind_rendering(result)
-        elif getattr(result, "streaming", False) and not hasattr(result, "file_to_stream"):
-            drive = self._drive_async if result.is_async else self._drive
-            result.streaming_content = drive(_as_generator(result.streaming_content))
-        return result
-
-    async def _await(self, awaitable: Awaitable[Any]) -> Any:
-        with self._again():
-            return self._bind(await awaitable)
-
-    def _bind_rendering(self, response: Any) -> None:
-        render = response.render
-
-        def render_routed() -> Any:
-            # Gone before it is used: a rendered response may be pickled by a cache.
-            response.__dict__.pop("render", None)
-            with self._again():
-                return render()
-
-        response.render = render_routed
-
-    def _drive(self, generator: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Run each step of the generator in a block, and what uses it between them outside."""
-        block = self._for_steps()
-        try:
-            return (yield from self._steps(generator, block))
-        finally:
-            block._end()
-
-    def _steps(self, generator: Generator[Any, Any, T], block: Routed) -> Generator[Any, Any, T]:
-        step: Callable[[], Any] = functools.partial(next, generator)
-        while True:
-            try:
-                with block:
-                    item = step()
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            try:
-                step = functools.partial(generator.send, (yield item))
-            except GeneratorExit:
-                with block:
-                    generator.close()
-                raise
-            except BaseException as error:
-                step = functools.partial(generator.throw, error)
-
-    async def _drive_async(self, generator: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
-        block = self._for_steps()
-        step: Callable[[], Awaitable[Any]] = generator.__anext__
-        try:
-            while True:
-                try:
-                    with block:
-                        item = await step()
-                except StopAsyncIteration:
-                    return
-                try:
-                    step = functools.partial(generator.asend, (yield item))
-                except GeneratorExit:
-                    with block:
-                        await generator.aclose()
-                    raise
-                except BaseException as error:
-                    step = functools.partial(generator.athrow, error)
-        finally:
-            block._end()
-
-
-def _as_generator(content: Any) -> Any:
-    """Return a generator of a streaming response's content, which may be any iterator."""
-    if inspect.isgenerator(content) or inspect.isasyncgen(content):
-        return content
-    if hasattr(content, "__aiter__"):
-
-        async def steps() -> AsyncGenerator[Any, Any]:
-            async for item in content:
-                yield item
-
-        return steps()
-    return (item for item in content)
+        routed = copy(self)
+        routed._source = getattr(target, "__code__", None)
+        return decorate(routed, target, self._entries)
 
 
 @overload
@@ -267,8 +145,17 @@ def use_primary(target: Any = None, /) -> Any:
 @overload
 def use_replica(target: F, /) -> F: ...
 @overload
-def use_replica(*, max_lag: float | None = None) -> Routed: ...
-def use_replica(target: Any = None, /, *, max_lag: float | None = None) -> Any:
+def use_replica(
+    *, max_lag: float | None = None, on_stale: OnStale = "primary", timeout: float = 10.0
+) -> Routed: ...
+def use_replica(
+    target: Any = None,
+    /,
+    *,
+    max_lag: float | None = None,
+    on_stale: OnStale = "primary",
+    timeout: float = 10.0,
+) -> Any:
     """Let reads go to a replica although the request may write, or outside a request.
 
     What a *reader* is promised holds: the replica must have replayed what the user has written (and
@@ -280,34 +167,76 @@ def use_replica(target: Any = None, /, *, max_lag: float | None = None) -> Any:
         target: what to decorate, when used without parentheses.
         max_lag: seconds that the replica's data may be old; the setting ``MAX_LAG`` when None. A
             larger value admits replicas that lag more, as for a report.
+        on_stale: what to do where no replica may serve: read from the ``"primary"``; ``"wait"`` for a
+            replica; or ``"raise"`` ``TooStale`` at once.
+        timeout: seconds that ``"wait"`` waits before it raises ``TooStale``.
 
     Raises:
-        ConfigurationError: ``max_lag`` is no number of seconds, or a class without ``dispatch`` is
-            decorated.
+        ConfigurationError: ``max_lag`` or ``timeout`` is no number of seconds, ``on_stale`` none of these
+            words, or a class without ``dispatch`` is decorated.
     """
-    is_number = isinstance(max_lag, int | float) and not isinstance(max_lag, bool)
-    if max_lag is not None and not (is_number and math.isfinite(max_lag) and max_lag >= 0):
+    routed = Routed(replica_override(max_lag, on_stale, timeout))
+    return routed if target is None else routed(target)
+
+
+def replica_override(max_lag: float | None, on_stale: str, timeout: float) -> Override:
+    """Return what ``use_replica`` asks for with these arguments.
+
+    Raises:
+        ConfigurationError: one of them is not what it should be.
+    """
+    if max_lag is not None and not is_seconds(max_lag):
         message = f"max_lag should be a number of seconds, 0 or more, or None, not {max_lag!r}."
         raise ConfigurationError(message)
-    routed = Routed(Override(primary=False, max_lag=max_lag))
+    if on_stale not in _ON_STALE:
+        message = f"on_stale should be one of {', '.join(map(repr, _ON_STALE))}, not {on_stale!r}."
+        raise ConfigurationError(message)
+    if not is_seconds(timeout):
+        message = f"timeout should be a number of seconds, 0 or more, not {timeout!r}."
+        raise ConfigurationError(message)
+    patience = timeout if on_stale == "wait" else 0.0
+    return Override(False, max_lag, on_stale, patience)
+
+
+@overload
+def ignore_writes(target: F, /) -> F: ...
+@overload
+def ignore_writes() -> Routed: ...
+def ignore_writes(target: Any = None, /) -> Any:
+    """Let no write bind anybody: ``@ignore_writes``, ``@ignore_writes()`` or ``with ignore_writes():``.
+
+    For what nobody must see at once, such as a page counter or an audit row. Every statement inside
+    counts as none that has written, raw SQL as well: the rest of the request goes on reading from a
+    replica, and no token is made. A replica may show its user for a while what was before. Where a
+    transaction writes inside and outside of the block, it counts as one that has written.
+
+    Everything that ``use_primary`` decorates may be decorated, and the blocks nest.
+
+    Raises:
+        ConfigurationError: a class without ``dispatch`` is decorated.
+    """
+    routed = Routed(None)
     return routed if target is None else routed(target)
 
 
 class ScopeBlock:
     """A routing scope outside a request: ``with`` or ``async with``."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: OpenedScope) -> None:
         self.scope = scope
-        self._token: Token[Frame] | None = None
+        self._token: contextvars.Token[Frame] | None = None
         self._outer: Scope | None = None
 
-    def _open(self) -> Scope:
+    def _open(self) -> OpenedScope:
         outer = current_frame.get()
         self._outer = outer.scope
-        self.scope.source = _opener()
+        if self.scope.source is None:
+            self.scope.source = _opener()
         if self._outer is not None:
             self.scope.follow(self._outer)
-        self._token = current_frame.set(Frame(self.scope, outer.override))
+        self._token = current_frame.set(
+            Frame(self.scope, outer.override, ignores=outer.ignores, query=outer.query)
+        )
         return self.scope
 
     def _close(self) -> None:
@@ -323,7 +252,7 @@ class ScopeBlock:
         if self._outer is not None:
             self._outer.inherit_writes(self.scope)
 
-    def __enter__(self) -> Scope:
+    def __enter__(self) -> OpenedScope:
         return self._open()
 
     def __exit__(self, *error: object) -> None:
@@ -333,7 +262,7 @@ class ScopeBlock:
         finally:
             self._close()
 
-    async def __aenter__(self) -> Scope:
+    async def __aenter__(self) -> OpenedScope:
         return self._open()
 
     async def __aexit__(self, *error: object) -> None:
@@ -345,7 +274,26 @@ class ScopeBlock:
             self._close()
 
 
-def scope(*, user: Any = None, users: Iterable[Any] = ()) -> ScopeBlock:
+class OpenedScope(Scope):
+    """A scope that the code has opened, and whose token it may pass on."""
+
+    __slots__ = ()
+
+    gives_token = True
+
+    @property
+    def token(self) -> Token:
+        """What whoever goes on from here must see: ``str()`` gives its text. Rises while the scope works.
+
+        Raises:
+            SynchronousOnlyOperation: in an event loop, where ``await acurrent_token()`` does the same.
+        """
+        return token_of(self)
+
+
+def scope(
+    *, user: Any = None, users: Iterable[Any] = (), token: str | Token | None = None
+) -> ScopeBlock:
     """Open a routing scope, as the middleware does for a request.
 
     For a task, a consumer or a command that works for a user: inside it reads go to replicas that
@@ -354,6 +302,10 @@ def scope(*, user: Any = None, users: Iterable[Any] = ()) -> ScopeBlock:
     Args:
         user: a user object or primary key; None for nobody.
         users: further users to whom it applies.
+        token: what else must be seen, as ``current_token()`` gave it where the work comes from. One that
+            is broken or forged is ignored, and counted.
     """
     named = (*(() if user is None else (user,)), *users)
-    return ScopeBlock(Scope(NamedIdentity(named), debug=get_config().DEBUG))
+    opened = OpenedScope(NamedIdentity(named), debug=get_config().DEBUG)
+    opened.see(Token.read(token))
+    return ScopeBlock(opened)

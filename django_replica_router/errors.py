@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ReplicaRouterError(Exception):
     """Base of all exceptions of this package. Do not raise directly."""
@@ -20,6 +22,32 @@ class ReplicasLagError(ReplicaRouterError):
 
     The middleware answers 503 where a view raises it.
     """
+
+
+class TooStale(ReplicasLagError):  # noqa: N818 - a state of the replicas, as Http404 is one of a page
+    """No replica has what is asked for, and the code has asked not to have the primary instead.
+
+    Args:
+        message: what was asked for.
+        replicas: of each replica that is late the seconds that its data may be old, by alias.
+    """
+
+    def __init__(self, message: str, replicas: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.replicas: Mapping[str, float] = dict(replicas or {})
+
+
+class WriteInQuery(ReplicaRouterError):  # noqa: N818 - as TooStale
+    """A ``query`` was about to write, or to lock. Nothing was written.
+
+    Args:
+        message: which query, and what it was about to do.
+        table: what it was about to write to, or to lock, where that is known; else empty.
+    """
+
+    def __init__(self, message: str, table: str = "") -> None:
+        super().__init__(message)
+        self.table = table
 
 
 class StaleSaveError(ReplicaRouterError):

@@ -10,13 +10,18 @@ from typing import Any
 
 from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.utils.cache import patch_vary_headers
 
 from django_replica_router.conf import get_config
-from django_replica_router.context import Frame, Scope, current_frame
-from django_replica_router.cookies import set_cookie
 from django_replica_router.errors import ReplicasLagError
-from django_replica_router.identity import RequestIdentity
-from django_replica_router.writes import finish_scope, needs_finish, release_scope, unsent_records
+from django_replica_router.recording.carrying import token_of
+from django_replica_router.recording.finishing import finish_scope, needs_finish, unsent_records
+from django_replica_router.routing.reads import release_scope
+from django_replica_router.scopes.cookies import set_cookie
+from django_replica_router.scopes.headers import read_header, set_header
+from django_replica_router.scopes.identity import RequestIdentity
+from django_replica_router.scopes.scope import Frame, Scope, current_frame
+from django_replica_router.scopes.views import names_views, override_for
 
 logger = logging.getLogger("django_replica_router")
 
@@ -39,6 +44,9 @@ class ReplicaRouterMiddleware:
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:
             markcoroutinefunction(self)
+        if names_views(get_config()):
+            # Django calls it for each request where it is there, and in a thread where it is no coroutine.
+            self.process_view = self._aprocess_view if self.is_async else self._process_view
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         """Serve the request inside a scope of its own."""
@@ -50,9 +58,16 @@ class ReplicaRouterMiddleware:
         token = current_frame.set(Frame(scope))
         try:
             response: HttpResponseBase = self.get_response(request)
-            finish_scope(scope, identity.sent_session(response))
-            _send_cookie(request, response, scope)
-            streams = _wrap_stream(response, scope)
+            sent = identity.sent_session(response)
+            if scope.clusters or sent:
+                finish_scope(scope, sent)
+                records = unsent_records(scope)
+                if records:
+                    set_cookie(request, response, records, get_config().TOKEN_TTL)
+            if get_config().HEADER is not None:
+                _send_header(response, scope)
+            if getattr(response, "streaming", False):
+                streams = _wrap_stream(response, scope)
         except BaseException:
             finish_scope(scope)
             raise
@@ -61,6 +76,16 @@ class ReplicaRouterMiddleware:
                 release_scope(scope)
             current_frame.reset(token)
         return response
+
+    def _process_view(self, request: HttpRequest, *view: Any) -> None:
+        """Route the reads of a view as ``PRIMARY_VIEWS`` or ``REPLICA_VIEWS`` ask for."""
+        frame = current_frame.get()
+        override = override_for(request.resolver_match, get_config())
+        if override is not None and frame.scope is not None:
+            current_frame.set(Frame(frame.scope, override))
+
+    async def _aprocess_view(self, request: HttpRequest, *view: Any) -> None:
+        self._process_view(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer 503 where the replicas lag and the primary's share of reads is used up."""
@@ -78,13 +103,17 @@ class ReplicaRouterMiddleware:
         """Serve the request inside a scope of its own, without blocking the event loop."""
         scope, identity = _open(request)
         streams = False
-        with _inside(scope):
+        with _inside(Frame(scope)):
             try:
                 response: HttpResponseBase = await self.get_response(request)
                 sent = identity.sent_session(response)
                 if needs_finish(scope, sent):
                     await sync_to_async(finish_scope)(scope, sent)
-                _send_cookie(request, response, scope)
+                records = unsent_records(scope)
+                if records:
+                    set_cookie(request, response, records, get_config().TOKEN_TTL)
+                if get_config().HEADER is not None and (scope.clusters or scope.carried):
+                    await sync_to_async(_send_header)(response, scope)
                 streams = _wrap_stream(response, scope)
             except BaseException:
                 if needs_finish(scope):
@@ -100,19 +129,21 @@ def _open(request: HttpRequest) -> tuple[Scope, RequestIdentity]:
     config = get_config()
     identity = RequestIdentity(request)
     unsafe = request.method not in config.SAFE_METHODS
-    return Scope(identity, unsafe=unsafe, debug=config.DEBUG, source=request), identity
+    scope = Scope(identity, unsafe=unsafe, debug=config.DEBUG, source=request)
+    if config.HEADER is not None:
+        read_header(request, scope, config.HEADER)
+    return scope, identity
 
 
-def _send_cookie(request: HttpRequest, response: HttpResponseBase, scope: Scope) -> None:
-    config = get_config()
-    records = unsent_records(scope, config)
-    if records:
-        set_cookie(request, response, records, config.TOKEN_TTL)
+def _send_header(response: HttpResponseBase, scope: Scope) -> None:
+    name = get_config().HEADER
+    if name is not None and (scope.clusters or scope.carried):
+        set_header(response, scope, name, token_of(scope))
 
 
 @contextmanager
-def _inside(scope: Scope) -> Iterator[None]:
-    token = current_frame.set(Frame(scope))
+def _inside(frame: Frame) -> Iterator[None]:
+    token = current_frame.set(frame)
     try:
         yield
     finally:
@@ -123,6 +154,9 @@ def _wrap_stream(response: HttpResponseBase, scope: Scope) -> bool:
     """Let the body of a streaming response be made inside the scope. Tell whether it streams."""
     if not getattr(response, "streaming", False) or getattr(response, "file_to_stream", None):
         return False  # a file reads no database, and may be sent by the server's own means
+    name = get_config().HEADER
+    if name is not None:
+        patch_vary_headers(response, (name,))
     body: Any = response
     if body.is_async:
         body.streaming_content = _AsyncStream(body._iterator, scope)
@@ -150,13 +184,14 @@ class _Stream:
         self._steps = iter(content)
         self._closers = closers
         self._scope = scope
+        self._frame = current_frame.get()  # with what the settings ask for in its view
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         # Entered anew for each part: the server may take each in another context.
-        with _inside(self._scope):
+        with _inside(self._frame):
             try:
                 return next(self._steps)
             except BaseException:
@@ -164,7 +199,7 @@ class _Stream:
                 raise
 
     def close(self) -> None:
-        with _inside(self._scope):
+        with _inside(self._frame):
             while self._closers:
                 with suppress(Exception):  # as the response itself does
                     self._closers.pop(0)()
@@ -189,6 +224,7 @@ class _AsyncStream:
     def __init__(self, content: AsyncIterator[Any], scope: Scope) -> None:
         self._steps = content
         self._scope = scope
+        self._frame = current_frame.get()  # with what the settings ask for in its view
         self._has_ended = False
         self._ending: asyncio.Task[None] | None = None
 
@@ -196,7 +232,7 @@ class _AsyncStream:
         return self
 
     async def __anext__(self) -> Any:
-        with _inside(self._scope):
+        with _inside(self._frame):
             try:
                 return await anext(self._steps)
             except BaseException:
@@ -204,7 +240,7 @@ class _AsyncStream:
                 raise
 
     async def aclose(self) -> None:
-        with _inside(self._scope):
+        with _inside(self._frame):
             try:
                 if hasattr(self._steps, "aclose"):
                     await self._steps.aclose()

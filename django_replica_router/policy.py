@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from django_replica_router.tokens import Floor, Position
+from django_replica_router.values.tokens import Floor, Position
 
 
 class Reason(enum.Enum):
@@ -31,9 +31,14 @@ class Reason(enum.Enum):
     CAUGHT_UP = "the replica has replayed the token"
     WAITED = "the replica replayed the token within the wait budget"
     LEAST_LAGGED = "all replicas lag too far, and this one the least"
+    YIELDED = "what the reader has seen, not written, was given up to spare the primary"
     PRIMARY_DOWN = "the primary is down, and the site goes on reading"
     LAGGING = "no replica has replayed the token, or all lag too far"
     NO_REPLICA = "no replica is in good health"
+
+    def __init__(self, text: str) -> None:
+        self.event = f"reads_{self._name_.lower()}"
+        """What a decision for this reason is counted as."""
 
 
 class ReplicaState(enum.Enum):
@@ -47,10 +52,13 @@ class ReplicaState(enum.Enum):
     PRIMARY = "is the primary itself"
     PROMOTED = "is no standby any more: promoted, or never one"
     TIMELINE = "follows another timeline than the primary"
-    BALANCED = "reaches different servers: an alias must be one server"
     NO_POSITION = "does not tell what it has replayed"
     FOREIGN = "belongs to another cluster than the primary"
     AHEAD = "ahead of the primary: it follows another history"
+
+
+IN_SERVICE = (ReplicaState.STREAMING, ReplicaState.SLOW, ReplicaState.UNKNOWN)
+"""Those in which a replica may serve now, in a moment, or from another process."""
 
 
 class Decision(NamedTuple):
@@ -84,7 +92,7 @@ class Situation(NamedTuple):
         enabled: the package routes at all.
         forced_primary: inside ``use_primary``.
         asked_for_replica: inside ``use_replica``.
-        primary_in_atomic: the primary's connection of this thread is in an atomic block.
+        primary_in_atomic: the primary's connection of this thread is in an atomic block that keeps reads.
         replica_in_atomic: alias of a replica whose connection of this thread is, or None.
         primary_only: the model is listed as such.
         has_scope: inside a request, task or ``scope()``.
@@ -186,6 +194,14 @@ def choose_least_lagged(
     for replica in sorted(replicas, key=lambda replica: replica.age):
         if may_serve(replica, floor, fallback_lag):
             return Decision(replica.alias, Reason.LEAST_LAGGED)
+    return None
+
+
+def choose_yielding(ranked: list[Replica], written: Position, max_lag: float) -> Decision | None:
+    """Return the first replica that has what the reader has written, if not all that was seen."""
+    for replica in ranked:
+        if may_serve(replica, written, max_lag):
+            return Decision(replica.alias, Reason.YIELDED)
     return None
 
 

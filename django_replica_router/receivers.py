@@ -14,41 +14,61 @@ from django.db.models.signals import post_migrate, post_save, pre_migrate, pre_s
 
 from django_replica_router.commands import guard_commands, refuse_replica
 from django_replica_router.conf import Config, get_config
-from django_replica_router.context import current_scope
-from django_replica_router.errors import ReplicaRouterError, StoreError
-from django_replica_router.floors import EVERYBODY_SECONDS
-from django_replica_router.observers import (
-    observe,
-    observe_new_connections,
-    observe_open_connections,
+from django_replica_router.connections.connection import (
+    equip,
+    equip_new_connections,
+    equip_open_connections,
 )
-from django_replica_router.postgres import is_under_test
-from django_replica_router.stale_saves import note_saved, on_pre_save
-from django_replica_router.stores import get_store
-from django_replica_router.writes import mark_written, store_for_everybody
+from django_replica_router.connections.leading import lead_transactions
+from django_replica_router.errors import ReplicaRouterError, StoreError
+from django_replica_router.recording.floors import EVERYBODY_SECONDS
+from django_replica_router.recording.stale_saves import note_saved, on_pre_save
+from django_replica_router.recording.writes import find_state, mark_written, store_for_everybody
+from django_replica_router.replicas.postgres import is_under_test
+from django_replica_router.scopes.scope import current_scope
+from django_replica_router.stores.store import get_store
+from django_replica_router.transactions.atomic_requests import watch_handlers_blocks
 
 logger = logging.getLogger("django_replica_router")
 
 
 def on_connection_created(*, connection: Any, **kwargs: Any) -> None:
-    """Put an observer around the statements of a new connection."""
-    observe(connection)
+    """Give a connection the package's class where that was made past Django's handler of connections."""
+    equip(connection)
+
+
+def on_begin_save(*, instance: Any = None, using: str = DEFAULT_DB_ALIAS, **kwargs: Any) -> None:
+    """Remember what was known before an object is saved."""
+    state = find_state(using)
+    if state is not None:
+        state.begin_save(instance)
 
 
 def on_post_save(
-    *, instance: Any = None, using: str = DEFAULT_DB_ALIAS, created: bool = False, **kwargs: Any
+    *,
+    sender: Any = None,
+    instance: Any = None,
+    using: str = DEFAULT_DB_ALIAS,
+    created: bool = False,
+    **kwargs: Any,
 ) -> None:
-    """Mark the scope as having written.
+    """Mark the scope as having written, unless the model is one whose writes bind nobody.
 
     The observer of the connection has seen the statement already; this holds where a database
-    backend runs statements past Django's wrappers. Code that sends the signal by hand often names
+    backend runs statements past Django's wrappers. Where a position has come with the save there is
+    nothing to add. Code that sends the signal by hand often names
     no database, and means the default one, as Django's own receivers do.
     """
     note_saved(instance, created)
-    if current_scope() is not None:
-        config = get_config()
-        if config.ENABLED and using in config.topology.clusters:
-            mark_written(using)
+    state = find_state(using)
+    if state is None or state.has_saved(instance) or _is_ignored(sender, get_config()):
+        return
+    mark_written(using)
+
+
+def _is_ignored(model: Any, config: Config) -> bool:
+    # The rows of a model that inherits from another by a link lie in that one's table as well.
+    return config.ignores_writes(model) and not any(model._meta.parents.values())
 
 
 def on_user_logged_in(**kwargs: Any) -> None:
@@ -118,10 +138,13 @@ def connect() -> None:
     """
     connection_created.connect(on_connection_created, dispatch_uid="django_replica_router")
     pre_save.connect(on_pre_save, dispatch_uid="django_replica_router")
+    pre_save.connect(on_begin_save, dispatch_uid="django_replica_router.begin_save")
     post_save.connect(on_post_save, dispatch_uid="django_replica_router")
     pre_migrate.connect(on_pre_migrate, dispatch_uid="django_replica_router")
     post_migrate.connect(on_post_migrate, dispatch_uid="django_replica_router")
     user_logged_in.connect(on_user_logged_in, dispatch_uid="django_replica_router")
-    observe_new_connections()
-    observe_open_connections()
+    watch_handlers_blocks()
+    equip_new_connections()
+    equip_open_connections()
+    lead_transactions()
     guard_commands()

@@ -9,10 +9,10 @@ from django.db import DEFAULT_DB_ALIAS, router
 
 from django_replica_router.commands import named_replica
 from django_replica_router.conf import get_config
-from django_replica_router.context import Frame, current_frame
-from django_replica_router.reads import route_read
-from django_replica_router.stale_saves import adopt
-from django_replica_router.transactions import replicas_in_transaction
+from django_replica_router.recording.stale_saves import adopt
+from django_replica_router.routing.reads import route_read
+from django_replica_router.scopes.scope import Frame, current_frame
+from django_replica_router.transactions.blocks import replicas_in_transaction
 
 
 class ReplicaRouter:
@@ -41,7 +41,10 @@ class ReplicaRouter:
                 if (
                     shortcut is not None
                     and model in shortcut.models
-                    and not shortcut.connection.in_atomic_block
+                    and (
+                        not shortcut.connection.in_atomic_block
+                        or shortcut.connection.atomic_blocks == shortcut.idle
+                    )
                     and not replicas_in_transaction
                 ):
                     identity = shortcut.identity
@@ -56,7 +59,8 @@ class ReplicaRouter:
 
     def _route(self, model: type[Any], hints: dict[str, Any], frame: Frame) -> str | None:
         config = get_config()
-        others = self._others()
+        # Without a call where there is no other router, as on nearly every site.
+        others = self._others() if len(router.routers) > 1 else []
         asked = self._alias_for("db_for_read", model, hints, others)
         primary = config.topology.primary_of.get(asked)
         if primary is None:
@@ -126,8 +130,6 @@ class ReplicaRouter:
     def _others(self) -> list[Any]:
         """Return the routers that come after this one."""
         routers = router.routers
-        if len(routers) == 1:
-            return []
         # Those in front have been asked by Django, and had nothing to say.
         mine = routers.index(self) if self in routers else -1
         return list(routers[mine + 1 :])

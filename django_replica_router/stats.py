@@ -27,10 +27,17 @@ def get_stats() -> Mapping[str, int]:
     - ``retried_<cause>``: statements that were run again on the primary: ``refused_write``,
       ``replica_fault``, ``unsupported`` (what only that server cannot do, as read an unlogged table),
       ``replayed_lock`` (a lock was replayed, and not yet the commit that frees it), ``elsewhere`` (a replica
-      that was promoted, started anew, or is another server behind its pooler), ``first_fetch``.
+      that was promoted, started anew, or is another server behind its pooler), ``behind`` (one of several
+      servers behind a pooler has answered that lacks what was written or seen before), ``first_fetch``.
+    - ``statements_unproven``: statements that were run on the primary since any of several servers behind
+      a pooler might have answered them, and could not have proven what it shows.
     - ``repeated_after_conflict``: statements that a replica has cancelled as soon as they had begun,
       to go on replaying, and that were run again there.
+    - ``connects_failed``: connections to replicas that requests could not open.
+    - ``waits_by_server``: waits of readers that ended since a replica's server, of PostgreSQL 19 or newer, told
+      itself that it was there; ``waits_by_server_in_vain``: those that ended without that.
     - ``waits_ended``: statements whose waiting for a replica that hung was ended.
+    - ``wal_flushes``: records that made the primary write out WAL for which somebody waited.
     - ``readers_unknown``: readers without a record in a cache that drops keys: they were shown what
       the primary had at that moment, or more.
     - ``tokens_unstored``: writes whose token the store refused.
@@ -38,7 +45,11 @@ def get_stats() -> Mapping[str, int]:
       pinned to the primary.
     - ``saved_from_replica``: saves of objects that were read from a replica, which write back what may
       be old; ``reinserted_from_replica``: those of them that found the row deleted, and made it anew.
+    - ``writes_in_queries``: statements that a ``query`` was refused.
     - ``cookies_refused``: signed cookies that were not ours, broken or too old.
+    - ``tokens_refused``: texts that were given as a token and are none, or signed by another key.
+    - ``transactions_outwaited``: tokens made in a transaction that had not ended after 5 seconds, or whose end
+      is not known: who reads by one is sent to the primary.
     """
     with _lock:
         return dict(_counts)

@@ -7,36 +7,40 @@ from contextlib import contextmanager
 
 from django.db import connections
 
-from django_replica_router import postgres
 from django_replica_router.conf import get_config
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.mirrors import differences
-from django_replica_router.monitor import Monitor
 from django_replica_router.policy import Replica, ReplicaState
-from django_replica_router.registry import replace_factory
+from django_replica_router.replicas import postgres
+from django_replica_router.replicas.health import Health
+from django_replica_router.replicas.mirrors import differences
+from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.readings import Sample
+from django_replica_router.replicas.registry import replace_factory
+from django_replica_router.values.servers import Life
 
 
 class _MirrorMonitor(Monitor):
-    """Takes every replica for a perfect one, since each is the primary's own database."""
+    """Looks at no server but the primary, once: each replica is the primary's own database."""
+
+    looks_itself = False
 
     def __init__(self, primary: str, replicas: Sequence[str], interval: float) -> None:
         super().__init__(primary, replicas, interval)
+        self.health = _MirrorHealth(self.known)
         for alias in replicas:
             _demand_mirror(alias, primary)
         with postgres.connect(primary, timeout=5) as connection:
-            self._timeline = postgres.sample_primary(connection).timeline
-
-    looks_itself = False
+            position = postgres.sample_primary(connection)
+        self.answers.publish_sample(Sample(self.clock(), position))
 
     def start(self) -> None:
         """Start no thread."""
 
-    @property
-    def timeline(self) -> int | None:
-        """The primary's timeline."""
-        return self._timeline
 
-    def replica(self, alias: str) -> Replica:
+class _MirrorHealth(Health):
+    """Takes every replica for a perfect one."""
+
+    def replica(self, alias: str, life: Life | None = None) -> Replica:
         """Return a perfect replica."""
         return Replica(alias, ReplicaState.STREAMING, (1 << 64) - 1, 0.0)
 

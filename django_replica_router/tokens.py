@@ -1,121 +1,159 @@
-"""What a user must see: a position in the WAL, and what is remembered of it."""
+"""What the code itself may do with tokens: give one out, take one in, and wait until replicas are there."""
 
 from __future__ import annotations
 
-import re
-import string
-import struct
-from binascii import a2b_base64, b2a_base64
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-# The first digit is the version of the form: a record of another version is none.
-_FORMAT = re.compile(
-    rb"2(?P<numbers>[-0-9A-Z_a-z]{24}(?:(?!-{8})[-0-9A-Z_a-z]{8})?)(?P<owner>[-0-9A-Z_a-z]{16})?"
-)
-_MAXIMUM_MS = (1 << 48) - 1
+from asgiref.sync import sync_to_async
+from django.db import DEFAULT_DB_ALIAS
+from django.utils.asyncio import async_unsafe
 
-# Base64 with the digits that it has in URLs, as the package's keys have, but in the order of their
-# bytes: of two texts of one length the higher is that of the higher number.
-_DIGITS = ("-" + string.digits + string.ascii_uppercase + "_" + string.ascii_lowercase).encode()
-_BASE64 = (string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/").encode()
-_TO_DIGITS = bytes.maketrans(_BASE64, _DIGITS)
-_FROM_DIGITS = bytes.maketrans(_DIGITS, _BASE64)
-_POSITION = struct.Struct(">IQ")
+from django_replica_router.conf import get_config, is_seconds
+from django_replica_router.errors import ConfigurationError, PositionError, TooStale
+from django_replica_router.policy import IN_SERVICE
+from django_replica_router.recording.carrying import position_in, token_of
+from django_replica_router.recording.tracking import track, tracked_key
+from django_replica_router.recording.writes import locate
+from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.registry import get_monitor
+from django_replica_router.scopes.scope import current_scope
+from django_replica_router.scopes.signing import Token
+from django_replica_router.scopes.written import WriteMark
 
-
-class Position(NamedTuple):
-    """A place in the WAL. Compares by timeline first: a later history is always ahead."""
-
-    timeline: int
-    lsn: int
-
-
-NOWHERE = Position(0, 0)
-"""The position that every server has passed."""
+__all__ = [
+    "Token",
+    "acurrent_token",
+    "await_for_replicas",
+    "current_token",
+    "see",
+    "track",
+    "wait_for_replicas",
+]
 
 
-class Record(NamedTuple):
-    """What the token store remembers under one key.
+@async_unsafe("Use `await acurrent_token()` in async code: a token may have to be asked for.")
+def current_token() -> Token:
+    """Return what whoever goes on from here must see: a worker, another service, a client.
 
-    Times are wall-clock milliseconds since the epoch, because they pass between processes.
+    ``str()`` of it is a text of some 80 characters, signed, that may be put in a header or a message; give
+    it to ``scope(token=...)`` or ``see()`` there. It covers what the present scope has written, what its
+    user had written before, and what came with a token. In a transaction that is open it names the
+    transaction: who reads by it waits for its end. Outside of a scope it is empty.
+
+    Asks the token store, and the primary where the scope has written.
+
+    Raises:
+        SynchronousOnlyOperation: in an event loop.
+    """
+    scope = current_scope()
+    return Token() if scope is None else token_of(scope)
+
+
+async def acurrent_token() -> Token:
+    """Do the same as ``current_token`` in async code."""
+    return await sync_to_async(current_token)()
+
+
+def see(token: str | Token | None = None, *, key: object = None) -> None:
+    """Have the present scope read from now on what a token, or a key, binds to. Outside of one it does nothing.
 
     Args:
-        position: the token; ``NOWHERE`` when the key is merely known.
-        expires_ms: from when the position binds nobody any more.
-        pinned_until_ms: until when reads must go to the primary, because a write could not be
-            located in the WAL.
-        owner: the key of the user whom a session belongs to, of 16 digits, or "".
+        token: what somebody else has written, as ``current_token()`` gave it there. One that is broken or
+            forged is ignored, and counted.
+        key: what was written under it by ``track(key)`` must be seen.
+
+    Raises:
+        ConfigurationError: neither is given.
     """
-
-    position: Position = NOWHERE
-    expires_ms: int = 0
-    pinned_until_ms: int = 0
-    owner: str = ""
-
-    def merge(self, other: Record) -> Record:
-        """Return the record that binds at least as much as both. The other's owner wins."""
-        return Record(
-            max(self.position, other.position),
-            max(self.expires_ms, other.expires_ms),
-            max(self.pinned_until_ms, other.pinned_until_ms),
-            other.owner or self.owner,
-        )
-
-    def encode(self) -> str:
-        """Return the record as text: version, position, expiry, and a pin and an owner if any.
-
-        Widths are fixed, so that the length tells what is there. A number has a multiple of three
-        bytes, and so no padding. It can be compared byte by byte, which a Lua script inside the
-        cache server must do: that has no integers of 64 bits.
-        """
-        numbers = _POSITION.pack(*self.position) + _time_bytes(self.expires_ms)
-        if self.pinned_until_ms:
-            numbers += _time_bytes(self.pinned_until_ms)
-        digits = b2a_base64(numbers, newline=False).translate(_TO_DIGITS)
-        return f"2{digits.decode()}{self.owner}"
-
-    @classmethod
-    def decode(cls, value: object) -> Record | None:
-        """Return the record that the text or bytes stand for, or None when they are none."""
-        if isinstance(value, str):
-            try:
-                value = value.encode("ascii")
-            except UnicodeEncodeError:
-                return None
-        if not isinstance(value, bytes):
-            return None
-        match = _FORMAT.fullmatch(value)
-        if match is None:
-            return None
-        numbers = a2b_base64(match["numbers"].translate(_FROM_DIGITS))
-        return cls(
-            Position(*_POSITION.unpack_from(numbers)),
-            int.from_bytes(numbers[12:18]),
-            int.from_bytes(numbers[18:]),
-            (match["owner"] or b"").decode(),
-        )
+    if token is None and key is None:
+        message = "see() needs a token, as current_token() gives it, or a key, as track() takes it."
+        raise ConfigurationError(message)
+    scope = current_scope()
+    if scope is None:
+        return
+    if token is not None:
+        scope.see(Token.read(token))
+    if key is not None:
+        scope.see_key(tracked_key(key))
 
 
-def _time_bytes(time_ms: int) -> bytes:
-    return min(time_ms, _MAXIMUM_MS).to_bytes(6)
+def wait_for_replicas(
+    *,
+    token: str | Token | None = None,
+    max_lag: float | None = None,
+    timeout: float = 60.0,
+    using: str = DEFAULT_DB_ALIAS,
+) -> None:
+    """Wait until all replicas in service have what a token binds to, and lag no more than allowed.
 
-
-class Floor(NamedTuple):
-    """What the present reader must see, from all records known of them.
+    For back-fills and migrations that write no faster than replicas replay: call it after each batch,
+    outside of transactions. Without an argument it waits for all that was written by now.
 
     Args:
-        position: the highest token.
-        pinned: reads must go to the primary.
-        expires_ms: when that token expires, which tells when it was written.
+        token: what they must have; with neither a token nor a lag, all that the primary has by now.
+        max_lag: seconds that their data may be old.
+        timeout: seconds that may be waited.
+        using: alias of the primary.
+
+    Raises:
+        TooStale: a replica in service is late; ``replicas`` tells which, and how old its data may be.
+        ConfigurationError: an argument is not what it should be.
+        PositionError: the primary does not tell where it is, as inside a transaction.
     """
+    _check_arguments(using, max_lag=max_lag, timeout=timeout)
+    config = get_config()
+    lsn = _wanted_lsn(using, token, max_lag)
+    monitor = get_monitor(using, config.topology.replicas[using], config.interval)
+    bound = float("inf") if max_lag is None else max_lag
+    deadline = monitor.clock() + timeout
+    while late := _late(monitor, lsn, bound):
+        left = deadline - monitor.clock()
+        if left <= 0:
+            told = ", ".join(f"{alias!r} ({age:.1f} s old)" for alias, age in late.items())
+            message = f"After {timeout:g} s these replicas of {using!r} are late: {told}."
+            raise TooStale(message, late)
+        monitor.waiting.wait_closely(
+            lsn, bound, lambda: not _late(monitor, lsn, bound) or None, left
+        )
 
-    position: Position = NOWHERE
-    pinned: bool = False
-    expires_ms: int = 0
 
-    def raised_by(self, record: Record, now_ms: int) -> Floor:
-        """Return the floor after also taking a record into account."""
-        pinned = self.pinned or record.pinned_until_ms > now_ms
-        if record.expires_ms <= now_ms or record.position <= self.position:
-            return self._replace(pinned=pinned)
-        return Floor(record.position, pinned, record.expires_ms)
+def _check_arguments(using: str, **seconds: float | None) -> None:
+    clusters = get_config().topology.clusters
+    if using not in clusters:
+        known = ", ".join(map(repr, clusters)) or "none"
+        message = f"using should be the alias of a primary with replicas ({known}), not {using!r}."
+        raise ConfigurationError(message)
+    for name, value in seconds.items():
+        if value is not None and not is_seconds(value):
+            message = f"{name} should be a number of seconds, 0 or more, not {value!r}."
+            raise ConfigurationError(message)
+
+
+async def await_for_replicas(**kwargs: Any) -> None:
+    """Do the same as ``wait_for_replicas`` in async code."""
+    await sync_to_async(wait_for_replicas)(**kwargs)
+
+
+def _wanted_lsn(primary: str, token: str | Token | None, max_lag: float | None) -> int:
+    if token is not None:
+        return position_in(Token.read(token), primary).lsn
+    if max_lag is not None:
+        return 0
+    position = locate(primary, WriteMark())
+    if position is None:
+        message = f"{primary!r} does not tell where it is. Call wait_for_replicas() outside of transactions."
+        raise PositionError(message)
+    return position.lsn
+
+
+def _late(monitor: Monitor, lsn: int, max_lag: float) -> Mapping[str, float]:
+    """Return the replicas in service that lack a position or lag too far, with their age in seconds.
+
+    One of which nothing is known here yet may be in service.
+    """
+    return {
+        replica.alias: replica.age
+        for replica in monitor.health.replicas()
+        if replica.state in IN_SERVICE and not (replica.watermark >= lsn and replica.age <= max_lag)
+    }

@@ -1,4 +1,4 @@
-"""The demonstration: `python -m testproject` measures, `python -m testproject serve` shows."""
+"""The demonstration: `python -m testproject` measures, `serve` shows, `orders` tells who sees what."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from testproject.cluster import ClusterError
+from testproject.demo.orders import broken, picture, walk
 from testproject.demo.report import document, examples, failures, table
 from testproject.demo.run import ROUTINGS, Plan, run
 from testproject.demo.serve import serve
-from testproject.demo.site import SiteError
 
 INTERRUPTED = 130
 
@@ -25,10 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        return _serve(options) if options.command == "serve" else _run(options)
+        return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ClusterError, SiteError) as error:
+    except ClusterError as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -73,6 +73,18 @@ def _serve(options: Namespace) -> int:
     return 0
 
 
+def _orders(options: Namespace) -> int:
+    lines = walk(options.routing, options.lag, workers=options.workers, replicas=options.replicas)
+    Console().print(picture(lines, options.routing, options.lag))
+    failed = broken(lines)
+    for sentence in failed:
+        print(sentence, file=sys.stderr)
+    return 1 if failed else 0
+
+
+COMMANDS = {"run": _run, "serve": _serve, "orders": _orders}
+
+
 def _progress() -> Progress:
     # On stderr: stdout is for the result alone.
     return Progress(
@@ -102,7 +114,12 @@ def _parser() -> ArgumentParser:
     serving.add_argument("--port", type=_natural, default=0, help="default: one that is free")
     serving.add_argument("--lag", type=_natural, default=1000, metavar="MS", help="of the replicas")
     serving.add_argument("--routing", choices=ROUTINGS, default="package")
-    for command in [running, serving]:
+    ordering = commands.add_parser("orders", help="show who sees an order: commands and queries")
+    ordering.add_argument(
+        "--lag", type=_natural, default=2000, metavar="MS", help="of the replicas"
+    )
+    ordering.add_argument("--routing", choices=["package", "random"], default="package")
+    for command in [running, serving, ordering]:
         command.add_argument("--workers", type=_positive_int, default=2, help="of the site")
         command.add_argument("--replicas", type=_positive_int, default=2)
     return parser
@@ -110,7 +127,7 @@ def _parser() -> ArgumentParser:
 
 def _with_command(arguments: list[str]) -> list[str]:
     """Return the arguments with the default command put in where none is named."""
-    named = arguments and arguments[0] in {"run", "serve", "-h", "--help"}
+    named = arguments and arguments[0] in {*COMMANDS, "-h", "--help"}
     return arguments if named else ["run", *arguments]
 
 

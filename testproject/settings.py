@@ -83,6 +83,7 @@ LOGOUT_REDIRECT_URL = "login"
 
 INSTALLED_APPS = [
     "testproject.notes",
+    "testproject.orders",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
-from django.urls import path
+from django.urls import include, path
 
 from testproject.notes import api, views
 
@@ -20,6 +20,7 @@ urlpatterns = [
     path("lag/", views.lag, name="lag"),
     path("api/me/", api.me, name="api-me"),
     path("api/notes/<int:pk>/", api.note, name="api-note"),
+    path("orders/", include("testproject.orders.urls")),
     path("login/", auth_views.LoginView.as_view(), name="login"),
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),

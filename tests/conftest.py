@@ -21,15 +21,19 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 from benchmarks.__main__ import read_results
-from django_replica_router import learning, mending, observers, reads, redis_client, stale_saves
 from django_replica_router.conf import get_config
-from django_replica_router.keys import EVERYBODY, store_key
+from django_replica_router.connections import mending, on_replica
 from django_replica_router.policy import ReplicaState
-from django_replica_router.pollers import ReplicaPoller
-from django_replica_router.postgres import read_answerer
-from django_replica_router.registry import find_monitor, get_monitor, stop_monitors
-from django_replica_router.stores import RedisStore, get_store
-from django_replica_router.writes import store_for_everybody
+from django_replica_router.recording import learning, stale_saves
+from django_replica_router.recording.writes import store_for_everybody
+from django_replica_router.replicas.pollers import ReplicaPoller
+from django_replica_router.replicas.postgres import read_answerer
+from django_replica_router.replicas.registry import find_monitor, get_monitor, stop_monitors
+from django_replica_router.routing import choosing
+from django_replica_router.routing.budget import monotonic_budget
+from django_replica_router.scopes.keys import EVERYBODY, store_key
+from django_replica_router.stores import redis as redis_client
+from django_replica_router.stores.store import RedisStore, get_store
 from testproject.cluster import Cluster
 from testproject.cluster.pgbouncer import answers
 from testproject.notes.models import Note
@@ -166,13 +170,13 @@ def wait_until_routed(replicas: int = 2) -> None:
 
     def ready() -> bool:
         monitor = get_monitor("default", replicas_of_it, config.interval)
-        if min(reading.read_at for reading in monitor.readings.values()) < began:
+        if min(reading.read_at for reading in monitor.known.readings.values()) < began:
             # What was known before may be of a server that a test has killed meanwhile.
-            monitor.refresh(0.0)
+            monitor.known.refresh(0.0)
             return False
         good = [
             replica
-            for replica in monitor.replicas()
+            for replica in monitor.health.replicas()
             if replica.state is ReplicaState.STREAMING and replica.age <= config.MAX_LAG
         ]
         return len(good) >= replicas
@@ -193,11 +197,11 @@ def wait_until_seen(position: int) -> None:
             and replica.watermark >= position
             and replica.age <= config.MAX_LAG / 2
             # What was known before may be of a server that a test has killed meanwhile.
-            and monitor.readings[replica.alias].read_at >= began
-            for replica in monitor.replicas()
+            and monitor.known.readings[replica.alias].read_at >= began
+            for replica in monitor.health.replicas()
         ):
             return True
-        monitor.refresh(0.0)
+        monitor.known.refresh(0.0)
         return False
 
     wait_until(is_seen, "this process to know what the replicas have replayed")
@@ -221,10 +225,12 @@ def stand_still(cluster: Cluster) -> None:
 
 def believe_every_connection(patch: pytest.MonkeyPatch) -> None:
     """Take out the rule that rows of another server than was chosen are not shown."""
-    for module in (observers, mending):
+    for module in (on_replica, mending):
         patch.setattr(module, "is_elsewhere", lambda connection, life: False)
     # The cursor still has to be led to the statement's own rows.
-    patch.setattr(observers, "was_elsewhere", lambda cursor, life: not read_answerer(cursor))
+    patch.setattr(
+        on_replica, "was_elsewhere", lambda connection, cursor, life: not read_answerer(cursor)
+    )
 
 
 @contextmanager
@@ -237,9 +243,9 @@ def unwatched() -> Iterator[None]:
     assert monitor is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReplicaPoller, "look", lambda self, connection: None)
-        for poller in monitor._pollers.values():
+        for looks in monitor.known.looks.values():
             # A look that has begun before may yet be answered.
-            wait_until(lambda poller=poller: poller.busy_since is None, f"{poller.alias} to rest")
+            wait_until(lambda looks=looks: looks.busy_since is None, f"{looks.alias} to rest")
         yield
 
 
@@ -265,7 +271,9 @@ def empty_store() -> None:
     """Let the token store know nobody, and begin to remember now."""
     caches["default"].clear()
     # Nor remember that it was down a moment ago.
-    reads._blind.clear()
+    choosing._unstored.clear()
+    # Nor that readers who have only seen something were many.
+    monotonic_budget._granted = 0
     learning.forget()
     stale_saves._told.clear()
     store = get_store("default")
@@ -281,16 +289,34 @@ def clean_up(cluster: Cluster) -> None:
     for replica in cluster.replicas:
         replica.resume()
     tables = connection.introspection.django_table_names(only_existing=True)
-    names = ", ".join(
-        f'"{table}"' for table in tables if table not in {"django_content_type", "auth_permission"}
-    )
     with connection.cursor() as cursor:
-        cursor.execute(f"TRUNCATE {names}")
+        cursor.execute(
+            "SELECT quote_ident(relname) FROM pg_class WHERE relname = ANY(%s) "
+            "AND relname NOT IN ('django_content_type', 'auth_permission') "
+            "AND relkind = 'r' AND pg_relation_size(oid) > 0",
+            [tables],
+        )
+        filled = ", ".join(name for (name,) in cursor.fetchall())
+        if filled:  # each file that is made anew for it is made by three servers
+            cursor.execute(f"TRUNCATE {filled} CASCADE")
     empty_store()
 
 
 @pytest.fixture
-def cluster(real_cluster: Cluster, _django_on_cluster: None, settings: Any) -> Iterator[Cluster]:
+def _unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no server taken for one that hangs because the machine is busy for a moment.
+
+    But in tests that are about servers that hang: those have the patience of a site.
+    """
+    if request.node.get_closest_marker("hangs") is None:
+        for name in ("looks.PATIENCE", "health.CONNECT_TIMEOUT"):
+            monkeypatch.setattr(f"django_replica_router.replicas.{name}", 20.0)
+
+
+@pytest.fixture
+def cluster(
+    real_cluster: Cluster, _django_on_cluster: None, _unhurried: None, settings: Any
+) -> Iterator[Cluster]:
     """The cluster, with empty tables, nothing lagging, and known to this process as healthy."""
     settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, **PATIENT}
     renew_store()
@@ -307,16 +333,6 @@ def cluster(real_cluster: Cluster, _django_on_cluster: None, settings: Any) -> I
     yield real_cluster
     for alias in connections:
         connections[alias].close_if_unusable_or_obsolete()
-
-
-@pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no server taken for one that hangs because the machine is busy for a moment.
-
-    For where all are looked at all the time, so that such a moment meets a look at each.
-    """
-    for name in ("monitor.PATIENCE", "pollers.PATIENCE", "monitor.CONNECT_TIMEOUT"):
-        monkeypatch.setattr(f"django_replica_router.{name}", 20.0)
 
 
 @pytest.fixture

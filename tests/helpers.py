@@ -7,21 +7,18 @@ from typing import Any
 
 from django.db import connections
 
+from testproject.cluster.managed import Managed
 
-class Served:
+
+class Served(Managed):
     """Records, for this thread, which alias was asked to run which statement."""
 
     def __init__(self) -> None:
         self.statements: list[tuple[str, str]] = []
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Served:
+    def _open(self, stack: ExitStack) -> None:
         for alias in connections:
-            self._stack.enter_context(connections[alias].execute_wrapper(self._record))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+            stack.enter_context(connections[alias].execute_wrapper(self._record))
 
     def _record(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         self.statements.append((context["connection"].alias, str(sql)))

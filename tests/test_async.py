@@ -16,9 +16,9 @@ from django.http import HttpRequest, StreamingHttpResponse
 from django.test import AsyncClient
 
 from django_replica_router import current_scope, scope, use_primary, use_replica
-from django_replica_router.identity import user_key
-from django_replica_router.stores import get_store
-from django_replica_router.tokens import NOWHERE, Record
+from django_replica_router.scopes.identity import user_key
+from django_replica_router.stores.store import get_store
+from django_replica_router.values.tokens import NOWHERE, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import TIMEOUT, wait_until_known
@@ -155,7 +155,7 @@ def test_a_queryset_asked_for_its_database_in_the_loop_does_no_io(
     note: Note, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Undecided, the answer in the event loop is the primary, and binds nobody."""
-    from django_replica_router import floors
+    from django_replica_router.recording import floors
 
     def forbidden(*args: object) -> None:
         pytest.fail("asked the token store in the event loop")

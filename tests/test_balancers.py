@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_replica_router.balancers import (
+from django_replica_router.conf import BALANCERS
+from django_replica_router.routing.balancers import (
     LeastInFlight,
     get_balancer,
     least_in_flight,
@@ -25,7 +26,6 @@ from django_replica_router.balancers import (
     rendezvous,
     round_robin,
 )
-from django_replica_router.conf import BALANCERS
 
 EQUAL = {"replica1": 1.0, "replica2": 1.0, "replica3": 1.0}
 READERS = [hashlib.blake2b(b"%d" % number, digest_size=16).hexdigest() for number in range(6000)]
@@ -79,7 +79,7 @@ def test_same_reader_meets_the_same_replica(reader: str, weights: dict[str, floa
 def test_same_reader_meets_the_same_replica_in_every_process() -> None:
     """The rank is the same in a process with another hash seed, so monotonic reads need no storage."""
     code = (
-        "from django_replica_router.balancers import rendezvous\n"
+        "from django_replica_router.routing.balancers import rendezvous\n"
         f"print([rendezvous(reader, {EQUAL!r}) for reader in {READERS[:20]!r}])"
     )
     done = subprocess.run(

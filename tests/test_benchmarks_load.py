@@ -14,8 +14,11 @@ from benchmarks.failover import Event, timeline_of
 from benchmarks.harness import Options, Result, Table, from_json
 from benchmarks.load.browsers import Jar
 from benchmarks.load.crowd import Crowd, Habits, Log, User, _check
+from benchmarks.load.kinds import QUICK as QUICK_SITES
 from benchmarks.load.loops import ERROR, Request
+from benchmarks.load.members import SESSION_OF
 from benchmarks.load.variants import DEFAULT, plain
+from benchmarks.oracle import Look, Oracle, Promise, Read, Track, Write
 
 QUICK = Options(quick=True, rounds=1)
 
@@ -59,6 +62,35 @@ def test_a_sample_is_measured_over_http(offloaded: Result) -> None:
     [row] = rows(offloaded.tables[-1])
     assert row["reads"] > 0
     assert row["stale"] == 0
+
+
+def test_sites_of_the_package_show_nobody_old_data(quick: dict[str, Any]) -> None:
+    """Nor do they log anybody out, or fail, behind an endpoint either."""
+    table = rows(from_json(quick["sites"]).tables[0])
+    packages = [row for row in table if row["contender"] == "package"]
+    can_run = [site for site in QUICK_SITES if site.contender == "package" and not site.missing]
+    assert [row["site"] for row in packages] == [site.name for site in can_run]
+    for row in packages:
+        assert row["SELECTs"] > 0
+        assert (row["stale: own writes"], row["log-outs"], row["errors"]) == (0, 0, 0)
+
+
+def test_a_site_that_routes_at_random_is_found_out(quick: dict[str, Any]) -> None:
+    """Negative control: log-outs are noticed where there are some."""
+    table = rows(from_json(quick["sites"]).tables[0])
+    [row] = [row for row in table if row["contender"] == "random"]
+    assert row["log-outs"] > 0
+
+
+def test_a_session_that_is_saved_binds_nothing_but_the_session() -> None:
+    """The oracle serves a page from a replica that lacks the session of the page before."""
+    primary = Track([Look(0.0, 0.0, 10), Look(1.0, 1.0, 20), Look(9.0, 9.0, 20)])
+    replica = Track([Look(0.0, 0.0, 10), Look(9.0, 9.0, 10)])
+    saved = Write(1 + SESSION_OF, 1.0, 20)
+    oracle = Oracle(primary, {"replica1": replica}, Promise.WRITTEN)
+    reads = [Read(1, 2.0, "replica1"), Read(1 + SESSION_OF, 2.0, "default")]
+    verdict = oracle.judge([saved, *reads])
+    assert (verdict.by_oracle, verdict.by_contender) == (1, 1)
 
 
 def test_freshness_runs(quick: dict[str, Any]) -> None:

@@ -11,16 +11,24 @@ from django.contrib.auth.models import User
 from django.contrib.sessions.backends.cached_db import KEY_PREFIX
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
+from django.db import connections
 from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import conf
 from django_replica_router.conf import get_config
+from django_replica_router.replicas.registry import find_monitor
 from testproject.cluster import Cluster
-from tests.conftest import stand_still
+from tests.conftest import (
+    PATIENT,
+    stand_still,
+    wait_until,
+    wait_until_reachable,
+    wait_until_routed,
+)
+from tests.controls import fail_without
 from tests.helpers import Served
 from tests.site import sign_in, visit
-from tests.test_controls import fail_without
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -67,6 +75,34 @@ def test_a_session_that_the_cache_misses_is_read_from_the_primary(
     assert visit(client, is_signed_in) is True
     assert served.only_primary("django_session")
     assert served.only_replicas("auth_user")
+
+
+def test_with_the_primary_down_a_session_may_come_from_a_stand_in(
+    ann: User, healed: Cluster, settings: Any
+) -> None:
+    """As the docs tell of PRIMARY_DOWN: also one whose deletion that has not replayed, and to stay."""
+    settings.SESSION_ENGINE = CACHED_DB
+    client = sign_in(ann)
+    stand_still(healed)
+    drop_from_cache(client)
+    healed.primary.execute("DELETE FROM django_session", dbname="app")
+    client.raise_request_exception = False
+    healed.primary.stop()
+    try:
+        monitor = find_monitor("default")
+        assert monitor is not None
+        wait_until(lambda: monitor.known.primary_is_down, "the loss of the primary to be noticed")
+        assert visit(client, is_signed_in).status_code == 500
+        settings.REPLICA_ROUTER = {**PATIENT, "PRIMARY_DOWN": "replicas"}
+        assert visit(client, is_signed_in) is True
+    finally:
+        healed.primary.start()
+        wait_until_reachable("default")
+    for replica in healed.replicas:
+        replica.resume()
+    connections["default"].close()
+    wait_until_routed()
+    assert visit(client, is_signed_in) is True
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from django.http import HttpRequest
 from django.test import Client
 
 from testproject.cluster import Cluster
+from testproject.cluster.programs import ROOT, run_django
 from testproject.notes.models import Note
 from tests.conftest import wait_until_known
+from tests.programs import environment
 from tests.site import visit
-from tests.test_processes import ROOT, environment
 
 SCRIPT = """
 import time
@@ -26,8 +27,8 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connections, router
 from django_replica_router import scope
-from django_replica_router.keys import digest
-from django_replica_router.stores import get_store
+from django_replica_router.scopes.keys import digest
+from django_replica_router.stores.store import get_store
 from testproject.notes.models import Note, Tag
 
 class TagsInArchive:
@@ -74,9 +75,7 @@ def test_several_primaries_each_have_their_replicas(tmp_path: Any) -> None:
         databases["archive"] = others["default"]
         databases["archive_replica"] = {**others["replica1"], "TEST": {"MIRROR": "archive"}}
         variables["TESTPROJECT_DATABASES"] = json.dumps(databases)
-        subprocess.run(
-            [sys.executable, "-m", "django", "migrate", "-v0"], env=variables, cwd=ROOT, check=True
-        )
+        run_django(variables, "migrate", "-v0")
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT],
             env=variables,

@@ -34,6 +34,7 @@ from django_replica_router.routers import ReplicaRouter
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.helpers import Served
+from tests.programs import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -338,8 +339,6 @@ def test_a_router_is_asked_for_the_tables_of_the_primary(cluster: Cluster, setti
 
 def test_a_command_line_ends_with_the_sentence(cluster: Cluster) -> None:
     """``manage.py`` prints it alone, with an exit code that is not zero."""
-    from tests.test_clusters import environment
-
     done = subprocess.run(
         [sys.executable, "-m", "django", "flush", "--noinput", "--database=replica1"],
         env=environment(cluster),

@@ -19,6 +19,7 @@ from django.test import override_settings
 from django_replica_router import conf
 from django_replica_router.conf import Config, SettingError, Topology, find_problems, get_config
 from django_replica_router.errors import ConfigurationError, ReplicaRouterError
+from django_replica_router.values.topology import Found
 from testproject.notes.models import Note
 
 POSTGRES = "django.db.backends.postgresql"
@@ -50,6 +51,7 @@ def test_defaults() -> None:
             assert get_config() == Config(
                 ENABLED=True,
                 CLUSTERS=None,
+                DISCOVERY=None,
                 MAX_LAG=10.0,
                 WAIT=0.05,
                 FALLBACK_LAG=None,
@@ -63,7 +65,9 @@ def test_defaults() -> None:
                 COOKIE=False,
                 CACHE="default",
                 PRIMARY_ONLY=(),
+                IGNORED_WRITES=(),
                 MONOTONIC_READS=True,
+                MONOTONIC_SHARE=0.05,
                 SAFE_METHODS=("GET", "HEAD", "OPTIONS", "TRACE"),
                 BALANCER="rendezvous",
                 IDENTITY=None,
@@ -108,6 +112,11 @@ CLUSTERS = (
     "a dict of primary alias to a list of replica aliases, or to a dict of replica alias to a "
     "weight above 0"
 )
+DISCOVERY = (
+    "None or a dict of replica alias to a dict with NAME (a DNS name) and, where it should not be the "
+    "default, TYPE ('A', 'AAAA' or 'SRV'), NAMESERVER (an IP address), PORT (1 to 65535) and INTERVAL "
+    "(seconds above 0)"
+)
 
 WRONG: list[tuple[str, Any, str]] = [
     *(
@@ -132,7 +141,11 @@ WRONG: list[tuple[str, Any, str]] = [
         ("FALLBACK_LAG", value, "None or a number of seconds above 0")
         for value in [*(value for value in NO_SECONDS if value is not None), 0, 0.0]
     ),
-    *(("PRIMARY_SHARE", value, "a number from 0 to 1") for value in [*NO_SECONDS, 1.001, 2, 100]),
+    *(
+        (share, value, "a number from 0 to 1")
+        for share in ("PRIMARY_SHARE", "MONOTONIC_SHARE")
+        for value in [*NO_SECONDS, 1.001, 2, 100]
+    ),
     *(
         ("PRIMARY_DOWN", value, "'fail' or 'replicas'")
         for value in ("", "primary", "FAIL", None, True, 1, [], ["fail"], {"fail": 1})
@@ -147,7 +160,11 @@ WRONG: list[tuple[str, Any, str]] = [
         for value in ("", 1, False, print, ["a.b"])
     ),
     *(("BALANCER", value, BALANCER) for value in ("", None, 1, print)),
-    *((key, value, TEXTS) for key in ("PRIMARY_ONLY", "SAFE_METHODS") for value in NO_TEXTS),
+    *(
+        (key, value, TEXTS)
+        for key in ("PRIMARY_ONLY", "IGNORED_WRITES", "SAFE_METHODS")
+        for value in NO_TEXTS
+    ),
     *(
         ("CLUSTERS", value, CLUSTERS)
         for value in (
@@ -171,6 +188,30 @@ WRONG: list[tuple[str, Any, str]] = [
             {"default": {"": 1}},
             {"default": {1: 1}},
             {"default": ["replica1"], "other": 3},
+        )
+    ),
+    *(
+        ("DISCOVERY", value, DISCOVERY)
+        for value in (
+            [],
+            "replicas.test",
+            {"replica1": "replicas.test"},
+            {"": {"NAME": "replicas.test"}},
+            {1: {"NAME": "replicas.test"}},
+            {"replica1": {}},
+            {"replica1": {"TYPE": "A"}},
+            {"replica1": {"NAME": "replicas.test", "HOST": "10.0.0.1"}},
+            {"replica1": {"NAME": "replicas.test"}, "replica2": None},
+            *(
+                {"replica1": {"NAME": "replicas.test", **wrong}}
+                for wrong in (
+                    *({"NAME": value} for value in ("", None, 1, "a b", ".", "a..b", "a" * 64)),
+                    *({"TYPE": value} for value in ("", None, "a", "CNAME", ["A"])),
+                    *({"NAMESERVER": value} for value in ("", None, 1, "localhost", "10.0.0.1:53")),
+                    *({"PORT": value} for value in (0, -1, 65536, "53", 53.0, True, None)),
+                    *({"INTERVAL": value} for value in (*NO_SECONDS, 0)),
+                )
+            ),
         )
     ),
 ]
@@ -209,12 +250,15 @@ def test_number_too_large_for_a_float_is_refused(key: str, value: int) -> None:
         ("PRIMARY_SHARE", 0),
         ("PRIMARY_SHARE", 0.25),
         ("PRIMARY_SHARE", 1),
+        ("MONOTONIC_SHARE", 0),
+        ("MONOTONIC_SHARE", 1),
         ("PRIMARY_DOWN", "fail"),
         ("PRIMARY_DOWN", "replicas"),
         *(("STALE_SAVES", value) for value in ("learn", "warn", "raise", "ignore")),
         ("PRIMARY_ONLY", []),
         ("PRIMARY_ONLY", {"auth"}),
         ("PRIMARY_ONLY", frozenset({"auth"})),
+        ("IGNORED_WRITES", ["axes"]),
         ("SAFE_METHODS", ("GET",)),
         ("IDENTITY", None),
         ("IDENTITY", "site.identify"),
@@ -223,6 +267,21 @@ def test_number_too_large_for_a_float_is_refused(key: str, value: int) -> None:
         ("CLUSTERS", {}),
         ("CLUSTERS", {"default": []}),
         ("CLUSTERS", {"default": ("replica1",), "other": {"replica2": 2}}),
+        ("DISCOVERY", None),
+        ("DISCOVERY", {}),
+        ("DISCOVERY", {"replica1": {"NAME": "replicas"}}),
+        (
+            "DISCOVERY",
+            {
+                "replica1": {
+                    "NAME": "_postgresql._tcp.db.test.",
+                    "TYPE": "SRV",
+                    "NAMESERVER": "fd00::1",
+                    "PORT": 8600,
+                    "INTERVAL": 5,
+                }
+            },
+        ),
     ],
     ids=repr,
 )
@@ -483,3 +542,55 @@ def test_topology_follows_the_databases(databases: Any) -> None:
 def test_topology_of_the_test_project() -> None:
     """The test project names its two replicas by TEST["MIRROR"]."""
     assert get_config().topology.clusters == {"default": {"replica1": 1.0, "replica2": 1.0}}
+
+
+# What was found by a name
+
+
+ENTRY = {"NAME": "replicas.test"}
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forgets what the test has found."""
+    monkeypatch.setattr(conf.Present, "found", {})
+    yield
+    conf._forget(setting="REPLICA_ROUTER")
+
+
+@pytest.mark.usefixtures("found")
+def test_servers_that_were_found_take_the_place_of_their_alias() -> None:
+    """With its weight, in its place; those that are gone, and the alias itself, stay replicas."""
+    clusters = {"p": {"a": 2, "r": 3, "z": 1}, "q": ["s"]}
+    with override_settings(REPLICA_ROUTER={"CLUSTERS": clusters, "DISCOVERY": {"r": ENTRY}}):
+        conf.note_found("r", Found(ENTRY, ("r@1", "r@2"), ("r@0",)))
+        topology = get_config().topology
+        assert list(topology.clusters["p"].items()) == [("a", 2), ("r@1", 3), ("r@2", 3), ("z", 1)]
+        assert topology.replicas == {"p": ("a", "r@1", "r@2", "z"), "q": ("s",)}
+        assert topology.members["p"] == ("a", "r@1", "r@2", "z", "r", "r@0")
+        assert {topology.primary_of[alias] for alias in topology.members["p"]} == {"p"}
+        assert all(map(topology.is_replica, topology.members["p"]))
+        assert topology.settling == {}
+        assert conf.find_found("r") == Found(ENTRY, ("r@1", "r@2"), ("r@0",))
+        conf.note_found("r", Found(ENTRY, ("r@1", "r@2"), ("r@0",)))
+        assert get_config().topology is topology
+        conf.note_found("r", Found(ENTRY, ("r@3",), (), ("r@1", "r@2"), 7.0))
+        assert get_config().topology.settling == {"p": ({"a": 2, "r@1": 3, "r@2": 3, "z": 1}, 7.0)}
+
+
+@pytest.mark.usefixtures("found")
+def test_what_was_found_by_another_name_does_not_count() -> None:
+    """Nor where the setting is gone; it counts again with settings that are read anew."""
+    setting = {"CLUSTERS": {"p": ["r"]}, "DISCOVERY": {"r": ENTRY}}
+    with override_settings(REPLICA_ROUTER=setting):
+        conf.note_found("r", Found(ENTRY, ("r@1",)))
+        assert get_config().topology.clusters == {"p": {"r@1": 1.0}}
+    for other in (None, {}, {"r": {"NAME": "other.test"}}, {"s": ENTRY}):
+        with override_settings(REPLICA_ROUTER={**setting, "DISCOVERY": other}):
+            assert get_config().topology.clusters == {"p": {"r": 1.0}}
+    with override_settings(REPLICA_ROUTER={**setting, "WAIT": 0}):
+        assert get_config().topology.clusters == {"p": {"r@1": 1.0}}
+        # One that was worked out while it changed is replaced at the next look-up.
+        get_config().__dict__["topology"] = Topology({"p": {"r": 1.0}})
+        conf.note_found("r", Found(ENTRY, ("r@1",)))
+        assert get_config().topology.clusters == {"p": {"r@1": 1.0}}

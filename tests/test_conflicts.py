@@ -15,7 +15,7 @@ from django.test import Client
 
 from django_replica_router import get_stats, pop_stats
 from django_replica_router.policy import ReplicaState
-from django_replica_router.registry import find_monitor
+from django_replica_router.replicas.registry import find_monitor
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until, wait_until_known
@@ -36,7 +36,7 @@ def note(ann: User, cluster: Cluster) -> Note:
 def serves(alias: str) -> bool:
     """Tell whether this process takes a replica for one that may serve."""
     monitor = find_monitor("default")
-    return monitor is not None and monitor.replica(alias).state is ReplicaState.STREAMING
+    return monitor is not None and monitor.health.replica(alias).state is ReplicaState.STREAMING
 
 
 class Conflicts:
@@ -75,7 +75,7 @@ def test_a_statement_that_has_just_begun_is_repeated_where_it_was_cancelled(
     retried: int,
 ) -> None:
     """The reader stays on the replica. What is cancelled again, or ran for long, the primary answers."""
-    monkeypatch.setattr("django_replica_router.observers._BRIEF", brief)
+    monkeypatch.setattr("django_replica_router.connections.on_replica._BRIEF", brief)
 
     def action(request: HttpRequest) -> str:
         alias = str(Note.objects.get()._state.db)

@@ -1,388 +1,132 @@
-"""Negative controls: with a rule taken out, the test of that rule fails."""
+"""Negative controls: with a rule taken out, the rule's own test fails."""
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from django.db import connections
 
-from django_replica_router import (
-    connecting,
-    keys,
-    mending,
-    middleware,
-    observers,
-    policy,
-    postgres,
-    reads,
-    search,
-    stores,
-    writes,
-)
-from django_replica_router.backends import mixin
-from django_replica_router.conf import get_config
-from django_replica_router.context import ClusterScope, Scope
-from django_replica_router.cursors import WatchedCursor
-from django_replica_router.errors import StoreError
-from django_replica_router.identity import RequestIdentity
-from django_replica_router.policy import Reason, ReplicaState
-from django_replica_router.redis_client import RedisServer
-from django_replica_router.routers import ReplicaRouter
-from django_replica_router.search import Search
-from django_replica_router.stores import RedisStore
-from django_replica_router.tokens import NOWHERE, Floor, Position, Record
-from django_replica_router.writes import store_for_everybody
 from testproject.cluster import Cluster
 from tests import (
+    test_autocommit_limits,
+    test_autocommit_positions,
     test_backend,
+    test_backend_faults,
+    test_cqrs,
     test_eviction,
     test_faults,
+    test_faults_of_servers,
     test_monotonic,
     test_reads,
+    test_reads_on_the_primary,
+    test_reads_without_replicas,
+    test_refusals,
     test_store_lives,
     test_stores,
+    test_waiting,
     test_writes,
+    test_writes_in_streams,
+    test_writes_lost,
+    written,
 )
-from tests.conftest import believe_every_connection, skip_where_pooled
-from tests.test_backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
+from tests.backend import OWN, engine, only_writes, touching_view  # noqa: F401 - fixtures
+from tests.conftest import believe_every_connection
+from tests.controls import (
+    Patch,
+    ask_no_other_router,
+    begin_without_the_outer,
+    believe_a_server_that_does_not_tell,
+    believe_every_life,
+    believe_every_silence,
+    believe_whatever_server,
+    compare_by_the_locale,
+    compare_no_lives,
+    compare_nothing,
+    connect_blindly,
+    fail_without,
+    find_everybody_by_any_key,
+    finish_nothing,
+    follow_blindly,
+    forget_choices,
+    forget_late_users,
+    forget_what_no_transaction_wrote,
+    forget_what_the_primary_showed_instead,
+    forget_what_was_seen,
+    forget_when_the_position_was_told,
+    forget_writes_without_a_position,
+    go_by_the_rows_of_a_change,
+    hand_nothing_over,
+    hold_nothing_back,
+    ignore_cursors,
+    ignore_early_session,
+    ignore_lag,
+    ignore_number_and_cursors,
+    ignore_the_number_of_a_change,
+    ignore_the_transactions_number,
+    ignore_timelines,
+    judge_queries_by_their_text,
+    keep_the_first_position,
+    keep_what_was_chosen_before,
+    lead_and_mend_nothing,
+    lead_no_transaction,
+    leave_a_refused_transaction,
+    leave_lost_connections,
+    let_queries_write,
+    let_unverified_keys_own,
+    link_no_owner,
+    make_records_that_say_nothing,
+    mend_nothing,
+    mend_queries_as_well,
+    merge_by_plain_set,
+    name_no_primary,
+    name_of,
+    never_wait,
+    observe_no_statement,
+    open_blindly,
+    pin_nobody,
+    read_tables_of_primary_anywhere,
+    relate_nothing,
+    renew_budget,
+    replace_lost_connections_of_a_dead_primary,
+    send_queries_of_commands_to_replicas,
+    store_for_no_user,
+    take_a_loss_for_a_refusal,
+    take_a_loss_for_a_refusal_of_a_statement,
+    take_a_rollback_for_a_commit,
+    take_any_error_for_a_refusal_to_tell,
+    take_every_error_for_a_failed_commit,
+    take_position_too_early,
+    take_store_errors_for_no_token,
+    take_the_end_of_a_wait_for_success,
+    take_the_session_for_the_querys,
+    trust_an_empty_store,
+    trust_any_replica,
+    trust_given_connections,
+    trust_raw_statements,
+    trust_unknown_sessions,
+    wait_for_a_look_at_the_next,
+    without,
+)
+from tests.reading import browser, note  # noqa: F401 - fixtures
+from tests.test_autocommit_positions import ask_for_the_position_too_early
 from tests.test_eviction import dropping, redis  # noqa: F401 - fixtures
-from tests.test_reads import browser, note  # noqa: F401 - fixtures
-from tests.test_store_lives import saved  # noqa: F401 - fixture
-from tests.test_stores import danish_server  # noqa: F401 - fixture
-from tests.test_writes import signed_in  # noqa: F401 - fixture
+from tests.test_refusals import site  # noqa: F401 - fixtures
+from tests.test_store_lives import saved  # noqa: F401 - fixtures
+from tests.test_stores import danish_server  # noqa: F401 - fixtures
+from tests.test_waiting import events, waiting  # noqa: F401 - fixtures
+from tests.written import signed_in  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
-Patch = pytest.MonkeyPatch
-
-
-def without(**facts: Any) -> Callable[[Patch], None]:
-    """Take out rules of the policy by hiding from it the facts that they look at."""
-
-    def take_out(patch: Patch) -> None:
-        original = policy.decide_at_once
-        patch.setattr(reads, "decide_at_once", lambda s: original(s._replace(**facts)))
-
-    take_out.__name__ = "without_" + "_".join(facts)
-    return take_out
-
-
-def compare_nothing(patch: Patch) -> None:
-    def may_serve(replica: Any, floor: Any, max_lag: Any) -> bool:
-        return replica.state is ReplicaState.STREAMING
-
-    patch.setattr(policy, "may_serve", may_serve)
-
-
-def ignore_lag(patch: Patch) -> None:
-    original = policy.may_serve
-    patch.setattr(
-        policy, "may_serve", lambda replica, floor, max_lag: original(replica, floor, float("inf"))
-    )
-
-
-def take_position_too_early(patch: Patch) -> None:
-    patch.setattr(postgres, "_token", lambda row: Position(1, 1))
-
-
-def store_for_no_user(patch: Patch) -> None:
-    patch.setattr(writes, "_writers", lambda *args: ())
-    link_no_owner(patch)
-
-
-def link_no_owner(patch: Patch) -> None:
-    original = Record.decode
-
-    def decode(value: object) -> Record | None:
-        record = original(value)
-        return record and record._replace(owner="")
-
-    patch.setattr(Record, "decode", decode)
-    patch.setattr(RequestIdentity, "_session_user", lambda self: None)
-
-
-def ignore_early_session(patch: Patch) -> None:
-    patch.setattr(RequestIdentity, "session", lambda self: None)
-    patch.setattr(RequestIdentity, "credential", lambda self: None)
-
-
-def trust_unknown_sessions(patch: Patch) -> None:
-    patch.setattr(reads, "_identifies_unknown_reader", lambda *args: False)
-
-
-def trust_an_empty_store(patch: Patch) -> None:
-    patch.setattr(reads, "record_of_everybody", lambda *args: Record())
-
-
-def find_everybody_by_any_key(patch: Patch) -> None:
-    patch.setattr(keys, "remembered_digest", lambda *args: "")
-    store_for_everybody("default", get_config(), None)
-
-
-def trust_any_replica(patch: Patch) -> None:
-    original = Search.__init__
-
-    def init(self: Search, *args: Any, keeps_replica: bool) -> None:
-        original(self, *args, keeps_replica=False)
-
-    patch.setattr(Search, "__init__", init)
-
-
-def forget_what_was_seen(patch: Patch) -> None:
-    patch.setattr(reads, "_UNSEEN", frozenset(Reason))
-
-
-def take_store_errors_for_no_token(patch: Patch) -> None:
-    original = reads.load_floor
-
-    def load_floor(*args: Any) -> Floor:
-        try:
-            return original(*args)
-        except StoreError:
-            return Floor()
-
-    patch.setattr(reads, "load_floor", load_floor)
-
-
-def forget_late_users(patch: Patch) -> None:
-    patch.setattr(RequestIdentity, "users", lambda self: ())
-
-
-def forget_choices(patch: Patch) -> None:
-    original = reads._decide_by_token
-
-    def decide(primary: str, model: Any, scope: Any, *args: Any) -> Any:
-        scope.cluster(primary).choices.clear()
-        return original(primary, model, scope, *args)
-
-    patch.setattr(reads, "_decide_by_token", decide)
-    patch.setattr(reads, "_is_kept", lambda *args: False)
-
-
-def renew_budget(patch: Patch) -> None:
-    original = Search._wait
-
-    def wait(self: Search) -> Any:
-        result = original(self)
-        self.wait_left = 0.2
-        return result
-
-    patch.setattr(Search, "_wait", wait)
-
-
-def never_wait(patch: Patch) -> None:
-    patch.setattr(Search, "_wait", lambda self: None)
-
-
-def ignore_timelines(patch: Patch) -> None:
-    patch.setattr(reads, "floor_reason", lambda floor, timeline: None)
-
-
-def merge_by_plain_set(patch: Patch) -> None:
-    def merge(self: Any, records: Any, lives: Any) -> None:
-        for key, record in records.items():
-            self._client.set(self._cache.make_key(key), record.encode())
-
-    patch.setattr(stores.RedisStore, "_merge", merge)
-
-
-def compare_by_the_locale(patch: Patch) -> None:
-    script = re.sub(r"is_above\((\w+), (\w+)\) then", r"\1 > \2 then", stores._MERGE_SCRIPT)
-    patch.setattr(stores, "_MERGE_SCRIPT", script)
-
-
-def observe_no_statement(patch: Patch) -> None:
-    patch.setattr(observers, "might_write", lambda sql: False)
-
-
-def mend_nothing(patch: Patch) -> None:
-    patch.setattr(
-        observers,
-        "_on_replica",
-        lambda primary, alias, execute, sql, params, many, context: execute(
-            sql, params, many, context
-        ),
-    )
-
-
-def bind_no_transaction(patch: Patch) -> None:
-    patch.setattr(observers, "bind_transaction", lambda connection, primary: None)
-
-
-def pin_nobody(patch: Patch) -> None:
-    original = writes._record
-
-    def record(position: Position | None, config: Any) -> Record:
-        return original(position or Position(0, 0), config)
-
-    patch.setattr(writes, "_record", record)
-
-
-def finish_nothing(patch: Patch) -> None:
-    patch.setattr(middleware, "finish_scope", lambda *args: None)
-
-
-def name_no_primary(patch: Patch) -> None:
-    patch.setattr(ReplicaRouter, "db_for_write", lambda self, model, **hints: None)
-
-
-def relate_nothing(patch: Patch) -> None:
-    patch.setattr(ReplicaRouter, "allow_relation", lambda self, *args, **hints: None)
-
-
-def ask_no_other_router(patch: Patch) -> None:
-    patch.setattr(ReplicaRouter, "_others", lambda self: [])
-
-
-def connect_blindly(patch: Patch) -> None:
-    patch.setattr(search, "connect_to_replica", lambda alias, monitor, timeout: connections[alias])
-    mend_nothing(patch)
-
-
-def trust_given_connections(patch: Patch) -> None:
-    patch.setattr(connecting, "_is_watched", lambda *args: True)
-    patch.setattr(connecting, "_first_sight", lambda raw: None)
-
-
-def let_unverified_keys_own(patch: Patch) -> None:
-    patch.setattr(RequestIdentity, "owner", lambda self: next(iter(self.users()[-1:]), ""))
-
-
-def ask_for_the_position_too_early(patch: Patch) -> None:
-    before_commit, _, after = postgres._COMMIT_SQL.partition("COMMIT;")
-    begin, _, position = after.partition("SELECT pg_current_wal")
-    position = "SELECT pg_current_wal" + position.partition(";")[0]
-    patch.setattr(postgres, "_COMMIT_SQL", f"{before_commit}{position};COMMIT;{begin}COMMIT")
-    patch.setattr(postgres, "_POSITION_IN_COMMIT", 1)
-
-
-def ignore_the_transactions_number(patch: Patch) -> None:
-    original = postgres.commit
-    patch.setattr(postgres, "commit", lambda raw: original(raw)._replace(wrote=None))
-
-
-def ignore_cursors(patch: Patch) -> None:
-    patch.setattr(WatchedCursor, "_noting", lambda self: nullcontext())
-
-
-def ignore_number_and_cursors(patch: Patch) -> None:
-    ignore_the_transactions_number(patch)
-    ignore_cursors(patch)
-
-
-def take_a_rollback_for_a_commit(patch: Patch) -> None:
-    patch.setattr(postgres, "has_failed", lambda raw: False)
-    patch.setattr(
-        mixin.TokenMixin, "_rollback", lambda self: super(mixin.TokenMixin, self)._rollback()
-    )
-
-
-def take_a_loss_for_a_refusal(patch: Patch) -> None:
-    patch.setattr(postgres, "was_refused", lambda raw, error: True)
-
-
-def forget_when_the_position_was_told(patch: Patch) -> None:
-    patch.setattr(ClusterScope, "note_statement", lambda self: None)
-
-
-def forget_writes_without_a_position(patch: Patch) -> None:
-    original = writes._known
-
-    def known(primary: str, state: ClusterScope, *args: Any) -> Position | None:
-        if state.checkpoint is not None:
-            moment = state.checkpoint.moment._replace(write=state.last_write)
-            state.checkpoint = state.checkpoint._replace(moment=moment)
-        return original(primary, state, *args)
-
-    patch.setattr(writes, "_known", known)
-
-
-def forget_what_no_transaction_wrote(patch: Patch) -> None:
-    def note_end(
-        alias: str, state: ClusterScope, raw: Any, checkpoint: Any = None, *, wrote: bool | None
-    ) -> None:
-        state.settle(raw, checkpoint, wrote=wrote)
-
-    patch.setattr(mixin, "note_end", note_end)
-
-
-def keep_the_first_position(patch: Patch) -> None:
-    original = ClusterScope.settle
-
-    def settle(self: ClusterScope, raw: Any, checkpoint: Any = None, **kwargs: Any) -> bool:
-        return original(self, raw, self.checkpoint or checkpoint, **kwargs)
-
-    patch.setattr(ClusterScope, "settle", settle)
-
-
-def hand_nothing_over(patch: Patch) -> None:
-    patch.setattr(Scope, "inherit_writes", lambda self, inner: None)
-
-
-def begin_without_the_outer(patch: Patch) -> None:
-    patch.setattr(Scope, "follow", lambda self, outer: None)
-
-
-def trust_raw_statements(patch: Patch) -> None:
-    patch.setattr(observers, "might_commit", lambda sql: False)
-
-
-def take_any_error_for_a_refusal_to_tell(patch: Patch) -> None:
-    patch.setattr(postgres, "_is_committed", lambda *args: True)
-
-
-def take_every_error_for_a_failed_commit(patch: Patch) -> None:
-    patch.setattr(postgres, "_is_committed", lambda *args: False)
-
-
-def forget_what_the_primary_showed_instead(patch: Patch) -> None:
-    for module in (observers, mending):
-        patch.setattr(module, "note_shown", lambda primary: None)
-
-
-def hold_nothing_back(patch: Patch) -> None:
-    patch.setattr(writes, "_hold", lambda *args: None)
-
-
-def open_blindly(patch: Patch) -> None:
-    patch.setattr(observers, "_primary_behind", lambda connection: None)
-
-
-def believe_every_silence(patch: Patch) -> None:
-    patch.setattr(reads, "may_be_forgotten", lambda state, config: False)
-
-
-def believe_a_server_that_does_not_tell(patch: Patch) -> None:
-    patch.setattr(RedisServer, "drops_keys", lambda self: False)
-
-
-def believe_whatever_server(patch: Patch) -> None:
-    patch.setattr(RedisStore, "life", lambda self: "")
-
-
-def compare_no_lives(patch: Patch) -> None:
-    patch.setattr(RedisServer, "check_life", lambda self, found, expected: None)
-
-
-def make_records_that_say_nothing(patch: Patch) -> None:
-    patch.setattr(writes, "locate", lambda primary, mark: NOWHERE)
-
-
-def follow_blindly(patch: Patch) -> None:
-    patch.setattr(reads, "_follow", lambda primary, choice, *args: choice)
-    open_blindly(patch)
-
-
-def believe_every_life(patch: Patch) -> None:
-    patch.setattr(search, "_is_in_life", lambda alias, life, monitor: True)
-
 
 CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]] = [
+    (
+        take_the_end_of_a_wait_for_success,
+        test_waiting.test_a_replica_that_does_not_get_there_leaves_the_reader_to_the_primary,
+        {},
+    ),
     (compare_nothing, test_reads.test_login_works_under_lag, {}),
     (compare_nothing, test_reads.test_a_session_value_is_read_back_under_lag, {}),
     (compare_nothing, test_reads.test_a_second_device_sees_the_write, {}),
@@ -402,7 +146,7 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     ),
     (
         take_store_errors_for_no_token,
-        test_reads.test_without_a_cache_the_site_works_from_the_primary,
+        test_reads_without_replicas.test_without_a_cache_the_site_works_from_the_primary,
         {},
     ),
     (trust_an_empty_store, test_reads.test_an_emptied_store_begins_to_remember_anew, {}),
@@ -424,6 +168,16 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     (
         forget_what_the_primary_showed_instead,
         test_monotonic.test_what_the_primary_showed_after_a_fault_is_not_taken_back,
+        {},
+    ),
+    (
+        leave_lost_connections,
+        test_monotonic.test_a_connection_to_the_primary_that_was_lost_afterwards_pins_nobody,
+        {"is_write": False},
+    ),
+    (
+        replace_lost_connections_of_a_dead_primary,
+        test_monotonic.test_a_primary_that_is_known_to_be_down_is_not_connected_to_at_the_end,
         {},
     ),
     (
@@ -483,53 +237,82 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     ),
     (
         begin_without_the_outer,
-        test_reads.test_a_scope_inside_another_sees_what_that_has_written,
+        test_reads_on_the_primary.test_a_scope_inside_another_sees_what_that_has_written,
         {"block": nullcontext, "is_same": True},
     ),
     (forget_late_users, test_reads.test_the_token_counts_where_the_user_is_found_late, {}),
-    (without(primary_in_atomic=False), test_reads.test_inside_atomic_the_primary_serves, {}),
+    (
+        keep_what_was_chosen_before,
+        test_reads.test_the_token_counts_under_each_lag_where_the_user_is_found_late,
+        {},
+    ),
+    (
+        without(primary_in_atomic=False),
+        test_reads_on_the_primary.test_inside_atomic_the_primary_serves,
+        {},
+    ),
     (
         without(wrote=False),
-        test_reads.test_after_its_first_write_a_request_sees_what_others_have_written_since,
+        test_reads_on_the_primary.test_after_its_first_write_a_request_sees_what_others_have_written_since,
         {},
     ),
-    (without(unsafe=False), test_reads.test_no_update_of_somebody_else_is_lost, {}),
+    (without(unsafe=False), test_reads_on_the_primary.test_no_update_of_somebody_else_is_lost, {}),
     (
         without(unsafe=False),
-        test_reads.test_validation_of_uniqueness_in_a_form_post_sees_the_primary,
+        test_reads_on_the_primary.test_validation_of_uniqueness_in_a_form_post_sees_the_primary,
+        {},
+    ),
+    (
+        read_tables_of_primary_anywhere,
+        test_reads_on_the_primary.test_models_listed_as_primary_only_are_read_from_the_primary,
         {},
     ),
     (
         without(primary_only=False),
-        test_reads.test_models_listed_as_primary_only_are_read_from_the_primary,
+        test_reads_on_the_primary.test_the_table_of_the_database_cache_is_primary_only,
         {},
     ),
     (
-        without(primary_only=False),
-        test_reads.test_the_table_of_the_database_cache_is_primary_only,
+        without(forced_primary=False),
+        test_reads_on_the_primary.test_use_primary_reads_from_the_primary,
         {},
     ),
-    (without(forced_primary=False), test_reads.test_use_primary_reads_from_the_primary, {}),
-    (ignore_lag, test_reads.test_a_replica_that_lags_too_far_serves_nobody, {}),
-    (ignore_lag, test_reads.test_a_replica_whose_receiver_died_lags, {}),
-    (ignore_lag, test_reads.test_max_lag_of_a_block_is_obeyed, {}),
-    (never_wait, test_reads.test_waiting_serves_from_a_replica_that_catches_up, {}),
+    (ignore_lag, test_reads_without_replicas.test_a_replica_that_lags_too_far_serves_nobody, {}),
+    (ignore_lag, test_reads_without_replicas.test_a_replica_whose_receiver_died_lags, {}),
+    (ignore_lag, test_reads_without_replicas.test_max_lag_of_a_block_is_obeyed, {}),
+    (
+        never_wait,
+        test_reads_without_replicas.test_waiting_serves_from_a_replica_that_catches_up,
+        {},
+    ),
     (
         forget_choices,
-        test_reads.test_a_replica_that_does_not_catch_up_leaves_the_request_to_the_primary,
+        test_reads_without_replicas.test_a_replica_that_does_not_catch_up_leaves_the_request_to_the_primary,
         {},
     ),
-    (renew_budget, test_reads.test_the_wait_budget_is_one_for_the_whole_request, {}),
-    (ignore_timelines, test_reads.test_a_token_of_a_later_timeline_is_served_by_the_primary, {}),
-    (name_no_primary, test_reads.test_an_instance_from_a_replica_is_saved_to_the_primary, {}),
+    (
+        renew_budget,
+        test_reads_without_replicas.test_the_wait_budget_is_one_for_the_whole_request,
+        {},
+    ),
+    (
+        ignore_timelines,
+        test_reads_without_replicas.test_a_token_of_a_later_timeline_is_served_by_the_primary,
+        {},
+    ),
+    (
+        name_no_primary,
+        test_reads_on_the_primary.test_an_instance_from_a_replica_is_saved_to_the_primary,
+        {},
+    ),
     (
         relate_nothing,
-        test_reads.test_objects_of_different_servers_of_a_cluster_may_be_related,
+        test_reads_on_the_primary.test_objects_of_different_servers_of_a_cluster_may_be_related,
         {},
     ),
     (
         ask_no_other_router,
-        test_reads.test_a_model_that_another_router_keeps_elsewhere_stays_there,
+        test_reads_on_the_primary.test_a_model_that_another_router_keeps_elsewhere_stays_there,
         {"first": "package"},
     ),
     (
@@ -539,7 +322,7 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     ),
     (
         believe_every_connection,
-        test_faults.test_a_promoted_replica_is_left_with_its_next_answer,
+        test_faults_of_servers.test_a_promoted_replica_is_left_with_its_next_answer,
         {},
     ),
     (
@@ -557,10 +340,14 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         test_faults.test_a_connection_that_another_thread_cannot_open_is_never_seen,
         {},
     ),
-    (connect_blindly, test_reads.test_without_a_live_replica_the_site_works_from_the_primary, {}),
+    (
+        connect_blindly,
+        test_reads_without_replicas.test_without_a_live_replica_the_site_works_from_the_primary,
+        {},
+    ),
     (
         trust_given_connections,
-        test_faults.test_a_connection_that_the_code_has_opened_is_watched_as_well,
+        test_faults_of_servers.test_a_connection_that_the_code_has_opened_is_watched_as_well,
         {},
     ),
     (
@@ -568,9 +355,26 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         test_reads.test_a_made_up_key_of_the_site_makes_no_session_real,
         {},
     ),
-    (mend_nothing, test_reads.test_writes_that_django_sends_to_a_replica_reach_the_primary, {}),
-    (mend_nothing, test_reads.test_a_select_that_writes_reaches_the_primary, {}),
-    (bind_no_transaction, test_reads.test_a_deletion_sent_to_a_replica_is_one_transaction, {}),
+    *(
+        (
+            take_out,
+            test_refusals.test_a_replica_that_refuses_is_tried_a_handful_of_times,
+            {"number": 2},
+        )
+        for take_out in (test_refusals.try_always, test_refusals.close_by_looks)
+    ),
+    (wait_for_a_look_at_the_next, test_refusals.test_a_signed_in_reader_of_the_replica_goes_on, {}),
+    (
+        lead_and_mend_nothing,
+        test_reads_without_replicas.test_writes_that_django_sends_to_a_replica_reach_the_primary,
+        {},
+    ),
+    (mend_nothing, test_reads_without_replicas.test_a_select_that_writes_reaches_the_primary, {}),
+    (
+        lead_no_transaction,
+        test_reads_without_replicas.test_a_deletion_sent_to_a_replica_is_one_transaction,
+        {},
+    ),
     (
         observe_no_statement,
         test_writes.test_every_way_of_writing_makes_a_token,
@@ -587,7 +391,7 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
             test_writes.test_every_way_of_writing_makes_a_token,
             {"way": way, "method": "get"},
         )
-        for way in (test_writes.copy, test_writes.procedure, test_writes.stream)
+        for way in (test_writes.copy, written.procedure, test_writes.stream)
     ),
     (merge_by_plain_set, test_writes.test_a_token_never_falls, {}),
     (
@@ -595,14 +399,56 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
         test_stores.test_no_token_falls_whatever_the_locale_of_the_server,
         {},
     ),
-    (pin_nobody, test_writes.test_a_write_whose_position_cannot_be_read_pins_its_user, {}),
-    (pin_nobody, test_writes.test_a_connection_lost_at_commit_pins_its_user, {}),
-    (pin_nobody, test_writes.test_an_answer_lost_in_autocommit_pins_its_user, {}),
-    (finish_nothing, test_writes.test_a_stream_stores_its_token_at_its_end, {}),
+    (pin_nobody, test_writes_lost.test_a_write_whose_position_cannot_be_read_pins_its_user, {}),
+    (pin_nobody, test_writes_lost.test_a_connection_lost_at_commit_pins_its_user, {}),
+    (pin_nobody, test_writes_lost.test_an_answer_lost_in_autocommit_pins_its_user, {}),
+    (finish_nothing, test_writes_in_streams.test_a_stream_stores_its_token_at_its_end, {}),
     (
         finish_nothing,
-        test_writes.test_the_token_stands_before_the_response_leaves_though_the_view_raised,
+        test_writes_in_streams.test_the_token_stands_before_the_response_leaves_though_the_view_raised,
         {},
+    ),
+]
+
+CONTROLS += [
+    (
+        let_queries_write,
+        test_cqrs.test_a_write_in_a_query_reaches_no_server,
+        {"way": test_cqrs.WAYS["update"], "around": nullcontext},
+    ),
+    (
+        let_queries_write,
+        test_cqrs.test_a_statement_that_says_that_it_writes_reaches_no_server,
+        {"statement": "NOTIFY someone", "alias": "default"},
+    ),
+    *(
+        (
+            judge_queries_by_their_text,
+            test_cqrs.test_what_the_text_does_not_tell_is_refused_by_the_server,
+            {"way": way, "place": place},
+        )
+        for way in test_cqrs.HIDDEN
+        for place in ("primary", "primary in a transaction")
+    ),
+    (
+        mend_queries_as_well,
+        test_cqrs.test_where_the_package_has_chosen_the_replica_the_primary_is_not_asked,
+        {"way": test_cqrs.by_text},
+    ),
+    (
+        send_queries_of_commands_to_replicas,
+        test_cqrs.test_a_query_in_a_command_reads_where_that_does,
+        {"atomic": False},
+    ),
+    (
+        leave_a_refused_transaction,
+        test_cqrs.test_a_refusal_leaves_the_transaction_of_a_command_as_it_was,
+        {"way": test_cqrs.by_text},
+    ),
+    (
+        take_the_session_for_the_querys,
+        test_cqrs.test_the_session_of_a_request_is_none_of_the_querys,
+        {"atomic_requests": False},
     ),
 ]
 
@@ -642,10 +488,10 @@ BACKEND_CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[
     ),
     (
         take_a_loss_for_a_refusal,
-        test_backend.test_a_connection_lost_at_commit_pins_though_no_write_was_noticed,
+        test_backend_faults.test_a_connection_lost_at_commit_pins_though_no_write_was_noticed,
         {},
     ),
-    (take_a_loss_for_a_refusal, test_backend.test_a_commit_that_was_interrupted_pins, {}),
+    (take_a_loss_for_a_refusal, test_backend_faults.test_a_commit_that_was_interrupted_pins, {}),
     (
         forget_when_the_position_was_told,
         test_backend.test_what_the_primary_showed_after_the_commit_is_not_taken_back,
@@ -656,7 +502,7 @@ BACKEND_CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[
         test_backend.test_a_write_after_the_commit_is_behind_the_token,
         {},
     ),
-    (forget_writes_without_a_position, test_backend.test_hooks_and_atomic_requests, {}),
+    (keep_the_first_position, test_backend.test_hooks_and_atomic_requests, {}),
     (
         ignore_the_transactions_number,
         test_backend.test_the_request_itself_reads_what_no_statement_tells_of,
@@ -687,23 +533,36 @@ BACKEND_CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[
         {},
     ),
     (
+        ignore_the_number_of_a_change,
+        test_autocommit_positions.test_a_write_that_matched_nothing_is_none,
+        {"statement": test_autocommit_positions.NOTHING["update"]},
+    ),
+    (
+        go_by_the_rows_of_a_change,
+        test_autocommit_positions.test_a_write_of_which_no_row_tells_is_noticed,
+        {},
+    ),
+    (
+        forget_when_the_position_was_told,
+        test_autocommit_positions.test_what_an_error_has_shown_is_behind_the_token,
+        {},
+    ),
+    (
+        take_a_loss_for_a_refusal_of_a_statement,
+        test_autocommit_limits.test_a_write_that_was_interrupted_pins,
+        {},
+    ),
+    (
         take_any_error_for_a_refusal_to_tell,
-        test_backend.test_an_error_in_front_of_the_commit_is_an_error,
+        test_backend_faults.test_an_error_in_front_of_the_commit_is_an_error,
         {},
     ),
     (
         take_every_error_for_a_failed_commit,
-        test_backend.test_a_position_that_is_refused_fails_no_commit,
+        test_backend_faults.test_a_position_that_is_refused_fails_no_commit,
         {},
     ),
 ]
-
-
-def name_of(control: tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]) -> str:
-    """Return a readable id."""
-    take_out, test, arguments = control
-    way = f"-{arguments['way'].__name__}" if "way" in arguments else ""
-    return f"{take_out.__name__}-{test.__name__.removeprefix('test_')}{way}"
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=name_of)
@@ -724,24 +583,3 @@ def test_the_test_of_a_rule_of_the_backend_fails_without_the_rule(
     """Nor would one of the database backend."""
     with engine(OWN):
         fail_without(*control, request)
-
-
-def fail_without(
-    take_out: Callable[[Patch], None],
-    test: Callable[..., None],
-    arguments: dict[str, Any],
-    request: pytest.FixtureRequest,
-) -> None:
-    """Run a test with a rule taken out, and fail where it passes."""
-    skip_where_pooled(getattr(test, "pytestmark", ()))
-    names = [name for name in inspect.signature(test).parameters if name not in arguments]
-    arguments = arguments | {name: request.getfixturevalue(name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        take_out(patch)
-        try:
-            test(**arguments)
-        except (AttributeError, NameError, TypeError):
-            raise  # the rule was not taken out: its replacement does not fit any more
-        except (Exception, pytest.fail.Exception):
-            return
-    pytest.fail(f"{test.__name__} passes although the rule is taken out")

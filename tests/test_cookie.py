@@ -10,11 +10,11 @@ from django.core import signing
 from django.http import HttpRequest
 from django.test import Client, RequestFactory, override_settings
 
-from django_replica_router import writes
-from django_replica_router.cookies import NAME, read_cookie
-from django_replica_router.monitor import Monitor
-from django_replica_router.registry import stop_monitors
-from django_replica_router.tokens import Position, Record
+from django_replica_router.recording import finishing
+from django_replica_router.replicas.registry import stop_monitors
+from django_replica_router.replicas.waiting import Waiting
+from django_replica_router.scopes.cookies import NAME, read_cookie
+from django_replica_router.values.tokens import Position, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import PATIENT, TIMEOUT, stand_still, wait_until_known
@@ -148,7 +148,7 @@ def test_where_the_store_refuses_a_token_the_response_waits_for_the_replicas(
     ann: User, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another device, which carries no such cookie, finds the write on every replica."""
-    monkeypatch.setattr(writes, "_HOLD", TIMEOUT)  # however long a busy machine takes to replay
+    monkeypatch.setattr(finishing, "_HOLD", TIMEOUT)  # however long a busy machine takes to replay
     laptop, phone = sign_in(ann), sign_in(ann)
     wait_until_known(cluster)
     visit(phone, names)
@@ -174,13 +174,13 @@ def test_a_process_that_has_only_written_waits_for_the_replicas_as_well(
     stand_still(cluster)
     stop_monitors()
     waits: list[bool] = []
-    wait_for_all = Monitor.wait_for_all
+    wait_for_all = Waiting.wait_for_all
 
-    def note(monitor: Monitor, lsn: int, timeout: float, max_lag: float) -> bool:
-        waits.append(wait_for_all(monitor, lsn, 0.2, max_lag))
+    def note(waiting: Waiting, lsn: int, timeout: float, max_lag: float) -> bool:
+        waits.append(wait_for_all(waiting, lsn, 0.2, max_lag))
         return waits[-1]
 
-    monkeypatch.setattr(Monitor, "wait_for_all", note)
+    monkeypatch.setattr(Waiting, "wait_for_all", note)
     assert cluster.cache is not None
     cluster.cache.command("CONFIG", "SET", "maxmemory", "1")
     try:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from testproject.cluster.programs import ROOT, running_program
+
 DEMO = [sys.executable, "-m", "testproject"]
 QUICK = ["--json", "--seconds", "4", "--users", "8", "--lag", "0", "300"]
 START_SECONDS = 60.0
@@ -41,11 +42,14 @@ def document(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 @pytest.fixture
 def serving() -> Iterator[subprocess.Popen[str]]:
     """The site left running, to be clicked through."""
-    with subprocess.Popen(
-        [*DEMO, "serve"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    with running_program(
+        [*DEMO, "serve"],
+        timeout=END_SECONDS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         yield process
-        process.terminate()
 
 
 def cells(document: dict[str, Any], routing: str) -> list[dict[str, Any]]:
@@ -141,6 +145,39 @@ def test_package_reads_from_replicas(document: dict[str, Any]) -> None:
     assert min(cell["replica_share_quiet"] for cell in cells(document, "package")) > 0.5
 
 
+def orders(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Return what the command `orders` has printed, on replicas that are five seconds behind."""
+    return subprocess.run(
+        [*DEMO, "orders", "--lag", "5000", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_orders_shows_everybody_what_is_promised() -> None:
+    """Who has placed, was handed the token, or names the key, sees; who has neither is shown what was."""
+    shown = orders()
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert shown.stdout.count("kept:") == 7
+    assert "nothing yet" in shown.stdout
+    assert "WriteInQuery: orders_order" in shown.stdout
+    later = next(line for line in shown.stdout.splitlines() if "later" in line)
+    assert "replica" in later
+    assert "default" not in later
+
+
+def test_orders_tells_of_promises_that_are_broken() -> None:
+    """The control: a random replica shows nobody the order."""
+    shown = orders("--routing", "random")
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+    assert "BROKEN: the order, placed" in shown.stdout
+    assert "instead of 'the order, placed'." in shown.stderr
+
+
 def test_serve_answers_and_stops(serving: subprocess.Popen[str]) -> None:
     """The site answers until SIGTERM, which leaves no process behind."""
     url = url_of(serving)
@@ -157,8 +194,12 @@ def test_serve_answers_and_stops(serving: subprocess.Popen[str]) -> None:
 
 def test_interrupted_run_stops_everything() -> None:
     """Ctrl-C in the middle of a run leaves no process behind, and prints no result."""
-    with subprocess.Popen(
-        [*DEMO, *QUICK], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    with running_program(
+        [*DEMO, *QUICK],
+        timeout=END_SECONDS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         family = wait_for_family(process.pid, "gunicorn")
         process.send_signal(signal.SIGINT)

@@ -54,3 +54,17 @@ def test_each_reason_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for reason in Reason:
         assert f"`{reason.name}`" in readme
+
+
+def test_the_ways_of_a_read_and_a_write_name_what_is_there() -> None:
+    """Whoever follows a step finds the function, or the class, in the file that the step names."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    ways = text.split("### The way of a read")[1].split("## What a change needs")[0]
+    steps = re.findall(r"`([a-z_/]+\.py)`: `(\w+)`", ways)
+    assert len(steps) > len(re.findall(r"^\d+\.", ways, re.MULTILINE)) // 2
+    for file, name in steps:
+        code = (ROOT / "django_replica_router" / file).read_text()
+        assert re.search(rf"^\s*(?:async )?(?:def|class) {name}\b", code, re.MULTILINE), (
+            file,
+            name,
+        )

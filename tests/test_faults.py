@@ -1,16 +1,14 @@
-"""No visitor sees the fault of a replica, and no replica that lies is believed."""
+"""Connections that are gone, statements that a replica cancels: no visitor sees either."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from typing import Any
+from typing import Any, cast
 
-import psycopg
 import pytest
 from django.contrib.auth.models import User
 from django.db import (
@@ -24,86 +22,24 @@ from django.db import (
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import connecting, get_stats, pop_stats, scope
-from django_replica_router.policy import ReplicaState
-from django_replica_router.registry import find_monitor, stop_monitors
+from django_replica_router import get_stats, pop_stats, scope
+from django_replica_router.replicas.registry import find_monitor
 from testproject.cluster import Cluster, ReplicaServer
 from testproject.notes.models import Note, Tag
-from tests.conftest import (
-    PATIENT,
-    TIMEOUT,
-    impatient,
-    wait_until,
-    wait_until_known,
-    wait_until_reachable,
-    wait_until_routed,
-)
+from tests.conftest import impatient, wait_until, wait_until_known, wait_until_reachable
+from tests.faulty import NO_CURSORS, backend, no_repetition, note  # noqa: F401 - fixtures
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
+# ruff: noqa: F811 - fixtures are arguments of the same name
+
 pytestmark = pytest.mark.usefixtures("test_site")
-
-
-@pytest.fixture
-def note(ann: User, cluster: Cluster) -> Note:
-    """A note of Ann's, on every server."""
-    note = Note.objects.create(owner=ann, title="first")
-    Tag.objects.bulk_create(Tag(name=f"tag {n:03}") for n in range(200))
-    wait_until_known(cluster)
-    return note
-
-
-@pytest.fixture(autouse=True)
-def no_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take a statement that a replica cancels for a long one, however soon that happens here."""
-    monkeypatch.setattr("django_replica_router.observers._BRIEF", -1.0)
-
-
-def state_of(replica: ReplicaServer) -> ReplicaState:
-    """Return what this process knows of a replica."""
-    monitor = find_monitor("default")
-    assert monitor is not None
-    return next(known.state for known in monitor.replicas() if known.alias == replica.name)
-
-
-def wait_for_state(replica: ReplicaServer, state: ReplicaState) -> None:
-    """Return once this process knows that the replica is in that state."""
-    wait_until(lambda: state_of(replica) is state, f"{replica.name} to be {state.name}")
-
-
-def backend(alias: str) -> int:
-    """Return the process id of the server's backend for this thread's connection."""
-    raw: psycopg.Connection[Any] = connections[alias].connection
-    row = raw.execute("SELECT pg_backend_pid()").fetchone()  # a pooler tells libpq another one
-    assert row is not None
-    return int(row[0])
-
-
-def wait_until_counted(event: str) -> None:
-    """Return once an event is counted: by the thread that watches, while this one goes on."""
-    wait_until(lambda: get_stats().get(event, 0) >= 1, f"{event} to be counted")
-
-
-@contextmanager
-def rescue(replica: ReplicaServer) -> Iterator[None]:
-    """Let a server that hangs go on after a while: a test that waits for it then fails, and ends."""
-    timer = threading.Timer(TIMEOUT, replica.resume_process)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 ENDS_AT_REST = pytest.mark.not_pooled(
     "it notices that a connection at rest has ended, and gives another one of the same server",
     modes=["transaction"],
 )
-NO_CURSORS = pytest.mark.not_pooled(
-    "there are no cursors of the server: Django has all rows before the first is used",
-    modes=["transaction"],
-)
-
 READS: dict[str, Callable[[], Any]] = {
     "get": lambda: Note.objects.get().title,
     "values": lambda: Note.objects.values_list("title", flat=True)[0],
@@ -260,246 +196,6 @@ def test_after_the_first_row_the_error_is_raised(note: Note, cluster: Cluster) -
         assert served.only_primary("notes_note")
 
 
-def answer_though_it_hangs(
-    cluster: Cluster, prepare: Callable[[Any], object] = lambda connection: None
-) -> None:
-    """See a request answered in time whose replica hangs in the midst of it.
-
-    Args:
-        cluster: the servers.
-        prepare: is given Django's connection to the replica before that.
-    """
-
-    def action(request: HttpRequest) -> list[Any]:
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        prepare(connections[alias])
-        replica = next(r for r in cluster.replicas if r.name == alias)
-        replica.suspend()
-        with rescue(replica):
-            began = time.monotonic()
-            title = Note.objects.get().title
-            return [title, time.monotonic() - began]
-
-    pop_stats()
-    title, seconds = visit(Client(), action)
-    assert title == "first"
-    wait_until_counted("waits_ended")
-    # The bound of the package, plus a busy machine; TCP alone would take minutes.
-    assert seconds < 10
-
-
-def test_a_replica_that_hangs_delays_nobody_for_long(note: Note, healed: Cluster) -> None:
-    """Stopped in the middle of a session: what runs there is ended and run on the primary."""
-    answer_though_it_hangs(healed)
-
-
-def test_a_replica_that_hangs_when_django_asks_for_its_health_delays_nobody_for_long(
-    note: Note, healed: Cluster
-) -> None:
-    """With ``CONN_HEALTH_CHECKS`` the first thing that waits for it is no statement of the site's."""
-
-    def have_its_health_asked_for(asked: Any) -> None:
-        asked.health_check_enabled, asked.health_check_done = True, False
-        # A pooler has who connects wait for seconds for a server that hangs.
-        setattr(asked, connecting._TIMEOUT, 0.5)
-
-    answer_though_it_hangs(healed, have_its_health_asked_for)
-
-
-@NO_CURSORS
-@pytest.mark.parametrize("where", ["free", "in a transaction"])
-def test_a_replica_that_hangs_between_two_fetches_is_not_waited_for(
-    note: Note, healed: Cluster, where: str, settings: Any
-) -> None:
-    """Rows that the caller has seen cannot be taken back: the error is raised, and soon."""
-    pop_stats()
-    with scope():
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in healed.replicas if r.name == alias)
-        block = nullcontext() if where == "free" else transaction.atomic(using=alias)
-        # Django connects anew at the end of the block.
-        setattr(connections[alias], connecting._TIMEOUT, 0.5)
-        with pytest.raises(Exception, match="connection"), rescue(replica), block:  # noqa: PT012
-            rows = Tag.objects.iterator(chunk_size=10)
-            assert next(rows)._state.db == alias
-            replica.suspend()
-            settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "CONNECT_TIMEOUT": 0.5}
-            list(rows)
-        assert Note.objects.get().title == "first"
-    wait_until_counted("waits_ended")
-
-
-@NO_CURSORS
-def test_a_replica_that_hangs_before_the_first_fetch_delays_nobody_for_long(
-    note: Note, healed: Cluster
-) -> None:
-    """The caller has seen no row yet: he gets all of them, from the primary."""
-    pop_stats()
-    with scope():
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in healed.replicas if r.name == alias)
-        with connections[alias].chunked_cursor() as cursor, rescue(replica):
-            cursor.execute("SELECT name, pg_is_in_recovery() FROM notes_tag")
-            replica.suspend()
-            assert cursor.fetchmany(10)[9] == ("tag 009", False)
-    wait_until_counted("waits_ended")
-
-
-@NO_CURSORS
-def test_a_replica_that_hangs_when_a_cursor_is_closed_is_not_seen(
-    note: Note, healed: Cluster
-) -> None:
-    """Whoever has all the rows that he wanted is not told that there was nothing left to close."""
-    pop_stats()
-    with scope():
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in healed.replicas if r.name == alias)
-        rows = Tag.objects.iterator(chunk_size=10)
-        assert next(rows).name == "tag 000"
-        replica.suspend()
-        with rescue(replica):
-            began = time.monotonic()
-            rows.close()  # type: ignore[attr-defined]
-            assert time.monotonic() - began < 10
-        assert Note.objects.get().title == "first"
-    wait_until_counted("waits_ended")
-
-
-def test_a_replica_that_hangs_is_left_out(note: Note, healed: Cluster, served: Served) -> None:
-    """New requests do not even try it; when it answers again, it serves again."""
-    replica = healed.replicas[0]
-    replica.suspend()
-    wait_for_state(replica, ReplicaState.SILENT)
-    connections.close_all()
-    for _ in range(10):
-        assert visit(Client(), lambda request: Note.objects.get().title) == "first"
-    assert replica.name not in served.aliases()
-    replica.resume_process()
-    wait_for_state(replica, ReplicaState.STREAMING)
-    wait_until_routed()
-
-
-def test_a_connection_that_is_not_accepted_is_given_up_in_time(
-    note: Note, healed: Cluster, served: Served, settings: Any
-) -> None:
-    """A request does not wait for a host that does not answer as long as TCP would.
-
-    Nor as long as the setting said when it connected before.
-    """
-    assert visit(Client(), lambda request: Note.objects.get().title) == "first"
-    settings.REPLICA_ROUTER = {**PATIENT, "CONNECT_TIMEOUT": 0.2}
-    connections.close_all()
-    for replica in healed.replicas:
-        replica.suspend()
-    served.clear()
-    began = time.monotonic()
-    # Before the monitor knows.
-    assert visit(Client(), lambda request: Note.objects.get().title) == "first"
-    assert served.only_primary("notes_note")
-    assert time.monotonic() - began < PATIENT["CONNECT_TIMEOUT"]
-
-
-def test_a_promoted_replica_is_left_with_its_next_answer(note: Note, healed: Cluster) -> None:
-    """Its rows are not used, though the monitor has not looked yet."""
-
-    def action(request: HttpRequest) -> list[str]:
-        alias = str(Note.objects.get()._state.db)
-        replica = next(r for r in healed.replicas if r.name == alias)
-        replica.promote()
-        replica.execute("UPDATE notes_note SET title = 'of another history'", dbname="app")
-        after = Note.objects.get()
-        return [alias, after.title]
-
-    before, title = visit(Client(), action)
-    assert before.startswith("replica")
-    assert title == "first"
-
-
-def test_a_connection_that_the_code_has_opened_is_watched_as_well(
-    note: Note, healed: Cluster
-) -> None:
-    """One that was there before the package chose the replica tells of a promotion, too."""
-    for replica in healed.replicas:
-        connections[replica.name].close()
-        assert Note.objects.using(replica.name).get().title == "first"
-
-    def action(request: HttpRequest) -> list[str]:
-        alias = str(Note.objects.get()._state.db)
-        replica = next(r for r in healed.replicas if r.name == alias)
-        replica.promote()
-        replica.execute("UPDATE notes_note SET title = 'of another history'", dbname="app")
-        return [alias, Note.objects.get().title]
-
-    before, title = visit(Client(), action)
-    assert before.startswith("replica")
-    assert title == "first"
-
-
-def test_a_promoted_replica_is_known_as_such(note: Note, healed: Cluster) -> None:
-    """Its position stands still and is not NULL: only recovery tells."""
-    healed.replicas[0].promote()
-    wait_for_state(healed.replicas[0], ReplicaState.PROMOTED)
-
-
-def test_a_replica_of_another_cluster_serves_nobody(
-    note: Note, cluster: Cluster, served: Served
-) -> None:
-    """Its positions mean nothing here."""
-    with Cluster(replicas=1, cache=False, databases=("app",)) as other:
-        original = dict(connections["replica1"].settings_dict)
-        connections["replica1"].close()
-        connections["replica1"].settings_dict["PORT"] = other.replicas[0].port
-        stop_monitors()
-        try:
-            with scope():
-                Note.objects.get()
-            wait_for_state(cluster.replicas[0], ReplicaState.FOREIGN)
-            served.clear()
-            for _ in range(10):
-                visit(Client(), lambda request: Note.objects.get().title)
-            assert "replica1" not in served.aliases()
-        finally:
-            connections["replica1"].settings_dict.update(original)
-            connections["replica1"].close()
-            stop_monitors()
-
-
-def test_the_primary_configured_as_a_replica_serves_nobody_as_such(
-    note: Note, cluster: Cluster
-) -> None:
-    """It would serve, but the mistake would never be noticed."""
-    original = dict(connections["replica1"].settings_dict)
-    connections["replica1"].close()
-    connections["replica1"].settings_dict["PORT"] = cluster.entrance(cluster.primary)
-    stop_monitors()
-    try:
-        with scope():
-            Note.objects.get()
-        wait_for_state(cluster.replicas[0], ReplicaState.PRIMARY)
-    finally:
-        connections["replica1"].settings_dict.update(original)
-        connections["replica1"].close()
-        stop_monitors()
-
-
-def test_what_is_unusual_about_a_replica_is_logged(
-    note: Note, healed: Cluster, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Paused, without a receiver, delayed: each has its line."""
-    one, two = healed.replicas
-    one.pause()
-    two.set_delay(0.05)
-    wait_until(lambda: "'replica1': its replay is paused" in caplog.text, "the line of a pause")
-    wait_until(lambda: "it delays replay by 0.05 s" in caplog.text, "the line of a delay")
-    one.resume()
-    one.cut()
-    wait_until(lambda: "'replica1': it receives no WAL" in caplog.text, "the line of a receiver")
-
-
 def test_a_replica_started_anew_must_first_have_what_was_shown_before(
     ann: User, note: Note, healed: Cluster, served: Served
 ) -> None:
@@ -558,7 +254,7 @@ def test_a_connection_that_cannot_be_opened_anew_is_never_seen(
         assert alias.startswith("replica")
         connections[alias].close()
         # A pooler has who connects wait for seconds for a server that is gone.
-        setattr(connections[alias], connecting._TIMEOUT, 0.5)
+        cast(Any, connections[alias]).connect_timeout = 0.5
         next(r for r in healed.replicas if r.name == alias).kill()
         return repr([read(), Note.objects.get().title])
 
@@ -588,7 +284,7 @@ def test_the_primary_serves_with_the_cursors_that_it_may_have(
         if fault == "closed":
             connections[alias].close()
             # A pooler has who connects wait for seconds for a server that is gone.
-            setattr(connections[alias], connecting._TIMEOUT, 0.5)
+            cast(Any, connections[alias]).connect_timeout = 0.5
             replica.kill()
         else:
             replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)])
@@ -649,83 +345,10 @@ def test_a_replica_that_is_started_anew_while_it_is_chosen_serves_nobody(
     monitor = find_monitor("default")
     assert monitor is not None
     changing = iter(range(100))
-    monkeypatch.setattr(monitor, "life", lambda alias: (alias, next(changing)))
+    monkeypatch.setattr(monitor.servers, "life", lambda alias: (alias, next(changing)))
     monkeypatch.setattr(monitor, "is_same_server", lambda alias, life: True)
     with scope():
         assert Note.objects.get()._state.db == "default"
     monkeypatch.undo()
     with scope():
         assert str(Note.objects.get()._state.db).startswith("replica")
-
-
-def test_failover_keeps_what_survived_and_strands_nobody(
-    ann: User, note: Note, healed: Cluster, served: Served
-) -> None:
-    """The primary dies, a replica is promoted, the alias now means that one."""
-    client = sign_in(ann)
-    visit(client, lambda request: Note.objects.filter(pk=note.pk).update(title="second"), "post")
-    wait_until_known(healed)
-    first, second = healed.replicas
-    original = dict(connections["default"].settings_dict)
-    healed.primary.kill()
-    first.promote()
-    second.follow(first)
-    connections["default"].close()
-    connections["default"].settings_dict["PORT"] = healed.entrance(first)
-
-    def title(request: HttpRequest) -> str:
-        return Note.objects.get().title
-
-    try:
-        assert visit(client, title) == "second"
-        visit(client, lambda request: Note.objects.filter(pk=note.pk).update(title="third"), "post")
-        for _ in range(5):
-            assert visit(client, title) == "third"
-        wait_for_state(second, ReplicaState.STREAMING)
-
-        def served_by_follower() -> bool:
-            served.clear()
-            assert visit(client, title) == "third"
-            return served.only_replicas("notes_note")
-
-        wait_until(served_by_follower, "the follower to serve")
-        assert state_of(first) is not ReplicaState.STREAMING
-    finally:
-        connections["default"].settings_dict.update(original)
-        connections["default"].close()
-
-
-def test_a_replica_left_on_the_old_timeline_serves_nobody(
-    ann: User, note: Note, healed: Cluster, served: Served
-) -> None:
-    """Its position is higher than that of new tokens, and their rows are not there."""
-    client = sign_in(ann)
-    wait_until_known(healed)
-    first, second = healed.replicas
-    first.cut()
-    # Only the second gets this, which is lost with the primary.
-    healed.primary.execute("CREATE TABLE lost AS SELECT generate_series(1, 10000)", dbname="app")
-    second.wait_replayed(healed.primary.flush())
-    original = dict(connections["default"].settings_dict)
-    healed.primary.kill()
-    first.promote()
-    connections["default"].close()
-    connections["default"].settings_dict["PORT"] = healed.entrance(first)
-    try:
-        visit(client, lambda request: Note.objects.filter(pk=note.pk).update(title="new"), "post")
-        assert second.replay_lsn() > first.insert_lsn()
-        for _ in range(10):
-            assert visit(client, lambda request: Note.objects.get().title) == "new"
-        wait_until(
-            lambda: state_of(second) in {ReplicaState.TIMELINE, ReplicaState.AHEAD},
-            "the old timeline to be noticed",
-        )
-        served.clear()
-        for _ in range(10):
-            assert visit(client, lambda request: Note.objects.get().title) == "new"
-            assert visit(Client(), lambda request: Note.objects.get().title) == "new"
-        assert served.only_primary("notes_note")
-    finally:
-        connections["default"].settings_dict.update(original)
-        connections["default"].close()
-        connection.close()

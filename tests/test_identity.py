@@ -22,17 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rest_framework.request import Request
 
-from django_replica_router import floors
 from django_replica_router.conf import Config
-from django_replica_router.context import Scope
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.identity import (
+from django_replica_router.recording import floors
+from django_replica_router.scopes.identity import (
     NamedIdentity,
     RequestIdentity,
     digest,
     user_key,
 )
-from django_replica_router.tokens import NOWHERE
+from django_replica_router.scopes.scope import Scope
+from django_replica_router.values.tokens import NOWHERE
 
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 COOKIE = "0123456789abcdefghijklmnopqrstuv"
@@ -251,6 +251,20 @@ def test_user_of_rest_framework_is_found() -> None:
     Request(request).user = user(1)
     assert identity.users() == (ANN,)
     assert identity.settled
+
+
+def test_user_of_django_ninja_is_found() -> None:
+    """Ninja puts what an authenticator returns on the request; only a user of it is one."""
+    request = run_middleware(make_request(Authorization=TOKEN))
+    request.user = SimpleLazyObject(force)
+    identity = RequestIdentity(request)
+    assert identity.users() == ()
+    request.auth = user(1)
+    assert identity.users() == (ANN,)
+    for other in ("text", None, AnonymousUser(), SimpleNamespace(pk=1), SimpleLazyObject(force)):
+        request = make_request(Authorization=TOKEN)
+        request.auth = other
+        assert RequestIdentity(request).users() == ()
 
 
 @pytest.mark.parametrize(
@@ -528,14 +542,14 @@ class Meddling:
 
 def test_another_thread_may_add_a_record_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a scope knows of its reader is shared by the threads that work for it."""
-    monkeypatch.setattr(floors, "_load", lambda *args: None)
+    monkeypatch.setattr(floors, "_take_last_everybody", lambda *args: True)
     scope = Scope(NamedIdentity())
     state = scope.cluster("default")
-    state.records["b"] = None
-    state.records["a"] = Meddling(state.records)  # type: ignore[assignment]
+    state.reader.records["b"] = None
+    state.reader.records["a"] = Meddling(state.reader.records)  # type: ignore[assignment]
     assert floors.load_floor("default", scope, Config()).position == NOWHERE
     assert floors.known_owners(state) == ()
-    assert len(state.records) > 2
+    assert len(state.reader.records) > 2
 
 
 def test_another_thread_may_add_a_cluster_meanwhile() -> None:
@@ -545,9 +559,9 @@ def test_another_thread_may_add_a_cluster_meanwhile() -> None:
 
     class Records(dict[str, Any]):
         def __contains__(self, key: object) -> bool:
-            scope.cluster("other").records["1"] = None
+            scope.cluster("other").reader.records["1"] = None
             return True
 
-    scope.cluster("default").records = Records()
+    scope.cluster("default").reader.records = Records()
     assert identity._is_covered("1")
     assert "other" in scope.clusters

@@ -10,9 +10,10 @@ from django.db import connections
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import reads, search, use_primary
-from django_replica_router.budget import FallbackBudget
-from django_replica_router.registry import find_monitor
+from django_replica_router import use_primary
+from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.routing import reads, search
+from django_replica_router.routing.budget import Budget
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import (
@@ -25,7 +26,7 @@ from tests.conftest import (
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
-pytestmark = pytest.mark.usefixtures("test_site", "unhurried")
+pytestmark = pytest.mark.usefixtures("test_site")
 
 
 def count(request: HttpRequest) -> int:
@@ -41,7 +42,7 @@ def let_all_lag(cluster: Cluster) -> None:
     Tag.objects.create(name="late")
     monitor = find_monitor("default")
     assert monitor is not None
-    wait_until(lambda: min(r.age for r in monitor.replicas()) > 0.4, "lag to be noticed")
+    wait_until(lambda: min(r.age for r in monitor.health.replicas()) > 0.4, "lag to be noticed")
 
 
 def test_the_least_lagged_serves_within_a_declared_bound(
@@ -71,9 +72,9 @@ def test_beyond_its_share_the_primary_is_not_asked(
     """Then 503, with a header that says when to come again."""
     settings.REPLICA_ROUTER = {**PATIENT, "WAIT": 0, "MAX_LAG": 0.4, "PRIMARY_SHARE": 0.1}
     # What this process has decided before, and how fast it decides, does not count.
-    budget = FallbackBudget(clock=lambda: 0.0)
-    monkeypatch.setattr(reads, "budget", budget)
-    monkeypatch.setattr(search, "budget", budget)
+    budget = Budget(clock=lambda: 0.0)
+    monkeypatch.setattr(reads, "primary_budget", budget)
+    monkeypatch.setattr(search, "primary_budget", budget)
     let_all_lag(cluster)
     client = Client()
     answers = [visit(client, count) for _ in range(60)]
@@ -89,14 +90,14 @@ def test_beyond_its_share_the_primary_is_not_asked(
 def test_the_share_is_counted_over_a_window() -> None:
     """What was long ago neither grants nor refuses."""
     now = 0.0
-    budget = FallbackBudget(clock=lambda: now)
+    budget = Budget(clock=lambda: now)
     for _ in range(100):
         budget.note_decision()
-    assert [budget.grant_fallback(0.5) for _ in range(51)] == [True] * 50 + [False]
+    assert [budget.grant(0.5) for _ in range(51)] == [True] * 50 + [False]
     for _ in range(8):
         now += 11.0
         budget.note_decision()
-    assert budget.grant_fallback(0.0) is True
+    assert budget.grant(0.0) is True
 
 
 def test_with_the_primary_down_the_site_can_be_read(
@@ -113,8 +114,10 @@ def test_with_the_primary_down_the_site_can_be_read(
     try:
         monitor = find_monitor("default")
         assert monitor is not None
-        wait_until(lambda: monitor.primary_is_down, "the loss of the primary to be noticed")
-        wait_until(lambda: min(r.age for r in monitor.replicas()) > 0.4, "readings to grow old")
+        wait_until(lambda: monitor.known.primary_is_down, "the loss of the primary to be noticed")
+        wait_until(
+            lambda: min(r.age for r in monitor.health.replicas()) > 0.4, "readings to grow old"
+        )
         for _ in range(3):
             assert visit(client, count) == 1
             assert visit(Client(), count) == 1
@@ -122,7 +125,7 @@ def test_with_the_primary_down_the_site_can_be_read(
     finally:
         cluster.primary.start()
         wait_until_reachable("default")
-    wait_until(lambda: not monitor.primary_is_down, "the primary to be back")
+    wait_until(lambda: not monitor.known.primary_is_down, "the primary to be back")
     wait_until_routed()
     # As Django does at the end of a request; its test client leaves it out.
     connections["default"].close_if_unusable_or_obsolete()
@@ -139,7 +142,9 @@ def test_with_the_primary_down_reads_that_need_it_fail_by_default(
     assert monitor is not None
     cluster.primary.stop()
     try:
-        wait_until(lambda: min(r.age for r in monitor.replicas()) > 0.4, "readings to grow old")
+        wait_until(
+            lambda: min(r.age for r in monitor.health.replicas()) > 0.4, "readings to grow old"
+        )
         client = Client(raise_request_exception=False)
         assert visit(client, count).status_code == 500
     finally:

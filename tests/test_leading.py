@@ -11,14 +11,17 @@ import django
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
-from django.db import connections, models, transaction
+from django.db import InternalError, connections, models, transaction
+from django.db.models.sql.constants import MULTI
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import current_scope, leading, scope, use_primary
+from django_replica_router import current_scope, scope, use_primary
+from django_replica_router.connections import leading, on_primary
 from testproject.cluster import Cluster
 from testproject.notes.models import Comment, Note, Tag
 from tests.conftest import stand_still, wait_until_known
+from tests.controls import fail_without, lead_and_mend_nothing
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -51,11 +54,18 @@ def by_manager(comment: Comment) -> str:
     return Note._base_manager.db_manager(comment._state.db).values_list("title", flat=True)[0]
 
 
+def by_compiler(comment: Comment) -> str:
+    notes = Note.objects.values_list("title")
+    rows = notes.query.get_compiler(comment._state.db).execute_sql(MULTI)
+    return str([row for chunk in rows for row in chunk])
+
+
 WAYS: dict[str, Callable[[Comment], str]] = {
     "generic foreign key": by_generic_key,
     "next": by_next,
     "using": by_using,
     "manager": by_manager,
+    "compiler": by_compiler,
 }
 EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -227,15 +237,28 @@ def test_deferred_fields_of_peers_are_read_by_the_rule(comment: Comment, cluster
     assert visit(Client(), action) == "NEW"
 
 
-def test_writes_by_the_alias_of_an_object_reach_the_primary(comment: Comment) -> None:
+WRITES: dict[str, Callable[[Any], Any]] = {
+    "create": lambda alias: Tag.objects.using(alias).create(name="new"),
+    "save": lambda alias: Tag(name="new").save(using=alias),
+    "update": lambda alias: Tag.objects.using(alias).filter(name="old").update(name="new"),
+    "delete": lambda alias: Tag.objects.using(alias).filter(name="old").delete(),
+    "raw delete": lambda alias: Tag.objects.filter(name="old")._raw_delete(using=alias),  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_writes_by_the_alias_of_an_object_reach_the_primary(
+    comment: Comment, cluster: Cluster, write: Callable[[Any], Any]
+) -> None:
     """``using(obj._state.db)`` writes where everything is written."""
+    Tag.objects.create(name="old")
+    wait_until_known(cluster)  # ``delete()`` reads by the alias which rows there are
 
-    def action(request: HttpRequest) -> int:
-        found = Comment.objects.all()[0]
-        return Note.objects.using(found._state.db).update(title="NEW")
+    def action(request: HttpRequest) -> None:
+        write(Comment.objects.all()[0]._state.db)
 
-    assert visit(Client(), action) == 1
-    assert Note.objects.get().title == "NEW"
+    visit(Client(), action)
+    assert [tag.name for tag in Tag.objects.all()] != ["old"]
 
 
 @EVERY_WAY
@@ -249,6 +272,105 @@ def test_without_the_lead_an_own_write_is_missed(
     monkeypatch.setattr(leading, "_find_server", lambda alias, *args, **kwargs: alias)
     with pytest.raises(AssertionError, match="NEW"):
         test_own_write_is_seen_by_an_object_of_before(comment, cluster, way)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_without_any_rule_such_a_write_is_refused(
+    comment: Comment, write: Callable[[Any], Any], request: pytest.FixtureRequest
+) -> None:
+    """Control: with neither the lead nor a mended statement a standby is asked."""
+    fail_without(
+        lead_and_mend_nothing,
+        test_writes_by_the_alias_of_an_object_reach_the_primary,
+        {"write": write},
+        request,
+    )
+
+
+def by_lock(found: Comment) -> list[str]:
+    """Read, lock, read again and write by the alias of an object, as trees of django CMS do."""
+    events = []
+    notes = Note.objects.using(found._state.db)
+    with transaction.atomic(using=found._state.db):
+        transaction.on_commit(lambda: events.append("committed"), using=found._state.db)
+        assert notes.filter(title="NEW").exists()
+        note = notes.select_for_update().get(pk=found.object_id)
+        note.refresh_from_db(using=found._state.db)
+        note.title += "ER"
+        note.save(using=found._state.db)
+        events.append("saved")
+    return [Note.objects.get().title, *events]
+
+
+def by_update_or_create(found: Comment) -> list[str]:
+    """Have Django open the transaction, and lock first."""
+    notes = Note.objects.using(found._state.db)
+    notes.update_or_create(pk=found.object_id, defaults={"title": "NEWER"})
+    return [Note.objects.get().title, "saved", "committed"]
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["fresh", "kept"])
+@pytest.mark.parametrize("way", [by_lock, by_update_or_create])
+def test_a_transaction_by_the_alias_of_an_object_is_one_on_the_primary(
+    comment: Comment, cluster: Cluster, way: Callable[[Comment], list[str]], is_kept: bool
+) -> None:
+    """A standby would refuse the lock; and what it shows is no ground for what is written."""
+    kept: list[Comment] = []
+    visit(Client(), lambda request: kept.append(Comment.objects.all()[0]))
+    assert kept[0]._state.db.startswith("replica")
+    stand_still(cluster)
+    rename()
+
+    def action(request: HttpRequest) -> list[str]:
+        return way(kept[0] if is_kept else Comment.objects.all()[0])
+
+    assert visit(Client(), action) == ["NEWER", "saved", "committed"]
+
+
+def test_what_is_written_by_such_an_alias_is_rolled_back_with_it(comment: Comment) -> None:
+    """Also where the code tells the transaction to, by the same alias."""
+
+    def action(request: HttpRequest) -> None:
+        alias = Comment.objects.all()[0]._state.db
+        with transaction.atomic(using=alias):
+            Note.objects.using(alias).update(title="lost")
+            transaction.set_rollback(True, using=alias)
+
+    visit(Client(), action)
+    assert Note.objects.get().title == "first"
+
+
+def test_a_transaction_on_a_replica_that_the_code_names_is_obeyed(
+    note: Note, served: Served
+) -> None:
+    """It shows one state of that replica."""
+
+    def action(request: HttpRequest) -> str:
+        with transaction.atomic(using="replica1"):
+            return Note.objects.using("replica1").get().title
+
+    assert visit(Client(), action) == "first"
+    assert served.aliases("notes_note") == {"replica1"}
+
+
+@pytest.mark.parametrize(
+    ("way", "error"), [(by_lock, AssertionError), (by_update_or_create, InternalError)]
+)
+def test_without_the_lead_of_transactions_it_reads_what_was_and_is_refused(
+    comment: Comment,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[Comment], list[str]],
+    error: type[Exception],
+) -> None:
+    """Control: with the alias taken as it is, the test above fails."""
+    monkeypatch.setattr(
+        transaction, "get_connection", lambda using=None: connections[using or "default"]
+    )
+    with pytest.raises(error):
+        test_a_transaction_by_the_alias_of_an_object_is_one_on_the_primary(
+            comment, cluster, way, False
+        )
 
 
 def test_connections_are_led_before_they_are_opened(note: Note) -> None:
@@ -284,7 +406,7 @@ def test_what_another_replica_has_shown_hides_nothing_of_that(
 
     def note_another(alias: str) -> None:
         original(alias)
-        assert current_scope().cluster("default").seen_on == "default"  # type: ignore[union-attr]
+        assert current_scope().cluster("default").seen_elsewhere_on == "default"  # type: ignore[union-attr]
 
     monkeypatch.setattr(leading, "note_shown", note_another)
     browser = sign_in(ann)
@@ -294,7 +416,7 @@ def test_what_another_replica_has_shown_hides_nothing_of_that(
 
     def look(request: HttpRequest) -> str:
         assert Note.objects.get().title == "first"
-        current_scope().cluster("default").seen_on = "replica1"  # type: ignore[union-attr]
+        current_scope().cluster("default").seen_elsewhere_on = "replica1"  # type: ignore[union-attr]
         return Note.objects.using("default").get().title
 
     assert visit(browser, look) == "NEW"
@@ -305,6 +427,6 @@ def test_without_the_memory_it_is_taken_back(
     ann: User, note: Note, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: the test above fails."""
-    monkeypatch.setattr(leading, "_note_named", lambda alias, model: None)
+    monkeypatch.setattr(on_primary, "note_read", lambda *args: None)
     with pytest.raises(AssertionError, match="first"):
         test_what_is_read_on_the_primary_by_name_is_not_taken_back(ann, note, cluster)

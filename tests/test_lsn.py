@@ -8,7 +8,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from django_replica_router.lsn import WAL_PAGE_SIZE, format_lsn, normalise_insert_lsn, parse_lsn
+from django_replica_router.values.lsn import (
+    WAL_PAGE_SIZE,
+    format_lsn,
+    normalise_insert_lsn,
+    parse_lsn,
+)
 
 MIB = 1 << 20
 SEGMENT_SIZES = [MIB << power for power in range(11)]  # 1 MiB to 1 GiB: all that initdb allows

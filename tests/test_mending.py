@@ -14,8 +14,9 @@ from django.db.backends.signals import connection_created
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import get_stats, mending, pop_stats, scope
-from django_replica_router.statements import Kind
+from django_replica_router import get_stats, pop_stats, scope
+from django_replica_router.connections import mending
+from django_replica_router.values.statements import Kind
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import POOLER, stand_still, wait_until, wait_until_known

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from django.db import connections
 
-from django_replica_router import mirrors, monitor, scope, signals
+from django_replica_router import scope, signals
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.policy import ReplicaState
-from django_replica_router.registry import find_monitor, stop_monitors
+from django_replica_router.replicas import mirrors
+from django_replica_router.replicas.registry import find_monitor, stop_monitors
 from django_replica_router.testing import mirrors_are_replicas, point_mirrors_to_primaries
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
@@ -47,7 +48,9 @@ def wait_for_primaries() -> None:
     def are_seen() -> bool:
         found = find_monitor("default")
         assert found is not None
-        return all(reading.state is ReplicaState.PRIMARY for reading in found.readings.values())
+        return all(
+            reading.state is ReplicaState.PRIMARY for reading in found.known.readings.values()
+        )
 
     wait_until(are_seen, "the mirrors to be known")
 
@@ -88,16 +91,16 @@ def test_control_of_a_mirror_that_is_no_news(
     caplog.clear()
     wait_for_primaries()
     wait_until(lambda: "does not serve: is the primary itself." in caplog.text, "the line")
-    assert monitor.is_test_mirror("replica1", "default") is False
+    assert mirrors.is_test_mirror("replica1", "default") is False
 
 
 @pytest.mark.usefixtures("mirrored")
 def test_an_alias_that_mirrors_nothing_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings have to say that it is a mirror."""
-    assert monitor.is_test_mirror("replica1", "default") is True
+    assert mirrors.is_test_mirror("replica1", "default") is True
     monkeypatch.setitem(connections.settings["replica1"]["TEST"], "MIRROR", None)
-    assert monitor.is_test_mirror("replica1", "default") is False
-    assert monitor.is_test_mirror("nowhere", "default") is False
+    assert mirrors.is_test_mirror("replica1", "default") is False
+    assert mirrors.is_test_mirror("nowhere", "default") is False
 
 
 @pytest.mark.usefixtures("mirrored")

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import django
 import pytest
 from django.contrib.auth.models import User
-from django.db import connections
+from django.core.cache.backends.db import DatabaseCache
+from django.db import DatabaseError, connection, connections, router
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import reads, use_primary
-from django_replica_router.monitor import Monitor
+from django_replica_router import current_scope, use_primary
+from django_replica_router.connections import on_primary
 from django_replica_router.policy import ReplicaState
-from django_replica_router.registry import find_monitor
+from django_replica_router.recording import finishing
+from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.replicas.waiting import Waiting
+from django_replica_router.routing import choosing, reads
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
+from tests.backend import is_pinned
 from tests.conftest import (
     PATIENT,
     TIMEOUT,
+    empty_store,
     everybodys_key,
     forget_the_server,
     impatient,
     stand_still,
     wait_until,
     wait_until_known,
+    wait_until_reachable,
 )
+from tests.faulty import backend
 from tests.helpers import Served
 from tests.site import sign_in, visit
-from tests.test_faults import backend
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -47,14 +56,47 @@ def title(request: HttpRequest) -> str:
     return Note.objects.get().title
 
 
+def title_alone(request: HttpRequest) -> str:
+    """Return the same, and do not ask who reads."""
+    return Note.objects.get().title
+
+
 def by_somebody_else(cluster: Cluster, text: str) -> None:
     """Change the note, for nobody whom the package knows."""
     cluster.primary.execute("UPDATE notes_note SET title = %s", [text], dbname="app")
 
 
+def lose_primary(cluster: Cluster) -> None:
+    """End the connection to the primary, and let the code meet that."""
+    cluster.primary.execute("SELECT pg_terminate_backend(%s, 5000)", [backend("default")])
+    with pytest.raises(DatabaseError):
+        Note.objects.get()
+
+
+SQL = "SELECT * FROM notes_note"
+
+
+def by_cursor(request: HttpRequest) -> str:
+    """Read on the primary by its connection, as trees of plugins of django CMS do."""
+    with connections[router.db_for_write(Note)].cursor() as cursor:
+        cursor.execute(SQL.replace("*", "title"))
+        return str(cursor.fetchone()[0])
+
+
+RAW: dict[str, Any] = {
+    "cursor": lambda client: visit(client, by_cursor),
+    "raw query": lambda client: visit(
+        client, lambda r: Note.objects.raw(SQL, using="default")[0].title
+    ),
+    "by name": lambda client: visit(client, lambda r: Note.objects.using("default").get().title),
+}
 WAYS: dict[str, Any] = {
     "unsafe method": lambda client: visit(client, title, "post"),
     "use_primary": lambda client: visit(client, use_primary(title)),
+    # Nobody asks who it is: the cookie of the session tells.
+    "unsafe method, for nobody": lambda client: visit(client, title_alone, "post"),
+    "use_primary, for nobody": lambda client: visit(client, use_primary(title_alone)),
+    **RAW,
 }
 
 
@@ -72,6 +114,83 @@ def test_what_the_primary_showed_is_not_taken_back(
     assert visit(client, title) == "old"
     assert way(client) == "new"
     assert visit(client, title) == "new"
+
+
+@pytest.mark.skipif(
+    django.VERSION < (6, 1), reason="LoginRequiredMiddleware asks who it is, for every view"
+)
+def test_without_asking_the_store_who_it_was_for_it_is_taken_back(
+    ann: User, note: Note, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: the view has not asked, and what was seen is nobody's."""
+    monkeypatch.setattr(finishing, "_ask_for_owners", lambda *args: set())
+    with pytest.raises(AssertionError, match="old"):
+        test_what_the_primary_showed_is_not_taken_back(
+            ann, note, cluster, WAYS["use_primary, for nobody"]
+        )
+
+
+@pytest.mark.parametrize("way", RAW.values(), ids=RAW)
+def test_without_looking_at_statements_it_is_taken_back(
+    ann: User, note: Note, cluster: Cluster, way: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: nobody has asked the router for these."""
+    monkeypatch.setattr(on_primary, "note_read", lambda *args: None)
+    with pytest.raises(AssertionError, match="old"):
+        test_what_the_primary_showed_is_not_taken_back(ann, note, cluster, way)
+
+
+@pytest.fixture
+def database_cache(cluster: Cluster) -> Iterator[DatabaseCache]:
+    """A cache in a table of the primary."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE cached (cache_key text PRIMARY KEY, value text, expires timestamptz)"
+        )
+    yield DatabaseCache("cached", {})
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE cached")
+
+
+def seen_after_bookkeeping(client: Client, cache: DatabaseCache) -> str:
+    """Return where a reader has seen something whose request asks the primary for no rows of the site."""
+
+    def action(request: HttpRequest) -> str:
+        assert request.user.is_authenticated
+        assert cache.get("nothing") is None
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        scope = current_scope()
+        assert scope is not None
+        return str(scope.cluster("default").seen_elsewhere_on)
+
+    return str(visit(client, action))
+
+
+@pytest.mark.parametrize("engine", ["db", "cached_db"])
+def test_what_shows_nothing_of_the_site_is_not_remembered(
+    ann: User,
+    note: Note,
+    cluster: Cluster,
+    database_cache: DatabaseCache,
+    settings: Any,
+    engine: str,
+) -> None:
+    """A question whether the server answers, and a cache in the database, keep nobody from replicas."""
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    client = sign_in(ann)
+    wait_until_known(cluster)
+    assert seen_after_bookkeeping(client, database_cache) == "None"
+    empty_store()  # so that the session is read, and nobody knows whose it is
+    assert seen_after_bookkeeping(client, database_cache) == "None"
+
+
+def test_without_telling_it_apart_it_would_be(
+    ann: User, note: Note, database_cache: DatabaseCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: each request with a cache in the database would raise the floor of its reader."""
+    monkeypatch.setattr(reads, "leave_unseen", lambda connection, model: None)
+    assert seen_after_bookkeeping(sign_in(ann), database_cache) == "default"
 
 
 def test_what_one_replica_showed_is_not_taken_back_by_the_other(
@@ -94,7 +213,8 @@ def test_what_one_replica_showed_is_not_taken_back_by_the_other(
     monitor = find_monitor("default")
     assert monitor is not None
     wait_until(
-        lambda: monitor.readings[usual].state is ReplicaState.STREAMING, "it to be known again"
+        lambda: monitor.known.readings[usual].state is ReplicaState.STREAMING,
+        "it to be known again",
     )
     for _ in range(3):
         assert visit(client, title) == "new"
@@ -148,11 +268,69 @@ def test_what_the_primary_showed_after_a_fault_is_not_taken_back(
     monitor = find_monitor("default")
     assert monitor is not None
     wait_until(
-        lambda: all(r.state is ReplicaState.STREAMING for r in monitor.replicas()),
+        lambda: all(r.state is ReplicaState.STREAMING for r in monitor.health.replicas()),
         "both replicas to be in service",
     )
     for _ in range(3):
         assert visit(client, title) == "new"
+
+
+@pytest.mark.not_pooled("which server connection it has is known to the pooler")
+@pytest.mark.parametrize("is_write", [False, True], ids=["read", "write"])
+def test_a_connection_to_the_primary_that_was_lost_afterwards_pins_nobody(
+    is_write: bool, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """The next connection tells a position that lies behind whatever was shown, or acknowledged."""
+    client = sign_in(ann)
+    stand_still(cluster)
+    if not is_write:
+        by_somebody_else(cluster, "new")
+
+    def action(request: HttpRequest) -> str:
+        assert request.user.is_authenticated
+        with use_primary():
+            if is_write:
+                Note.objects.update(title="new")
+            shown = Note.objects.get().title
+            lose_primary(cluster)
+        return shown
+
+    assert visit(client, action) == "new"
+    assert not is_pinned(ann)
+    assert visit(client, title) == "new"
+    for replica in cluster.replicas:
+        replica.resume()
+    wait_until_known(cluster)
+    assert visit(client, lambda request: title(request) + Note.objects.db[:7]) == "newreplica"
+
+
+@pytest.mark.not_pooled("which server connection it has is known to the pooler")
+def test_a_primary_that_is_known_to_be_down_is_not_connected_to_at_the_end(
+    ann: User, note: Note, healed: Cluster
+) -> None:
+    """It might be waited for, and its reader is pinned without it."""
+    client = sign_in(ann)
+    monitor = find_monitor("default")
+    assert monitor is not None
+    lost = None
+
+    def action(request: HttpRequest) -> None:
+        nonlocal lost
+        assert request.user.is_authenticated
+        with use_primary():
+            Note.objects.get()
+            lose_primary(healed)
+        lost = connection.connection
+        healed.primary.kill()
+        wait_until(lambda: monitor.known.primary_is_down, "the loss of the primary to be noticed")
+
+    try:
+        visit(client, action)
+        assert connection.connection is lost
+    finally:
+        healed.primary.start()
+        wait_until_reachable("default")
+    assert is_pinned(ann)
 
 
 def test_what_was_shown_while_the_cache_hung_is_not_taken_back_on_another_device(
@@ -164,17 +342,17 @@ def test_what_was_shown_while_the_cache_hung_is_not_taken_back_on_another_device
     request: pytest.FixtureRequest,
 ) -> None:
     """Nobody could tell the other device's process: so the response waits for the replicas."""
-    wait_for_all = Monitor.wait_for_all
+    wait_for_all = Waiting.wait_for_all
 
     def resume() -> None:
         for replica in cluster.replicas:
             replica.resume()
 
-    def wait(monitor: Monitor, lsn: int, timeout: float, max_lag: float) -> bool:
+    def wait(waiting: Waiting, lsn: int, timeout: float, max_lag: float) -> bool:
         resume()
-        return wait_for_all(monitor, lsn, TIMEOUT, max_lag)
+        return wait_for_all(waiting, lsn, TIMEOUT, max_lag)
 
-    monkeypatch.setattr(Monitor, "wait_for_all", wait)
+    monkeypatch.setattr(Waiting, "wait_for_all", wait)
     laptop, phone = sign_in(ann), sign_in(ann)
     for device in (laptop, phone):
         visit(device, title)
@@ -191,7 +369,7 @@ def test_what_was_shown_while_the_cache_hung_is_not_taken_back_on_another_device
         cluster.cache.resume_process()
     # The phone is answered by a process that has read nothing meanwhile, and has missed nothing.
     settings.REPLICA_ROUTER = PATIENT
-    reads._blind.clear()
+    choosing._unstored.clear()
     forget_the_server()
     assert visit(phone, title) == "new"
 

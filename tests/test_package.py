@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import os
-import pkgutil
 import re
 import subprocess
 import sys
@@ -18,7 +17,12 @@ from django.apps import apps
 import django_replica_router
 
 PACKAGE = Path(django_replica_router.__file__).parent
-MODULES = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE)]))
+FILES = {
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in PACKAGE.rglob("*.py")
+    if file != PACKAGE / "__init__.py"
+}
+MODULES = sorted(FILES)
 ROOT = PACKAGE.parent
 
 
@@ -75,7 +79,7 @@ def test_every_public_name_has_its_home_and_no_other() -> None:
     assert for_checkers == django_replica_router._HOMES
 
 
-@pytest.mark.parametrize("name", ["use_secondary", "Use_primary", "routing", "_HOME", "__path"])
+@pytest.mark.parametrize("name", ["use_secondary", "Use_primary", "reading", "_HOME", "__path"])
 def test_unknown_name_is_an_attribute_error(name: str) -> None:
     """Asking for what is not there raises the error that Python itself raises."""
     message = f"module 'django_replica_router' has no attribute {name!r}"
@@ -117,7 +121,17 @@ def test_importing_the_package_loads_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "lsn", "policy", "readings", "statements", "stats", "tokens"]
+    "module",
+    [
+        "errors",
+        "policy",
+        "replicas.history",
+        "replicas.readings",
+        "stats",
+        "values.lsn",
+        "values.statements",
+        "values.tokens",
+    ],
 )
 def test_values_are_free_of_django(module: str) -> None:
     """Modules of plain values and rules load neither Django nor the driver."""
@@ -145,7 +159,7 @@ def test_decorators_work_without_settings_until_they_route() -> None:
     """A module may decorate its functions before settings exist; use_primary needs none at all."""
     code = (
         "from django_replica_router import use_primary, use_replica\n"
-        "from django_replica_router.context import current_frame\n"
+        "from django_replica_router.scopes.scope import current_frame\n"
         "@use_primary\n"
         "def a(): return current_frame.get().override.primary\n"
         "@use_replica(max_lag=5)\n"
@@ -184,8 +198,6 @@ def test_router_can_be_named_in_the_settings() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_module_says_what_it_is(module: str) -> None:
     """Every module has a docstring, whose first paragraph is one line."""
-    path = PACKAGE / module
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    docstring = ast.get_docstring(ast.parse(file.read_text()))
+    docstring = ast.get_docstring(ast.parse(FILES[module].read_text()))
     assert docstring
     assert "\n" not in docstring.partition("\n\n")[0]

@@ -18,12 +18,13 @@ from django_replica_router.policy import (
     choose_least_lagged,
     choose_replica,
     choose_stand_in,
+    choose_yielding,
     decide_at_once,
     fallback_reason,
     floor_reason,
     may_serve,
 )
-from django_replica_router.tokens import NOWHERE, Floor, Position
+from django_replica_router.values.tokens import NOWHERE, Floor, Position
 
 NAN = math.nan
 INF = math.inf
@@ -266,6 +267,16 @@ def test_wider_bound_never_lowers_the_floor() -> None:
     for replica, floor, bound in itertools.product(replicas(), FLOORS, MAX_LAGS):
         decision = choose_least_lagged([replica], floor, bound)
         assert (decision is not None) is may_serve(replica, floor, bound)
+
+
+def test_whoever_yields_gives_up_what_was_seen_and_nothing_else() -> None:
+    """The first in order serves that may by the ordinary rule, with what was written for a floor."""
+    for ranked in itertools.permutations(replicas(), 2):
+        for written, max_lag in itertools.product(FLOORS, MAX_LAGS):
+            able = [r.alias for r in ranked if may_serve(r, written, max_lag)]
+            expected = Decision(able[0], Reason.YIELDED) if able else None
+            assert choose_yielding(list(ranked), written, max_lag) == expected
+    assert choose_yielding([], NOWHERE, INF) is None
 
 
 def test_replica_that_has_the_most_stands_in() -> None:

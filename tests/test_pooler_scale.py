@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tests.pooled import require_pgbouncer
 from tests.pooler_scale.run import run
-from tests.test_pgbouncer import require_pgbouncer
 
 
 def test_two_hundred_clients_share_six_server_connections() -> None:

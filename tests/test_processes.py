@@ -2,122 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 
 from django_replica_router import scope
-from django_replica_router.registry import find_monitor, stop_monitors
+from django_replica_router.replicas.registry import find_monitor, stop_monitors
 from testproject.cluster import Cluster
-from testproject.cluster.server import free_port
+from testproject.cluster.programs import ROOT
 from testproject.notes.models import Note
 from tests.conftest import TIMEOUT, wait_until, wait_until_routed
+from tests.programs import NO_NEWS, SERVERS, environment, serving
 from tests.site import PASSWORD
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def environment(
-    cluster: Cluster, *, settings: str = "tests.patient_settings", **options: Any
-) -> dict[str, str]:
-    """Return the environment that points the test project to the cluster."""
-    assert cluster.cache is not None
-    databases = cluster.django_databases("app")
-    for database in databases.values():
-        database.update(options)
-    return {
-        **os.environ,
-        "DJANGO_SETTINGS_MODULE": settings,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-        "TESTPROJECT_DATABASES": json.dumps(databases),
-        "TESTPROJECT_CACHE_URL": cluster.cache.url,
-        "TESTPROJECT_ROUTING": "package",
-    }
-
-
-# Longer than a client rests: who closes a connection at rest races with who uses it.
-KEEP_ALIVE = "75"
-
-SERVERS = {
-    "gunicorn sync": ["-m", "gunicorn", "-w", "2", "-b", "{}", "testproject.wsgi"],
-    "gunicorn threads": [
-        *["-m", "gunicorn", "-w", "2", "--threads", "4", "--keep-alive", KEEP_ALIVE],
-        *["-b", "{}", "testproject.wsgi"],
-    ],
-    "gunicorn preload": ["-m", "gunicorn", "-w", "2", "--preload", "-b", "{}", "testproject.wsgi"],
-    "uvicorn": [
-        "-m",
-        "uvicorn",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "{port}",
-        "--timeout-keep-alive",
-        KEEP_ALIVE,
-        "testproject.asgi:application",
-    ],
-    "runserver": ["-m", "django", "runserver", "{}"],
-}
-
-
-@contextlib.contextmanager
-def serving(cluster: Cluster, kind: str, log: Path, **options: Any) -> Iterator[httpx.Client]:
-    """Run a server of that kind, yield a client to it, and see that all of it ends when told."""
-    port = free_port()
-    arguments = [part.format(f"127.0.0.1:{port}", port=port) for part in SERVERS[kind]]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env=environment(cluster, **options),
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20.0)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            with contextlib.suppress(httpx.TransportError):
-                client.get("/api/me/")
-                break
-            time.sleep(0.05)
-        yield client
-        client.close()
-        os.killpg(process.pid, signal.SIGTERM)
-        # No thread of the package keeps a process from ending.
-        process.wait(timeout=15)
-        wait_until(lambda: not group_lives(process.pid), "every process of the server to end")
-    finally:
-        client.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def group_lives(group: int) -> bool:
-    """Tell whether any process of the group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def monitors_at(cluster: Cluster) -> int:
@@ -201,20 +104,13 @@ def keeps_the_promise(cluster: Cluster, ann: User, log: Path, kind: str, **optio
     wait_until(lambda: monitors_at(cluster) == 0, "the monitors' connections to end")
 
 
-# What goes wrong in a process shows in its standard error. That a server is away for a moment, or
-# looked so on a busy machine, does not belong there.
-NO_NEWS = """
-import logging
-logging.getLogger("django_replica_router").addHandler(logging.NullHandler())
-"""
-
 CHILD = f"""{NO_NEWS}
 import os, sys, time
 import django
 django.setup()
 from django.db import connections
 from django_replica_router import scope
-from django_replica_router.registry import find_monitor, get_monitor
+from django_replica_router.replicas.registry import find_monitor, get_monitor
 from testproject.notes.models import Note
 
 def read_from_replica():

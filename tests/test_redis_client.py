@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,10 +16,11 @@ from django_redis.cache import RedisCache as DjangoRedisCache
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from django_replica_router import redis_client, stores
 from django_replica_router.errors import StoreError
-from django_replica_router.redis_client import RedisServer, find_server
-from django_replica_router.stores import open_store
+from django_replica_router.stores import redis as redis_client
+from django_replica_router.stores import store as stores
+from django_replica_router.stores.redis import RedisServer, find_server
+from django_replica_router.stores.store import open_store
 from testproject.cluster import Cluster
 from tests.conftest import PATIENT
 
@@ -47,9 +48,16 @@ def test_a_connection_that_broke_at_rest_is_replaced(server: RedisServer, cluste
     assert server.mget(["b"]) == [b"b"]
 
 
+ASK: dict[str, Callable[[RedisServer], Any]] = {
+    "for values": lambda server: server.mget(["a"]),
+    "by the client": lambda server: server.client.get("a"),
+}
+
+
+@pytest.mark.parametrize("ask", ASK.values(), ids=ASK)
 @pytest.mark.parametrize("is_connected", [True, False])
 def test_a_server_that_hangs_is_asked_once(
-    cluster: Cluster, monkeypatch: Patch, is_connected: bool
+    cluster: Cluster, monkeypatch: Patch, is_connected: bool, ask: Callable[[RedisServer], Any]
 ) -> None:
     """One time-out, whatever of it hangs; and no connection from before it is believed in."""
     assert cluster.cache is not None
@@ -57,6 +65,7 @@ def test_a_server_that_hangs_is_asked_once(
     with redis.Redis.from_url(cluster.cache.url) as client:
         server = RedisServer(client, 0.25)
         if is_connected:
+            server.client.ping()
             resting = [server._open_line() for _ in range(2)]
             for line in resting:
                 line.ask("PING")
@@ -75,11 +84,13 @@ def test_a_server_that_hangs_is_asked_once(
         cluster.cache.suspend()
         try:
             with pytest.raises(redis.TimeoutError):
-                server.mget(["a"])
+                ask(server)
         finally:
             cluster.cache.resume_process()
-    assert waits == ["timed out"]
-    assert not server._resting
+        assert waits == ["timed out"]
+        assert not server._resting or ask is not ASK["for values"]
+        server.close()
+        server.client.connection_pool.disconnect()
 
 
 def test_one_connection_serves_a_thread(server: RedisServer) -> None:
@@ -209,7 +220,7 @@ from django.core.cache.backends.redis import RedisCache
 from django_redis.cache import RedisCache as DjangoRedisCache
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from django_replica_router import redis_client
+from django_replica_router.stores import redis as redis_client
 is_shared = bool(sys.argv[2:])
 # Who waits for an answer that the other one has got is to give up soon.
 server = redis_client.find_server(caches["default"], 1.0 if is_shared else 10.0)

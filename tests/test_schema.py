@@ -15,9 +15,10 @@ from django.contrib.auth.models import User
 from django_replica_router import receivers
 from django_replica_router.conf import get_config
 from testproject.cluster import Cluster
+from testproject.cluster.programs import ROOT
 from testproject.notes.models import Note
 from tests.conftest import wait_until
-from tests.test_processes import ROOT, environment, serving
+from tests.programs import environment, serving
 
 MIGRATE = """
 import sys

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from django.db import connections
 
-from django_replica_router.registry import stop_monitors
+from django_replica_router.replicas.registry import stop_monitors
 from testproject.cluster import Cluster
 from testproject.cluster.postgres import PostgresServer
+from testproject.cluster.programs import LineProgram
 from testproject.notes.models import Note
 from tests.conftest import wait_until
-from tests.test_processes import ROOT, environment
+from tests.programs import environment
 
 WORKER = """
 import json, sys
@@ -28,20 +26,21 @@ from django.conf import settings
 settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "SHARE_READINGS": True, "INTERVAL": 0.5}
 django.setup()
 from django.contrib.auth.models import User
-from django_replica_router import registry, scope
+from django_replica_router import scope
+from django_replica_router.replicas import registry
 from testproject.notes.models import Note
 
 def status():
     monitor = registry.find_monitor("default")
     sharer = registry._registry.sharers["default"]
-    replicas = monitor.replicas()
+    replicas = monitor.health.replicas()
     return {
         "leads": sharer.is_leading,
         "beat": sharer._beat.number,
-        "rests": [alias for alias in ("default", *monitor.readings) if monitor.is_told(alias)],
+        "rests": [alias for alias in ("default", *monitor.known.readings) if monitor.known.is_told(alias)],
         "states": {replica.alias: replica.state.name for replica in replicas},
         "ages": {replica.alias: min(1e9, replica.age) for replica in replicas},
-        "lives": {alias: poller.life for alias, poller in monitor._pollers.items()},
+        "lives": {alias: monitor.servers.life(alias) for alias in monitor.known.aliases},
     }
 
 def read(user, note):
@@ -59,65 +58,33 @@ for line in sys.stdin:
 """
 
 
-class Worker:
+class Worker(LineProgram):
     """A process of the site, which does what it is told."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER],
-            env=environment(cluster),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__([sys.executable, "-c", WORKER], environment(cluster))
 
-    def ask(self, *command: Any) -> Any:
+    def do(self, *command: Any) -> Any:
         """Have it do something, and return what it answers."""
-        process = self.process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(command) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        return self.ask(command)
 
     @property
     def leads(self) -> bool:
         """It looks at the servers for all."""
-        return bool(self.ask("status")["leads"])
+        return bool(self.do("status")["leads"])
 
     @property
     def rests(self) -> set[str]:
         """The servers that it leaves to the look of another process."""
-        return set(self.ask("status")["rests"])
+        return set(self.do("status")["rests"])
 
     def state(self, alias: str) -> str:
         """Return what it knows of a replica's health."""
-        return str(self.ask("status")["states"][alias])
+        return str(self.do("status")["states"][alias])
 
     def age(self, alias: str) -> float:
         """Return how old it takes a replica's data to be at most."""
-        return float(self.ask("status")["ages"][alias])
-
-    def end(self) -> None:
-        """Let it end in good order, and fail if it does not."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(15)
-        finally:
-            self.kill()
-
-    def kill(self) -> None:
-        """Kill it, as a crash would."""
-        if self.process.poll() is None:
-            os.kill(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        return float(self.do("status")["ages"][alias])
 
 
 ALL = {"default", "replica1", "replica2"}
@@ -125,7 +92,7 @@ ALL = {"default", "replica1", "replica2"}
 
 def settled(workers: list[Worker]) -> bool:
     """Tell whether one process looks, and the others rest."""
-    known = [worker.ask("status") for worker in workers]
+    known = [worker.do("status") for worker in workers]
     is_one = sum(status["leads"] for status in known) == 1
     return is_one and all(set(status["rests"]) == ALL for status in known)
 
@@ -134,21 +101,16 @@ def settled(workers: list[Worker]) -> bool:
 def workers(cluster: Cluster, note: Note) -> Iterator[list[Worker]]:
     """Three processes, of which one looks at the servers; all that is made whole again afterwards."""
     stop_monitors()
-    workers = [Worker(cluster) for _ in range(3)]
-    try:
+    with ExitStack() as stack:
+        stack.callback(cluster.heal)
+        workers = [stack.enter_context(Worker(cluster)) for _ in range(3)]
         for worker in workers:
-            worker.ask("read", note.owner_id, note.pk)
+            worker.do("read", note.owner_id, note.pk)
         wait_until(lambda: settled(workers), "one process to lead and two to follow")
         yield workers
         for worker in workers:
             if worker.process.poll() is None:
-                worker.end()
-    finally:
-        for worker in workers:
-            worker.kill()
-        cluster.heal()
-        connections.close_all()
-        stop_monitors()
+                worker.end(15)
 
 
 def leader_of(workers: list[Worker]) -> Worker:
@@ -183,9 +145,9 @@ def test_one_process_asks_the_servers_and_all_use_the_replicas(
         """Return for each server who had asked before ten looks of the leader, and after them."""
         before = [last_asked(server) for server in servers]
         leader = leader_of(workers)
-        beat = leader.ask("status")["beat"]
+        beat = leader.do("status")["beat"]
         wait_until(
-            lambda: not leader.leads or leader.ask("status")["beat"] > beat + 10,
+            lambda: not leader.leads or leader.do("status")["beat"] > beat + 10,
             "ten looks of the leader",
         )
         return list(zip(before, [last_asked(server) for server in servers], strict=True))
@@ -201,7 +163,7 @@ def test_one_process_asks_the_servers_and_all_use_the_replicas(
     )
     for worker in workers:
         wait_until(
-            lambda worker=worker: worker.ask("read", note.owner_id, note.pk)[1] != "default",  # type: ignore[misc]
+            lambda worker=worker: worker.do("read", note.owner_id, note.pk)[1] != "default",  # type: ignore[misc]
             "a replica to serve",
         )
 
@@ -225,7 +187,7 @@ def test_followers_notice_that_a_replica_is_gone_and_back(
     workers: list[Worker], cluster: Cluster, note: Note
 ) -> None:
     """Nobody believes in it while it is away, and each has looked itself when it is back."""
-    lives = [worker.ask("status")["lives"]["replica1"] for worker in workers]
+    lives = [worker.do("status")["lives"]["replica1"] for worker in workers]
     cluster.replicas[0].kill()
     for worker in workers:
         # By who waited for its answer for long before the connection broke, it is called silent.
@@ -233,11 +195,11 @@ def test_followers_notice_that_a_replica_is_gone_and_back(
             lambda worker=worker: worker.state("replica1") in {"UNREACHABLE", "SILENT"},  # type: ignore[misc]
             "its loss",
         )
-        assert worker.ask("read", note.owner_id, note.pk)[0] == "first"
+        assert worker.do("read", note.owner_id, note.pk)[0] == "first"
     cluster.replicas[0].start()
     for worker, life in zip(workers, lives, strict=True):
         wait_until(lambda worker=worker: worker.state("replica1") == "STREAMING", "its return")  # type: ignore[misc]
-        assert worker.ask("status")["lives"]["replica1"] != life
+        assert worker.do("status")["lives"]["replica1"] != life
     wait_until(lambda: settled(workers), "the others to rest again")
 
 
@@ -304,15 +266,15 @@ def test_own_writes_are_seen_in_every_process(
         replica.set_delay(delay)
     served = set()
     for number in range(60):
-        workers[number % 3].ask("write", note.owner_id, note.pk, f"title {number}")
+        workers[number % 3].do("write", note.owner_id, note.pk, f"title {number}")
         for other in (1, 2):
             reader = workers[(number + other) % 3]
-            title, alias = reader.ask("read", note.owner_id, note.pk)
+            title, alias = reader.do("read", note.owner_id, note.pk)
             assert title == f"title {number}"
             served.add(alias)
     for worker in workers:
         wait_until(
-            lambda worker=worker: worker.ask("read", note.owner_id, note.pk)[1] != "default",  # type: ignore[misc]
+            lambda worker=worker: worker.do("read", note.owner_id, note.pk)[1] != "default",  # type: ignore[misc]
             "a replica to serve",
         )
     assert delay or served != {"default"}
@@ -321,6 +283,6 @@ def test_own_writes_are_seen_in_every_process(
 def test_who_ends_makes_room(workers: list[Worker]) -> None:
     """A leader that is stopped in good order takes its beat away."""
     leader = leader_of(workers)
-    leader.end()
+    leader.end(15)
     rest = [worker for worker in workers if worker is not leader]
     wait_until(lambda: settled(rest), "another leader")

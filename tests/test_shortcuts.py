@@ -18,23 +18,16 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory, override_settings
 from django.utils.functional import SimpleLazyObject
 
-from django_replica_router import (
-    context,
-    current_scope,
-    floors,
-    reads,
-    receivers,
-    routers,
-    scope,
-    transactions,
-    use_primary,
-    use_replica,
-)
-from django_replica_router.identity import RequestIdentity
+from django_replica_router import current_scope, receivers, routers, scope, use_primary, use_replica
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.policy import Decision, Reason
+from django_replica_router.recording import floors
 from django_replica_router.routers import ReplicaRouter
-from django_replica_router.stores import get_store
+from django_replica_router.routing import choosing, reads
+from django_replica_router.scopes import scope as context
+from django_replica_router.scopes.identity import RequestIdentity
+from django_replica_router.stores.store import get_store
+from django_replica_router.transactions import blocks as transactions
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import stand_still, wait_until_known
@@ -284,7 +277,7 @@ def test_what_is_decided_while_another_thread_writes_is_dropped(
     cluster: Cluster, monkeypatch: Patch, block: Callable[[], AbstractContextManager[Any]]
 ) -> None:
     """The decision holds for its own read, which began before, and for none that follows."""
-    find = reads.find_at_once
+    find = choosing.find_at_once
     names = ["of another thread"]
 
     def find_during_a_write(*args: Any) -> Any:
@@ -293,7 +286,7 @@ def test_what_is_decided_while_another_thread_writes_is_dropped(
             in_thread(partial(Tag.objects.create, name=names.pop()))
         return found
 
-    monkeypatch.setattr(reads, "find_at_once", find_during_a_write)
+    monkeypatch.setattr(choosing, "find_at_once", find_during_a_write)
     with paused(cluster), scope(), block():
         assert is_replica(route())
         assert route() == "default"
@@ -303,17 +296,16 @@ def test_who_knows_the_user_does_not_take_the_choice_of_who_did_not(
     cluster: Cluster, ann: User, monkeypatch: Patch
 ) -> None:
     """Two threads decide at once for the first time, and one of them has not met the user yet."""
-    decide = reads._decide_anew
+    decide = reads.choose_server
 
-    def decide_second(primary: str, scope: Any, floor: Any, max_lag: float, *args: Any) -> Any:
-        found = decide(primary, scope, floor, max_lag, *args)
-        first = Decision("replica1", Reason.NO_TOKEN)
-        scope.cluster(primary).choices.setdefault(max_lag, first)
+    def decide_second(case: Any, floor: Any) -> Any:
+        found = decide(case, floor)
+        case.state.choices.setdefault(case.max_lag, Decision("replica1", Reason.NO_TOKEN))
         return found
 
     with paused(cluster):
         write_as(ann)
-        monkeypatch.setattr(reads, "_decide_anew", decide_second)
+        monkeypatch.setattr(reads, "choose_server", decide_second)
         with scope(user=ann):
             assert route() == "default"
             assert route() == "default"
@@ -510,8 +502,8 @@ def keep_models(patch: Patch) -> None:
 
     original = reads.Shortcut
 
-    def shortcut(alias: str, connection: Any, models: Any, identity: Any) -> Any:
-        return original(alias, connection, Everything(), identity)
+    def shortcut(alias: str, connection: Any, idle: Any, models: Any, identity: Any) -> Any:
+        return original(alias, connection, idle, Everything(), identity)
 
     patch.setattr(reads, "Shortcut", shortcut)
 
@@ -538,8 +530,8 @@ def keep_after_writes(patch: Patch) -> None:
 def keep_among_blocks(patch: Patch) -> None:
     original = context.Frame.__init__
 
-    def init(self: Any, *args: Any) -> None:
-        original(self, *args)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
         self.shortcuts = None if self.scope is None else self.scope.shortcuts
 
     patch.setattr(context.Frame, "__init__", init)

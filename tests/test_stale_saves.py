@@ -19,23 +19,16 @@ from django.db.models import F
 from django.http import HttpRequest
 from django.test import AsyncClient, Client
 
-from django_replica_router import (
-    get_stats,
-    learning,
-    pop_stats,
-    scope,
-    stale_saves,
-    use_primary,
-    use_replica,
-)
+from django_replica_router import get_stats, pop_stats, scope, use_primary, use_replica
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StaleSaveError
+from django_replica_router.recording import learning, stale_saves
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import stand_still, wait_until
+from tests.controls import fail_without, name_of
+from tests.programs import serving
 from tests.site import avisit, visit
-from tests.test_controls import fail_without, name_of
-from tests.test_processes import serving
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -550,7 +543,8 @@ def see_no_origin(patch: pytest.MonkeyPatch) -> None:
 
 def lift_by_use_replica(patch: pytest.MonkeyPatch) -> None:
     """Take out that the rule stands above ``use_replica``."""
-    from django_replica_router import policy, reads
+    from django_replica_router import policy
+    from django_replica_router.routing import reads
 
     original = policy.decide_at_once
     patch.setattr(

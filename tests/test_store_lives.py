@@ -12,8 +12,8 @@ from django.core.cache import caches
 from django.test import Client
 
 from django_replica_router import get_stats, pop_stats
-from django_replica_router.redis_client import RedisServer, RestartedError
-from django_replica_router.stores import get_store
+from django_replica_router.stores.redis import RedisServer, RestartedError
+from django_replica_router.stores.store import get_store
 from testproject.cluster import Cluster
 from testproject.cluster.valkey import ValkeyServer
 from testproject.notes.models import Note
@@ -142,7 +142,7 @@ def test_another_server_is_noticed_where_a_record_leads_on_to_another(
     """What a session's record leads to is looked up by the server itself."""
     browser = sign_in(ann)
     write_what_is_not_saved(browser, cluster, saved)
-    monkeypatch.setattr("django_replica_router.stores._last_owners", {})
+    monkeypatch.setattr("django_replica_router.stores.owners._last", {})
     pop_stats()
     assert visit(browser, read) == ["mine"]
     assert get_stats()["reads_store_error"] == 1

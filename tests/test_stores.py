@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from django.core.cache import caches
 from django.core.cache.backends.redis import RedisCache
 
 from django_replica_router.errors import StoreError
-from django_replica_router.stores import (
+from django_replica_router.stores.redis import RedisServer
+from django_replica_router.stores.store import (
     GenericStore,
     LocMemStore,
     RedisStore,
@@ -23,9 +25,10 @@ from django_replica_router.stores import (
     get_store,
     open_store,
 )
-from django_replica_router.tokens import Position, Record
+from django_replica_router.values.tokens import NOWHERE, Position, Record
 from testproject.cluster import Cluster, ValkeyServer
 from testproject.cluster.binaries import find_valkey
+from testproject.cluster.programs import LineProgram
 from testproject.cluster.workspace import Workspace
 
 OWNER = "-09AZ_az" * 2
@@ -80,6 +83,42 @@ def test_each_field_only_rises(store: TokenStore) -> None:
         caches["tokens"].clear()
 
 
+def test_what_was_seen_is_kept_apart_from_what_was_written(store: TokenStore) -> None:
+    """It only rises, and stands there where it lies behind what was written."""
+    high, low = Position(2, 5), Position(1, 900)
+    store.merge({"k": Record(low, 7, 0, OWNER)}, {"k": 60.0})
+    for seen in (high, low, NOWHERE):
+        store.merge({"k": Record(seen=seen)}, {"k": 60.0})
+        assert store.load(["k"]) == [Record(low, 7, 0, OWNER, high)]
+    store.merge({"k": Record(pinned_until_ms=9)}, {"k": 60.0})
+    assert store.load(["k"]) == [Record(low, 7, 9, OWNER, high)]
+    store.merge({"k": Record(high)}, {"k": 60.0})
+    assert store.load(["k"]) == [Record(high, 7, 9, OWNER)]
+
+
+def test_what_was_seen_by_whom_the_cache_cannot_have_dropped_is_no_write(
+    cluster: Cluster,
+) -> None:
+    """Where a record is missing it has expired: nothing was written since."""
+    store = get_store("default")
+    assert not store.may_forget()
+    store.merge({"k": Record(seen=Position(1, 5))}, {"k": 60.0})
+    assert store.load(["k"]) == [Record(seen=Position(1, 5))]
+
+
+def test_what_was_seen_counts_as_written_where_a_record_may_have_been_dropped(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was under the key, nobody knows; where there is something, that tells."""
+    monkeypatch.setattr(RedisServer, "drops_keys", lambda self: True)
+    store = get_store("default")
+    store.merge({"a": Record(Position(1, 2))}, {"a": 60.0})
+    seen = Record(seen=Position(1, 5))
+    store.merge({"a": seen, "b": seen}, {"a": 60.0, "b": 60.0})
+    expected = [Record(Position(1, 2), seen=Position(1, 5)), Record(Position(1, 5))]
+    assert store.load(["a", "b"]) == expected
+
+
 def test_a_position_is_compared_as_a_number_of_64_bits(store: TokenStore) -> None:
     """Also beyond what the script's floating point could tell apart."""
     lsn = (1 << 60) + 1
@@ -121,8 +160,9 @@ def test_no_token_falls_whatever_the_locale_of_the_server(danish_server: DanishS
     store = open_store(RedisCache(danish_server.url, {}), 10.0)
     draw = random.Random(7)
     texts = ["2" + "".join(draw.choices("aAzZ", k=32)) for _ in range(12)]
+    texts += ["3" + "".join(draw.choices("aAzZ", k=48)) for _ in range(24)]
     records = [record for record in map(Record.decode, texts) if record is not None]
-    assert len(records) == len(texts)
+    assert len({record.seen for record in records}) > 6
     for place, (one, other) in enumerate(itertools.permutations(records, 2)):
         key = str(place)
         store.merge({key: one}, {key: 60.0})
@@ -136,6 +176,10 @@ def test_no_token_falls_whatever_the_locale_of_the_server(danish_server: DanishS
         b"\x80garbage",
         "1:00000003:00000016b374d848:018bcfe56800:000000000000:",  # a record of version 1
         "3" + "z" * 24,
+        "3" + "z" * 40,  # it would have seen no more than it has written
+        "3" + "-" * 24 + "z" * 16 + "-" * 8,
+        "3" + "-" * 24 + "z" * 15,
+        "4" + "-" * 24 + "z" * 16,
         "2" + "z" * 16,
         "2" + "z" * 24 + "-" * 8,
         "2" + "z" * 24 + "-" * 8 + OWNER,
@@ -151,7 +195,8 @@ def test_garbage_is_no_record_and_is_overwritten(store: TokenStore, garbage: Any
     else:
         caches["tokens"].set("k", garbage)
     assert store.load(["k"]) == [None]
-    store.merge({"k": Record(Position(1, 1))}, {"k": 60.0})
+    # What was written before is not known, so this counts as written.
+    store.merge({"k": Record(seen=Position(1, 1))}, {"k": 60.0})
     assert store.load(["k"]) == [Record(Position(1, 1))]
 
 
@@ -204,8 +249,8 @@ settings.configure(
     REPLICA_ROUTER={"STORE_TIMEOUT": 10.0},
 )
 import random
-from django_replica_router.stores import get_store
-from django_replica_router.tokens import Position, Record
+from django_replica_router.stores.store import get_store
+from django_replica_router.values.tokens import Position, Record
 draw = random.Random(int(seed))
 store = get_store("tokens")
 sys.stdin.readline()
@@ -224,22 +269,14 @@ print(highest)
 def test_processes_that_merge_at_the_same_time_lose_nothing(cluster: Cluster, backend: str) -> None:
     """Of all tokens of all processes the highest stays, and no process ever sees it fall."""
     assert cluster.cache is not None
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, BACKENDS[backend], cluster.cache.url, str(seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for seed in range(4)
-    ]
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    outputs = [writer.communicate(timeout=60)[0] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0] * 4
-    highest = max(int(output) for output in outputs)
+    command = [sys.executable, "-c", WRITER, BACKENDS[backend], cluster.cache.url]
+    with ExitStack() as stack:
+        writers = [stack.enter_context(LineProgram([*command, str(seed)])) for seed in range(4)]
+        for writer in writers:
+            writer.send("go")
+        highest = max(writer.receive(60.0) for writer in writers)
+        for writer in writers:
+            assert writer.process.wait(60.0) == 0
     record = Record.decode(cluster.cache.command("GET", caches["default"].make_key("k")))
     assert record is not None
     assert record.position.lsn == highest

@@ -19,9 +19,9 @@ from django.test import override_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_replica_router import stores
 from django_replica_router.errors import ReplicaRouterError, StoreError
-from django_replica_router.stores import (
+from django_replica_router.stores import owners
+from django_replica_router.stores.store import (
     GenericStore,
     LocMemStore,
     RedisStore,
@@ -29,7 +29,7 @@ from django_replica_router.stores import (
     get_store,
     open_store,
 )
-from django_replica_router.tokens import Position, Record
+from django_replica_router.values.tokens import NOWHERE, Position, Record
 
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 DUMMY = "django.core.cache.backends.dummy.DummyCache"
@@ -42,6 +42,7 @@ records = st.builds(
     st.integers(0, 99),
     st.integers(0, 99),
     st.sampled_from(["", "a" * 16, "b" * 16]),
+    st.just(NOWHERE),
 )
 
 
@@ -136,7 +137,7 @@ def test_owners_may_be_forgotten_by_another_thread_at_any_moment(
             self.clear()
             return found
 
-    monkeypatch.setattr(stores, "_last_owners", Emptied({"p:a": OWNER}))
+    monkeypatch.setattr(owners, "_last", Emptied({"p:a": OWNER}))
     merge(store, "p:a", at(5))
     assert store.load_with_owners("p:", ["a"]) == {"a": at(5)}
 
@@ -148,6 +149,25 @@ def test_stored_record_never_falls(store: TokenStore) -> None:
     assert store.load(["a"]) == [Record(Position(1, 50), 6, 70, OWNER)]
     merge(store, "a", Record(Position(2, 1), 0, 0))
     assert store.load(["a"]) == [Record(Position(2, 1), 6, 70, OWNER)]
+
+
+def test_what_was_seen_is_kept_apart_from_what_was_written(store: TokenStore) -> None:
+    """It only rises, and stands there where it lies behind what was written."""
+    merge(store, "a", at(50))
+    merge(store, "a", Record(seen=Position(1, 70)))
+    merge(store, "a", Record(seen=Position(1, 60)))
+    assert store.load(["a"]) == [at(50)._replace(seen=Position(1, 70))]
+    merge(store, "a", at(80))
+    assert store.load(["a"]) == [at(80)]
+
+
+def test_what_was_seen_counts_as_written_where_a_record_may_have_been_dropped(
+    store: TokenStore,
+) -> None:
+    """These caches drop keys to make room: what was under this one, nobody knows."""
+    assert store.may_forget()
+    merge(store, "a", Record(seen=Position(1, 70), expires_ms=5))
+    assert store.load(["a"]) == [Record(Position(1, 70), 5)]
 
 
 def test_several_keys_are_merged_at_once(store: TokenStore) -> None:
@@ -400,7 +420,7 @@ def test_store_that_failed_is_left_alone_for_a_moment(monkeypatch: pytest.Monkey
     """Half a second long nobody waits again for a store that did not answer; writing is tried anyway."""
     now = [1000.0]
     monkeypatch.setattr(
-        "django_replica_router.stores.time", SimpleNamespace(monotonic=lambda: now[0])
+        "django_replica_router.stores.store.time", SimpleNamespace(monotonic=lambda: now[0])
     )
     cache = BrokenCache(TimeoutError("timed out"))
     stored = GenericStore(cache)

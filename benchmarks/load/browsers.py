@@ -16,10 +16,16 @@ COOKIE = "sessionid"
 
 
 class Jar:
-    """The cookies of one user."""
+    """The cookies of one user.
 
-    def __init__(self, user: int) -> None:
-        self._cookies: dict[str, tuple[str, float]] = {COOKIE: (str(user), float("inf"))}
+    Args:
+        user: who is signed in, where the site knows users by nothing but a number in a cookie.
+    """
+
+    def __init__(self, user: int | None = None) -> None:
+        self._cookies: dict[str, tuple[str, float]] = {}
+        if user is not None:
+            self._cookies[COOKIE] = (str(user), float("inf"))
 
     def header(self) -> str:
         """Return what the request carries."""

@@ -36,6 +36,8 @@ class Habits(NamedTuple):
         visitors: how many of them are there at any time.
         write_share: the part of the requests that write.
         seed: what lots are drawn from.
+        clicking: seconds between two acts of a user who clicks through pages.
+        reading_share: the part of the pages that are read for longer.
     """
 
     first: int
@@ -43,6 +45,8 @@ class Habits(NamedTuple):
     visitors: int
     write_share: float
     seed: int = 1
+    clicking: tuple[float, float] = THINK_SECONDS
+    reading_share: float = READING_SHARE
 
     def act_share(self) -> float:
         """Return how many of the acts are writes: each write is followed by a read."""
@@ -58,6 +62,7 @@ class Log:
         seconds: how long each read took from its arrival at the site to its answer.
         stale_own: reads that lacked something that the user had written.
         stale_seen: reads that lacked something that the user had been shown.
+        log_outs: pages that took a user who was signed in for nobody.
         examples: of those, and of errors.
     """
 
@@ -65,6 +70,7 @@ class Log:
     seconds: list[float] = field(default_factory=list)
     stale_own: int = 0
     stale_seen: int = 0
+    log_outs: int = 0
     errors: int = 0
     examples: list[str] = field(default_factory=list)
 
@@ -79,6 +85,7 @@ class Log:
         self.seconds += other.seconds
         self.stale_own += other.stale_own
         self.stale_seen += other.stale_seen
+        self.log_outs += other.log_outs
         self.errors += other.errors
         for example in other.examples:
             self.note(example)
@@ -166,8 +173,8 @@ class Crowd:
 
     def _rest(self, user: User) -> None:
         draw = self._random
-        if draw.random() >= READING_SHARE:
-            pause = draw.uniform(*THINK_SECONDS)
+        if draw.random() >= self._habits.reading_share:
+            pause = draw.uniform(*self._habits.clicking)
         else:
             pause = draw.uniform(*READING_SECONDS)
             if draw.random() < LEAVING_SHARE:

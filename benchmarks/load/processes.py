@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing import get_context
-from typing import Any, Self
+from typing import Any
+
+from testproject.cluster.managed import Managed
 
 END_SECONDS = 10.0
 
 
-class PipedProcess:
+class PipedProcess(Managed):
     """A process that ends when this end of its pipe is closed.
 
     Args:
@@ -22,13 +25,15 @@ class PipedProcess:
         self._pipe, self._there = context.Pipe()
         self._process = context.Process(target=target, args=(self._there, *args), daemon=True)
 
-    def __enter__(self) -> Self:
+    def _open(self, stack: ExitStack) -> None:
+        stack.callback(self._end)
         self._process.start()
         self._there.close()  # so that the end of the process is noticed here
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def _end(self) -> None:
         self._pipe.close()
+        if self._process.pid is None:
+            return  # it could not be started
         self._process.join(END_SECONDS)
         if self._process.is_alive():
             self._process.kill()

@@ -17,12 +17,14 @@ class Variant(NamedTuple):
         contender: a name of ``benchmarks.contenders``.
         router: what replaces ``REPLICA_ROUTER``, for the package.
         promise: by which oracle it is judged.
+        polls: it waits by looking again and again, also where a server could wait itself.
     """
 
     name: str
     contender: str
     router: tuple[tuple[str, Any], ...] = ()
     promise: Promise = Promise.WRITTEN
+    polls: bool = False
 
 
 def package(wait: float, *, monotonic: bool = True, balancer: str = "rendezvous") -> Variant:
@@ -39,6 +41,7 @@ def package(wait: float, *, monotonic: bool = True, balancer: str = "rendezvous"
 
 DEFAULT_WAIT = 0.05
 DEFAULT = package(DEFAULT_WAIT)
+POLLING = DEFAULT._replace(name=f"{DEFAULT.name}, by looking", polls=True)
 WAITS = [package(0), package(0.005), DEFAULT, package(0.2)]
 WRITTEN_ONLY = package(DEFAULT_WAIT, monotonic=False)
 
@@ -67,6 +70,6 @@ def environment(
     environ = BY_NAME[variant.contender].environment_for(
         {alias: databases[alias] for alias in known},
         f"{cluster.cache.url}/{number}",
-        overrides={"REPLICA_ROUTER": dict(variant.router)},
+        overrides={"REPLICA_ROUTER": dict(variant.router), "LOAD_POLLS": variant.polls},
     )
     return {**environ, "DJANGO_SETTINGS_MODULE": "benchmarks.load.settings"}

@@ -26,12 +26,18 @@ class Worker(PipedProcess):
         environ: names the settings and the servers.
         url: where the site is served; None to run it in the process itself.
         threads: how many requests can be under way.
+        crowd: what its users do.
     """
 
     def __init__(
-        self, environ: Mapping[str, str], *, url: str | None = None, threads: int = THREADS
+        self,
+        environ: Mapping[str, str],
+        *,
+        url: str | None = None,
+        threads: int = THREADS,
+        crowd: type[Crowd] = Crowd,
     ) -> None:
-        super().__init__(_serve, dict(environ), url, threads)
+        super().__init__(_serve, dict(environ), url, threads, crowd)
 
     def begin(self, habits: Habits, seconds: float) -> None:
         """Let a crowd live for some seconds; return at once."""
@@ -50,7 +56,9 @@ class Worker(PipedProcess):
         return log
 
 
-def _serve(pipe: Any, environ: dict[str, str], url: str | None, threads: int) -> None:
+def _serve(
+    pipe: Any, environ: dict[str, str], url: str | None, threads: int, kind: type[Crowd]
+) -> None:
     os.environ.clear()
     os.environ.update(environ)
     sender = _sender(url)
@@ -63,7 +71,7 @@ def _serve(pipe: Any, environ: dict[str, str], url: str | None, threads: int) ->
             habits, seconds = pipe.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
-        crowd = crowds.setdefault(habits, Crowd(sender, habits))
+        crowd = crowds.setdefault(habits, kind(sender, habits))
         pipe.send(crowd.live(seconds, threads, pool))
 
 

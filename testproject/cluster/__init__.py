@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from testproject.cluster.cluster import Cluster
-from testproject.cluster.errors import ClusterError
+from testproject.cluster.errors import ClusterError, ProgramError
+from testproject.cluster.haproxy import HAProxyServer
 from testproject.cluster.pgbouncer import PgBouncerServer
 from testproject.cluster.postgres import PostgresServer
 from testproject.cluster.replica import ReplicaServer
@@ -12,8 +13,10 @@ from testproject.cluster.valkey import ValkeyServer
 __all__ = [
     "Cluster",
     "ClusterError",
+    "HAProxyServer",
     "PgBouncerServer",
     "PostgresServer",
+    "ProgramError",
     "ReplicaServer",
     "ValkeyServer",
 ]

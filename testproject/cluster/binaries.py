@@ -15,9 +15,11 @@ from testproject.cluster.workspace import Workspace
 POSTGRES_VARIABLE = "REPLICA_ROUTER_POSTGRES_BIN"
 REDIS_VARIABLE = "REPLICA_ROUTER_REDIS_SERVER"
 PGBOUNCER_VARIABLE = "REPLICA_ROUTER_PGBOUNCER"
+HAPROXY_VARIABLE = "REPLICA_ROUTER_HAPROXY"
 
-# Where distributions install it: there is no wheel of it.
-PGBOUNCER_PATHS = (Path("/usr/sbin/pgbouncer"), Path("/usr/local/bin/pgbouncer"))
+# Where distributions install them: there are no wheels of them.
+PROXY_DIRECTORIES = (Path("/usr/sbin"), Path("/usr/local/bin"), Path("/usr/local/sbin"))
+PROXY_VARIABLES = {"pgbouncer": PGBOUNCER_VARIABLE, "haproxy": HAPROXY_VARIABLE}
 
 # Only the programs of the wheels are used, not their Python layers. Those start and stop servers
 # through lock files, atexit hooks and state that the whole process shares, and know no standby and
@@ -97,35 +99,37 @@ def find_valkey(workspace: Workspace) -> Path:
     return found
 
 
-def locate_pgbouncer() -> Path | None:
-    """Return where PgBouncer is, or None where it is not installed.
+def locate_proxy(name: str) -> Path | None:
+    """Return where "pgbouncer" or "haproxy" is, or None where it is not installed.
 
     Raises:
         ClusterError: the variable names something that is no file.
     """
-    named = os.environ.get(PGBOUNCER_VARIABLE)
+    variable = PROXY_VARIABLES[name]
+    named = os.environ.get(variable)
     if named:
         program = Path(named).absolute()
         if not program.is_file():
             raise ClusterError(
-                f"{PGBOUNCER_VARIABLE} is {named!r}, which is not a file. Set it to the path of "
-                f"PgBouncer, such as {PGBOUNCER_PATHS[0]}."
+                f"{variable} is {named!r}, which is not a file. Set it to the path of {name}, such "
+                f"as {PROXY_DIRECTORIES[0] / name}."
             )
         return program
-    on_path = shutil.which("pgbouncer")
-    candidates = [*PGBOUNCER_PATHS, *([Path(on_path)] if on_path else [])]
+    on_path = shutil.which(name)
+    candidates = [directory / name for directory in PROXY_DIRECTORIES]
+    candidates += [Path(on_path)] if on_path else []
     return next((path for path in candidates if path.is_file()), None)
 
 
-def find_pgbouncer(workspace: Workspace) -> Path:
-    """Return PgBouncer, where the workspace's account can run it."""
-    program = locate_pgbouncer()
+def find_proxy(name: str, workspace: Workspace) -> Path:
+    """Return "pgbouncer" or "haproxy", where the workspace's account can run it."""
+    program, variable = locate_proxy(name), PROXY_VARIABLES[name]
     if program is None:
         raise ClusterError(
-            f"No PgBouncer was found. Install it with 'apt-get install pgbouncer', or set "
-            f"{PGBOUNCER_VARIABLE} to its path."
+            f"There is no {name}. Install it with 'apt-get install {name}', or set {variable} to its "
+            f"path."
         )
-    _require_runnable(program, workspace, PGBOUNCER_VARIABLE)
+    _require_runnable(program, workspace, variable)
     return program
 
 
@@ -140,7 +144,7 @@ def _fault(program: Path, workspace: Workspace) -> str:
     """Return why the account cannot run a program; an empty string if it can."""
     try:
         completed = subprocess.run(
-            [program, "--version"],
+            [program, "-v" if program.name == "haproxy" else "--version"],
             cwd="/",
             env=workspace.environment,
             stdin=subprocess.DEVNULL,

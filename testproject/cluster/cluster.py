@@ -10,30 +10,31 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from testproject.cluster.binaries import (
     PostgresBinaries,
-    find_pgbouncer,
     find_postgres,
+    find_proxy,
     find_valkey,
 )
 from testproject.cluster.errors import ClusterError
-from testproject.cluster.pgbouncer import PgBouncerServer
+from testproject.cluster.haproxy import HAProxyServer
+from testproject.cluster.managed import Managed
+from testproject.cluster.pgbouncer import POOL_MODES, PgBouncerServer
 from testproject.cluster.postgres import STATE_TIMEOUT, PostgresServer
 from testproject.cluster.replica import ReplicaServer
-from testproject.cluster.server import Server, wait_until
+from testproject.cluster.server import LOOPBACK, Server, wait_until
 from testproject.cluster.valkey import ValkeyServer
 from testproject.cluster.workspace import Workspace
 
 NOT_RUNNING = "The cluster is not running. Call start() first."
 
 
-class Cluster:
+class Cluster(Managed):
     """Real servers in a temporary directory, which leave nothing behind.
 
     The directory is in TMPDIR if that is set, else in memory if there is enough of it.
@@ -61,6 +62,9 @@ class Cluster:
     ) -> None:
         self.pooler = pooler
         self.poolers: dict[str, PgBouncerServer] = {}
+        self.balancer: HAProxyServer | None = None
+        self.endpoint_pooler: PgBouncerServer | None = None
+        self._endpoint_numbers = itertools.count(1)
         self._pooler_settings = dict(pooler_settings or {})
         self.replicas: list[ReplicaServer] = []
         self.cache: ValkeyServer | None = None
@@ -74,17 +78,9 @@ class Cluster:
         self._databases = tuple(databases)
         self._settings = dict(settings or {})
 
-    def __enter__(self) -> Self:
+    def _open(self, stack: ExitStack) -> None:
         self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
+        stack.callback(self.stop)
 
     @property
     def primary(self) -> PostgresServer:
@@ -158,7 +154,7 @@ class Cluster:
             return port
         self.poolers[name] = pooler = PgBouncerServer(
             self._workspace,
-            find_pgbouncer(self._workspace),
+            find_proxy("pgbouncer", self._workspace),
             f"pooler-{name}-{port}-{self.pooler}",
             target_port=port,
             pool_mode=self.pooler,
@@ -166,6 +162,55 @@ class Cluster:
         )
         pooler.start()
         return pooler.port
+
+    def lead_endpoint(
+        self, kind: str, targets: Mapping[str, int]
+    ) -> HAProxyServer | PgBouncerServer:
+        """Put one entrance in front of several ports, and return what stands there.
+
+        Args:
+            kind: "roundrobin" or "leastconn" for HAProxy in that mode; "session" or "transaction" for a
+                PgBouncer in that mode, with several hosts in one entry.
+            targets: a port for each name.
+        """
+        self.remove_endpoint()
+        if self._workspace is None:
+            raise ClusterError(NOT_RUNNING)
+        haproxy = find_proxy("haproxy", self._workspace)
+        is_pooled = kind in POOL_MODES
+        # All hosts of an entry have one port there: so each server gets an address.
+        hosts = {
+            f"127.0.0.{number}": {name: targets[name]} for number, name in enumerate(targets, 2)
+        }
+        self.balancer = HAProxyServer(
+            self._workspace,
+            haproxy,
+            f"balancer-{next(self._endpoint_numbers)}",
+            listeners=hosts if is_pooled else {LOOPBACK: targets},
+            balance="roundrobin" if is_pooled else kind,
+        )
+        self.balancer.start()
+        if not is_pooled:
+            return self.balancer
+        self.endpoint_pooler = PgBouncerServer(
+            self._workspace,
+            find_proxy("pgbouncer", self._workspace),
+            f"{self.balancer.name}-pooler",
+            target_port=self.balancer.port,
+            target_hosts=list(hosts),
+            pool_mode=kind,
+            # Else the connection that was given back last is given out first, and so its server.
+            settings={"server_round_robin": "1", **self._pooler_settings},
+        )
+        self.endpoint_pooler.start()
+        return self.endpoint_pooler
+
+    def remove_endpoint(self) -> None:
+        """Stop what ``lead_endpoint`` has started."""
+        for server in (self.endpoint_pooler, self.balancer):
+            if server is not None:
+                server.remove()
+        self.balancer = self.endpoint_pooler = None
 
     def remove_poolers(self) -> None:
         """Stop all poolers: applications reach the servers themselves."""
@@ -192,6 +237,8 @@ class Cluster:
             *self.replicas,
             self.cache,
             *self.poolers.values(),
+            self.endpoint_pooler,
+            self.balancer,
         ]
         return [server for server in servers if server is not None]
 
@@ -202,6 +249,7 @@ class Cluster:
         self.cache = None
         self.replicas = []
         self.poolers = {}
+        self.balancer = self.endpoint_pooler = None
         self._replica_numbers = itertools.count(1)
 
     def create_database(self, name: str) -> None:

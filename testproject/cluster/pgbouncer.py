@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import signal
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class PgBouncerServer(Server):
         program: the path of PgBouncer.
         name: of its directory and log.
         target_port: the port on loopback that it leads to.
+        target_hosts: addresses of loopback; of several each new connection takes the next one.
         pool_mode: when a connection to the server is given to the next client: after a
             "session" or after a "transaction".
         settings: more settings of PgBouncer, or others.
@@ -74,6 +75,7 @@ class PgBouncerServer(Server):
         name: str,
         *,
         target_port: int,
+        target_hosts: Sequence[str] = (LOOPBACK,),
         pool_mode: str,
         settings: Mapping[str, str] | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class PgBouncerServer(Server):
         super().__init__(workspace, name)
         self.pool_mode = pool_mode
         self.target_port = target_port
+        self._target_hosts = ",".join(target_hosts)
         self._program = program
         self._settings = {**DEFAULT_SETTINGS, **(settings or {})}
         self._configuration = self.data_directory / "pgbouncer.ini"
@@ -109,7 +112,7 @@ class PgBouncerServer(Server):
         lines = [
             "[databases]",
             # Any database of the one server, as the monitor's is another one under test.
-            f"* = host={LOOPBACK} port={self.target_port}",
+            f"* = host={self._target_hosts} port={self.target_port}",
             "[pgbouncer]",
             *(f"{name} = {value}" for name, value in settings.items()),
         ]

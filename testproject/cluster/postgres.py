@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import select
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from signal import SIGINT, SIGQUIT, SIGTERM
 from typing import Any
 
@@ -79,6 +82,10 @@ def record_end(lsn: int) -> int:
     return lsn
 
 
+KEPT = "kept by the cluster"
+"""What a connection is named that stays open for the questions of the cluster itself."""
+
+
 class PostgresServer(Server):
     """A PostgreSQL server with a data directory of its own."""
 
@@ -89,6 +96,8 @@ class PostgresServer(Server):
         super().__init__(workspace, name)
         self._binaries = binaries
         self._version: int | None = None
+        self._kept: psycopg.Connection[Row] | None = None
+        self._keeping = threading.RLock()
 
     def initialise(self, settings: Mapping[str, str]) -> None:
         """Fill the data directory as that of a primary."""
@@ -134,14 +143,21 @@ class PostgresServer(Server):
         is_own = self._lock_file_line(LOCK_FILE_PID) == str(pid)
         return is_own and self._lock_file_line(LOCK_FILE_STATUS) == "ready"
 
+    def ask_to_end(self) -> None:
+        """Make the server end at once, without care for its data, and do not wait for it."""
+        self._close_kept()
+        super().ask_to_end()
+
     def stop(self, mode: str = "fast") -> None:
         """Stop the server and return when it has ended; do nothing if it does not run."""
+        self._close_kept()
         if mode not in STOP_SIGNALS:
             raise ClusterError(f"There is no mode {mode!r}. Use one of {', '.join(STOP_SIGNALS)}.")
         self._stop_by(STOP_SIGNALS[mode])
 
     def kill(self) -> None:
         """Kill all processes of the server, as a crash would, and return when they are gone."""
+        self._close_kept()
         super().kill()
         # By this segment PostgreSQL would notice survivors of a crash. There are none, and it
         # would outlast the cluster.
@@ -149,6 +165,11 @@ class PostgresServer(Server):
         if segment:
             _remove_shared_memory(int(segment.split()[-1]))
             (self.data_directory / "postmaster.pid").unlink()
+
+    def suspend(self) -> None:
+        """Freeze the server: it keeps its port and its connections, and answers nothing."""
+        self._close_kept()
+        super().suspend()
 
     def restart(self, mode: str = "fast") -> None:
         """Stop the server and start it again."""
@@ -167,6 +188,26 @@ class PostgresServer(Server):
             self.dsn(dbname), **{"autocommit": True, "connect_timeout": CONNECT_TIMEOUT, **kwargs}
         )
 
+    @contextmanager
+    def kept_connection(self) -> Iterator[psycopg.Connection[Row]]:
+        """Give an autocommit connection that stays open, for what is asked again and again.
+
+        The server was not suspended since it was opened: that closes it.
+        """
+        with self._keeping:
+            if self._kept is None or _is_broken(self._kept):
+                self._close_kept()
+                # Not waiting for replicas, whatever the server's setting: they may be cut off.
+                options = "-c synchronous_commit=local"
+                self._kept = self.connect(options=options, application_name=KEPT)
+            yield self._kept
+
+    def _close_kept(self) -> None:
+        with self._keeping:
+            if self._kept is not None:
+                self._kept.close()
+                self._kept = None
+
     def execute(
         self,
         query: str,
@@ -178,7 +219,8 @@ class PostgresServer(Server):
             return fetch_rows(connection, query, params)
 
     def _value(self, query: str) -> Any:
-        return self.execute(query)[0][0]
+        with self.kept_connection() as connection:
+            return fetch_rows(connection, query)[0][0]
 
     @property
     def version(self) -> int:
@@ -207,9 +249,7 @@ class PostgresServer(Server):
 
     def flush(self) -> int:
         """Write out all WAL there is, and return an LSN behind it that replicas can reach."""
-        with self.connect() as connection:
-            # Not waiting for replicas, whatever the server's setting: they may be cut off.
-            connection.execute("SET synchronous_commit = local")
+        with self.kept_connection() as connection:
             [(lsn,)] = fetch_rows(connection, "SELECT pg_current_wal_insert_lsn() - '0/0'")
             # Records of no transaction may stay in memory for seconds; a commit takes them along.
             connection.execute("SELECT pg_logical_emit_message(true, 'cluster', '')")
@@ -244,6 +284,11 @@ def fetch_rows(
     """Run one statement, and return the rows if it has any to give."""
     cursor = connection.execute(query.encode(), params)
     return cursor.fetchall() if cursor.description else []
+
+
+def _is_broken(connection: psycopg.Connection[Row]) -> bool:
+    # A server says nothing of itself to a client at rest, but that it has ended.
+    return connection.closed or bool(select.select([connection.fileno()], [], [], 0)[0])
 
 
 def _alter_system(name: str, value: str | float | None) -> sql.Composed:

@@ -75,7 +75,7 @@ class ReplicaServer(PostgresServer):
 
     def pause(self) -> None:
         """Stop replaying, go on receiving."""
-        with self.connect() as connection:
+        with self.kept_connection() as connection:
             connection.execute("SELECT pg_wal_replay_pause()")
             [(delay,)] = fetch_rows(connection, "SHOW recovery_min_apply_delay")
             # A replica that waits out its delay looks at the request only afterwards, yet before
@@ -95,7 +95,7 @@ class ReplicaServer(PostgresServer):
 
     def resume(self) -> None:
         """Replay again after ``pause()``."""
-        self.execute("SELECT pg_wal_replay_resume()")
+        self._value("SELECT pg_wal_replay_resume()")
 
     def cut(self) -> None:
         """Stop receiving, go on replaying what is there."""

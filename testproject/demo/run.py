@@ -12,7 +12,8 @@ from threading import Event
 from rich.progress import Progress, TaskID
 
 from testproject.cluster import Cluster
-from testproject.demo.site import Site, SiteError, prepare, running_site
+from testproject.cluster.gunicorn import Site
+from testproject.demo.site import prepare, running_site
 from testproject.demo.tally import Tally, total
 from testproject.demo.visitor import PERSONAS, Visitor
 
@@ -125,7 +126,6 @@ class _Runner:
         """Let the time pass, unless the site or a visitor ends before it is over."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not any(life.done() for life in lives):
-            if not site.is_running():
-                raise SiteError(f"The site ended while it was visited: {site.log_tail()}")
+            site.require_running()
             time.sleep(TICK_SECONDS)
             self._progress.advance(self._task, TICK_SECONDS)

@@ -7,7 +7,8 @@ import time
 from rich.console import Console
 
 from testproject.cluster import Cluster
-from testproject.demo.site import PASSWORD, Site, SiteError, prepare, running_site
+from testproject.cluster.gunicorn import Site
+from testproject.demo.site import PASSWORD, prepare, running_site
 
 NAMES = ["ada", "grace", "linus"]
 STAFF = "ada"
@@ -37,6 +38,6 @@ def _explain(console: Console, site: Site, routing: str, lag_ms: int) -> None:
 
 
 def _wait(site: Site) -> None:
-    while site.is_running():
+    while True:
+        site.require_running()
         time.sleep(TICK_SECONDS)
-    raise SiteError(f"The site ended by itself: {site.log_tail()}")

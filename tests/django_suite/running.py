@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,12 +16,12 @@ from typing import Any
 
 import django
 
+from testproject.cluster.programs import running_program
 from tests.django_suite import outcomes
 from tests.django_suite.modes import OTHER, PRIMARY, REPLICA, Mode
 from tests.django_suite.outcomes import Run
 from tests.django_suite.server import Server
 
-ROOT = Path(__file__).resolve().parents[2]
 _SETTINGS = "django_suite_settings"
 _TAIL = 40
 
@@ -96,31 +95,21 @@ class Suite:
             environ.pop(key, None)
         log = directory / "log"
         with log.open("wb") as stream:
-            process = subprocess.Popen(
+            program = running_program(
                 [*command, "--", *self.labels],
-                cwd=ROOT,
+                timeout=0.0,
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
-            try:
-                process.wait(self.timeout)
-            except subprocess.TimeoutExpired:
-                stream.write(f"\nEnded after {self.timeout:.0f} s.\n".encode())
-            finally:
-                _end(process)
+            with program as process:
+                try:
+                    process.wait(self.timeout)
+                except subprocess.TimeoutExpired:
+                    stream.write(f"\nEnded after {self.timeout:.0f} s.\n".encode())
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-_TAIL:])
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    # The process began a session, so that its group holds its workers and nothing else. While it
-    # has not been waited for, its id cannot be another's.
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def write_settings(path: Path, server: Server, mode: Mode) -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from testproject.cluster import Cluster
+from testproject.cluster.programs import site_environment
 
 DATABASE = "app"
 
@@ -25,17 +26,15 @@ def main() -> int:
 def _start_servers(stack: ExitStack) -> None:
     """Start a primary, a replica and a cache, and point Django to them."""
     cluster = stack.enter_context(Cluster(replicas=1, cache=True, databases=(DATABASE,)))
-    os.environ["TESTPROJECT_DATABASES"] = json.dumps(cluster.django_databases(DATABASE))
-    os.environ["TESTPROJECT_CACHE_URL"] = "" if cluster.cache is None else cluster.cache.url
-    os.environ["TESTPROJECT_ROUTING"] = "package"
-    os.environ["DJANGO_SETTINGS_MODULE"] = "testproject.settings"
+    assert cluster.cache is not None
+    os.environ.update(site_environment(cluster.django_databases(DATABASE), cluster.cache.url))
     import django
 
     django.setup()
     from django.core.management import call_command
     from django.db import connections
 
-    from django_replica_router.registry import stop_monitors
+    from django_replica_router.replicas.registry import stop_monitors
 
     stack.callback(connections.close_all)
     stack.callback(stop_monitors)

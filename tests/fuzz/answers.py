@@ -11,12 +11,12 @@ from typing import Any
 
 from psycopg import pq
 
-from django_replica_router import postgres
 from django_replica_router.errors import PositionError
-from django_replica_router.monitor import Monitor
 from django_replica_router.policy import ReplicaState
-from django_replica_router.readings import Sample
-from django_replica_router.tokens import Position
+from django_replica_router.replicas import postgres
+from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.readings import Sample
+from django_replica_router.values.tokens import Position
 from tests.fuzz.surface import Surface, Tally, require
 
 SYSTEM = "7000000000000000001"
@@ -32,7 +32,7 @@ GENUINE: dict[str, tuple[Any, ...]] = {
     "replica": (True, "16/100", *LIFE),
     "examination": ("not paused", 0.0, True, 3, 3),
     "identity": (SYSTEM, True, PID, *LIFE),
-    "answerer": (True, *LIFE),
+    "answerer": (True, PID, *LIFE),
 }
 ASK: dict[str, Callable[[Any], Any]] = {
     "token": postgres.read_token,
@@ -52,10 +52,18 @@ class Answering:
         rows: for each question a part of its text, and the row that answers it.
     """
 
+    closed = False
+
     def __init__(self, rows: dict[str, Any]) -> None:
         self._rows = rows
         self._row: Any = None
-        self.info = SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE, backend_pid=PID)
+        self.info = SimpleNamespace(
+            transaction_status=pq.TransactionStatus.IDLE,
+            backend_pid=PID,
+            hostaddr="127.0.0.1",
+            port=5432,
+            get_parameters=lambda: {"host": "127.0.0.1"},
+        )
 
     def execute(self, sql: str, **options: Any) -> Answering:
         """Look up the answer."""
@@ -117,7 +125,7 @@ def is_right(kind: str, row: Any) -> bool:
             and all(value is None or is_count(value) for value in timelines)
         )
     if kind == "answerer":
-        return isinstance(row[0], bool) and is_life(row[1:])
+        return isinstance(row[0], bool) and is_count(row[1]) and is_life(row[2:])
     system, in_recovery, pid, *life = row
     is_known = isinstance(system, str) and isinstance(in_recovery, bool) and is_count(pid)
     return is_known and is_life(tuple(life))
@@ -190,14 +198,14 @@ class Answers(Surface):
     def _look(self) -> None:
         """Require that only who answers as a healthy standby does is taken for one."""
         monitor = Monitor("default", ["r1"], 1.0, clock=lambda: self.now)
-        monitor._primary_poller.identity = postgres.ServerIdentity(SYSTEM, PRIMARY_LIFE)
-        monitor.publish_sample(Sample(self.now, Position(TIMELINE, LSN)))
+        monitor.known.primary_looks.identity = postgres.ServerIdentity(SYSTEM, PRIMARY_LIFE)
+        monitor.answers.publish_sample(Sample(self.now, Position(TIMELINE, LSN)))
         poller = monitor._pollers["r1"]
         replica, examination = self._row("replica"), self._row("examination")
         identity = self._row("identity") if self.draw.chance(0.3) else GENUINE["identity"]
         self.present = (replica, examination, identity)
         try:
-            poller.identity = postgres.identify(Answering({"": identity}))  # type: ignore[arg-type]
+            poller.looks.identity = postgres.identify(Answering({"": identity}))  # type: ignore[arg-type]
             connection: Any = Answering(
                 {
                     "system_identifier": identity,  # asked again where the life is another
@@ -208,7 +216,7 @@ class Answers(Surface):
             poller.look(connection)
         except PositionError as error:
             poller.failed(error)
-        known = monitor.replicas()[0]
+        known = monitor.health.replicas()[0]
         if known.state is not ReplicaState.STREAMING:
             require(known.watermark == -1, "a watermark is kept of who does not serve")
             return

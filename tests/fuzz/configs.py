@@ -7,9 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from random import Random
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -17,9 +15,9 @@ from django.contrib.auth.models import User
 from django_replica_router import conf
 from django_replica_router.conf import Config, find_problems, get_config
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.floors import expiry_ms
-from django_replica_router.tokens import Record
-from tests.fuzz.surface import Surface, Tally, require
+from django_replica_router.recording.floors import expiry_ms
+from django_replica_router.values.tokens import Record
+from tests.fuzz.surface import Surface, require
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Config)}
 DURATIONS = ("MAX_LAG", "WAIT", "CONNECT_TIMEOUT", "TOKEN_TTL", "SESSION_TTL", "INTERVAL")
@@ -29,7 +27,7 @@ CLUSTERS = ({"default": ["replica1"]}, {"default": {"replica1": 2}}, {"default":
 
 def check(value: Any) -> bool:
     """Require that a setting is refused with a sentence, or gives values that can be used."""
-    conf._Cache.config = None
+    conf.Present.config = None
     settings.REPLICA_ROUTER = value
     problems = list(find_problems())
     for problem in problems:
@@ -65,7 +63,7 @@ def restored() -> Iterator[None]:
         yield
     finally:
         settings.REPLICA_ROUTER = before
-        conf._Cache.config = None
+        conf.Present.config = None
 
 
 class Configs(Surface):
@@ -75,22 +73,8 @@ class Configs(Surface):
     what = "the values of the setting"
     share = 0.1
 
-    def __init__(self, random: Random, tally: Tally) -> None:
-        super().__init__(random, tally)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        self._stack.enter_context(restored())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Put the setting back."""
-        self._stack.close()
+    def _open(self, stack: ExitStack) -> None:
+        stack.enter_context(restored())
 
     def case(self) -> None:
         """Read one setting."""

@@ -11,8 +11,13 @@ from typing import Any, NamedTuple
 
 from django.core import signing
 
-from django_replica_router import conf, cookies, floors, identity, postgres, stores, tokens
-from django_replica_router.tokens import Record
+from django_replica_router import conf
+from django_replica_router.recording import floors
+from django_replica_router.replicas import postgres
+from django_replica_router.scopes import cookies, identity
+from django_replica_router.stores import store as stores
+from django_replica_router.values import tokens
+from django_replica_router.values.tokens import Record
 
 
 class Control(NamedTuple):
@@ -100,7 +105,7 @@ CONTROLS: dict[str, Control] = {
         "cookies", cookies, "timedelta", lambda old: lambda **kw: 1e12
     ),
     "decoding_is_lenient": Control("records", tokens.Record, "decode", _lenient),
-    "cookie_is_not_clamped": Control("identities", floors, "_clamped", lambda old: lambda r, ms: r),
+    "cookie_is_not_clamped": Control("identities", floors, "clamped", lambda old: lambda r, ms: r),
     "keys_are_not_hashed": Control(
         "identities", identity, "digest", lambda old: lambda kind, value: f"{kind}:{value}"
     ),

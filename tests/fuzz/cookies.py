@@ -11,8 +11,8 @@ from django.conf import settings
 from django.core import signing
 from django.http import HttpRequest, HttpResponse
 
-from django_replica_router.cookies import _SALT, NAME, read_cookie, set_cookie
-from django_replica_router.tokens import Record
+from django_replica_router.scopes.cookies import _SALT, NAME, read_cookie, set_cookie
+from django_replica_router.values.tokens import Record
 from tests.fuzz.records import draw_record
 from tests.fuzz.surface import Surface, Tally, require
 

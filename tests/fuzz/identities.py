@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable
+from contextlib import ExitStack
 from random import Random
-from types import SimpleNamespace, TracebackType
-from typing import Any, Self
+from types import SimpleNamespace
+from typing import Any
 
 from django.conf import settings
 from django.core.cache.backends.locmem import LocMemCache
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
 
-from django_replica_router import conf, floors, writes
+from django_replica_router import conf
 from django_replica_router.conf import get_config
-from django_replica_router.context import current_scope
-from django_replica_router.cookies import NAME
-from django_replica_router.floors import expiry_ms, load_floor, wall_clock_ms
-from django_replica_router.keys import digest, store_key
 from django_replica_router.middleware import ReplicaRouterMiddleware
-from django_replica_router.stores import LocMemStore
-from django_replica_router.tokens import Floor, Position, Record
+from django_replica_router.recording import finishing, floors, writes
+from django_replica_router.recording.floors import expiry_ms, load_floor, wall_clock_ms
+from django_replica_router.scopes.cookies import NAME
+from django_replica_router.scopes.keys import digest, store_key
+from django_replica_router.scopes.scope import current_scope
+from django_replica_router.stores.store import LocMemStore
+from django_replica_router.values.tokens import Floor, Position, Record
 from tests.fuzz.cookies import signed
 from tests.fuzz.surface import Surface, Tally, require
 
@@ -75,24 +77,18 @@ class Identities(Surface):
         self._carried = Position(1, 1 << 24)
         self._seen: set[str] = set(self.secrets.values())
 
-    def __enter__(self) -> Self:
+    def _open(self, stack: ExitStack) -> None:
+        stack.callback(self._put_back)
         settings.REPLICA_ROUTER = {"IDENTITY": f"{__name__}.api_keys"}
-        conf._Cache.config = None
-        for module in (floors, writes):
+        conf.Present.config = None
+        for module in (finishing, floors, writes):
             module.get_store = lambda alias: self._store  # type: ignore[attr-defined]
         self._fill()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Put setting and store back."""
+    def _put_back(self) -> None:
         settings.REPLICA_ROUTER = self._before
-        conf._Cache.config = None
-        for module in (floors, writes):
+        conf.Present.config = None
+        for module in (finishing, floors, writes):
             module.get_store = self._get_store  # type: ignore[attr-defined]
         self._cache.clear()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django_replica_router.tokens import Floor, Position, Record
+from django_replica_router.values.tokens import NOWHERE, Floor, Position, Record
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.surface import Surface, require
 
@@ -22,7 +22,9 @@ def draw_record(draw: Mutator) -> Record:
         return random.choice(edges) if draw.chance(0.4) else random.getrandbits(bits)
 
     owner = random.choice(("", "".join(random.choices(_DIGITS, k=16))))
-    return Record(Position(below(32), below(64)), below(48), below(48), owner)
+    record = Record(Position(below(32), below(64)), below(48), below(48), owner)
+    seen = Position(below(32), below(64)) if draw.chance(0.5) else NOWHERE
+    return record._replace(seen=seen) if seen > record.position else record
 
 
 def expected_record(value: Any) -> Record | None:
@@ -31,16 +33,27 @@ def expected_record(value: Any) -> Record | None:
         value = value.decode("latin-1")
     if not isinstance(value, str):
         return None
-    version, digits = value[:1], value[1:]
-    if version != "2" or len(digits) not in _WIDTHS or not set(digits) <= set(_DIGITS):
+    version, digits, seen = value[:1], value[1:], NOWHERE
+    if version not in {"2", "3"} or not set(digits) <= set(_DIGITS):
+        return None
+    if version == "3":
+        seen = _position(digits[24:40])
+        digits = digits[:24] + digits[40:] if len(digits) >= 40 else ""
+    if len(digits) not in _WIDTHS:
         return None
     pin_width, owner_width = _WIDTHS[len(digits)]
     pinned = _number(digits[24 : 24 + pin_width])
     if pin_width and not pinned:
         return None
-    timeline, lsn = divmod(_number(digits[:16]), 1 << 64)
+    position = _position(digits[:16])
+    if version == "3" and seen <= position:
+        return None
     owner = digits[len(digits) - owner_width :]
-    return Record(Position(timeline, lsn), _number(digits[16:24]), pinned, owner)
+    return Record(position, _number(digits[16:24]), pinned, owner, seen)
+
+
+def _position(digits: str) -> Position:
+    return Position(*divmod(_number(digits), 1 << 64))
 
 
 def _number(digits: str) -> int:
@@ -58,7 +71,8 @@ def check(value: Any) -> None:
         text = value.decode() if isinstance(value, bytes) else value
         require(record.encode() == text, f"written again as {record.encode()!r}")
         floor = Floor().raised_by(record, 0)
-        require(floor.position <= record.position, f"binds to {floor}")
+        require(floor.position <= max(record.position, record.seen), f"binds to {floor}")
+        require(floor.written <= record.position, f"has written up to {floor}")
 
 
 class Records(Surface):

@@ -9,7 +9,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.urls import path
 
-from django_replica_router.context import current_scope
+from django_replica_router.scopes.scope import current_scope
 from testproject.notes.models import Tag
 
 
@@ -19,7 +19,7 @@ def look(request: HttpRequest) -> HttpResponseBase:
     user = request.user.pk
     tag = Tag.objects.first()
     scope = current_scope()
-    floor = None if scope is None else scope.cluster("default").floor
+    floor = None if scope is None else scope.cluster("default").reader.floor
     return JsonResponse(
         {
             "user": user,

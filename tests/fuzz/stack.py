@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from random import Random
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
@@ -19,13 +19,13 @@ from django.urls import clear_url_caches, set_urlconf
 
 from django_replica_router import conf
 from django_replica_router.conf import get_config
-from django_replica_router.cookies import NAME
-from django_replica_router.floors import expiry_ms
-from django_replica_router.keys import EVERYBODY, digest, store_key
-from django_replica_router.registry import get_monitor
-from django_replica_router.stores import RedisStore, open_store
-from django_replica_router.tokens import Position, Record
-from django_replica_router.writes import store_for_everybody
+from django_replica_router.recording.floors import expiry_ms
+from django_replica_router.recording.writes import store_for_everybody
+from django_replica_router.replicas.registry import get_monitor
+from django_replica_router.scopes.cookies import NAME
+from django_replica_router.scopes.keys import EVERYBODY, digest, store_key
+from django_replica_router.stores.store import RedisStore, open_store
+from django_replica_router.values.tokens import Position, Record
 from testproject.cluster.processes import wait_for
 from testproject.notes.models import Tag
 from tests.fuzz.cookies import signed
@@ -56,7 +56,8 @@ class Stack(Surface):
         self._factory = RequestFactory()
         self._seen: set[str] = set()
 
-    def __enter__(self) -> Self:
+    def _open(self, stack: ExitStack) -> None:
+        stack.callback(self._put_back)
         # A machine that is busy for a moment makes no server count as down.
         settings.REPLICA_ROUTER = {
             "IDENTITY": "tests.fuzz.identities.api_keys",
@@ -64,7 +65,7 @@ class Stack(Surface):
             "STORE_TIMEOUT": 10.0,
         }
         settings.ROOT_URLCONF = "tests.fuzz.site"
-        conf._Cache.config = None
+        conf.Present.config = None
         set_urlconf(None)
         clear_url_caches()
         self._handler = WSGIHandler()
@@ -75,18 +76,11 @@ class Stack(Surface):
         self._seen.add(self._session)
         store_for_everybody("default", get_config(), None)
         self._wait_for_replicas()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Put the settings back."""
+    def _put_back(self) -> None:
         for name, value in self._before.items():
             setattr(settings, name, value)
-        conf._Cache.config = None
+        conf.Present.config = None
         set_urlconf(None)
         clear_url_caches()
         self._client.flushdb()
@@ -111,7 +105,7 @@ class Stack(Surface):
         position = Position(0, 0) if record is None else record.position
 
         def have_all() -> bool:
-            known = get_monitor("default", aliases, config.interval).replicas()
+            known = get_monitor("default", aliases, config.interval).health.replicas()
             return all(r.watermark >= position.lsn and r.age < config.MAX_LAG for r in known)
 
         if not wait_for(have_all, timeout=15.0):

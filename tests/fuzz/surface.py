@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
+from testproject.cluster.managed import Managed
 from tests.fuzz.mutation import Mutator
 
 KEPT = 5
@@ -53,7 +54,7 @@ class Tally:
             self.findings.append(f"{type(error).__name__}: {error}; case: {case!r}"[:SHOWN])
 
 
-class Surface(ABC):
+class Surface(Managed):
     """A way by which values come in that nobody here has made.
 
     Args:
@@ -76,22 +77,14 @@ class Surface(ABC):
         self.tally = tally
         self.present: Any = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(  # noqa: B027 - most have nothing to put back
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Put back what was changed for the run."""
+    def _open(self, stack: ExitStack) -> None:
+        """Change what the run needs otherwise; most need nothing."""
 
     @abstractmethod
     def case(self) -> None:
         """Draw a case, note it as the present one, and require what must hold."""
 
-    def end(self) -> None:  # noqa: B027 - most have nothing to add
+    def end(self) -> None:
         """Require what must hold of all cases together."""
 
 

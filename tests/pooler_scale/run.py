@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import threading
 import time
@@ -11,13 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from testproject.cluster import Cluster, PostgresServer
+from testproject.cluster.programs import LineProgram, run_django
 from tests.torture.server import environment
 
-ROOT = Path(__file__).resolve().parents[2]
 DATABASE = "app"
 CLIENTS_PER_PROCESS = 2500
 SAMPLE_SECONDS = 0.1
@@ -26,7 +23,7 @@ LOOK_SECONDS = 60.0
 
 
 class ScaleError(Exception):
-    """A process of clients has ended, or takes longer than it may."""
+    """Nobody counts the connections."""
 
 
 @dataclass(slots=True)
@@ -108,12 +105,7 @@ def run(
 
 
 def _prepare(cluster: Cluster, environ: dict[str, str], clients: int) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "django", "migrate", "--verbosity", "0"],
-        env=environ,
-        cwd=ROOT,
-        check=True,
-    )
+    run_django(environ, "migrate", "--verbosity", "0")
     cluster.primary.execute(
         "INSERT INTO notes_tag (id, name) SELECT n, n::text FROM generate_series(1, %s) n",
         [clients],
@@ -122,48 +114,20 @@ def _prepare(cluster: Cluster, environ: dict[str, str], clients: int) -> None:
     cluster.wait_caught_up()
 
 
-@contextmanager
-def _worker(environ: dict[str, str], first: int, count: int) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.pooler_scale.worker", str(first), str(count)],
-        env=environ,
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def _worker(environ: dict[str, str], first: int, count: int) -> LineProgram:
+    command = [sys.executable, "-m", "tests.pooler_scale.worker", str(first), str(count)]
+    return LineProgram(command, environ)
 
 
 def _step(
-    word: str, workers: Sequence[subprocess.Popen[str]], deadline: float
+    word: str, workers: Sequence[LineProgram], deadline: float
 ) -> tuple[float, list[dict[str, Any]]]:
     """Have all workers do something at once; return how long it took, and their answers."""
     began = time.monotonic()
     for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write(f"{word}\n")
-        worker.stdin.flush()
-    # A worker that takes too long is ended, which ends the waiting for its answer.
-    timer = threading.Timer(deadline - began, lambda: [worker.kill() for worker in workers])
-    timer.start()
-    try:
-        answers = [json.loads(_answer(worker.stdout)) for worker in workers]
-    finally:
-        timer.cancel()
+        worker.send(word)
+    answers = [worker.receive(max(0.0, deadline - time.monotonic())) for worker in workers]
     return time.monotonic() - began, answers
-
-
-def _answer(stream: TextIO | None) -> str:
-    line = "" if stream is None else stream.readline()
-    if not line:
-        raise ScaleError("A process of clients has ended, or took longer than it may.")
-    return line
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def main() -> None:
     for index in range(THREADS):
         threading.Thread(target=work, args=(index,), daemon=True).start()
     for line in sys.stdin:
-        steps[0] = line.strip()
+        steps[0] = json.loads(line)
         barrier.wait()
         barrier.wait()
         counts = sum(shares, Counter[str]())

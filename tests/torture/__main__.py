@@ -8,12 +8,12 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from testproject.cluster import ClusterError
+from testproject.cluster.haproxy import BALANCES
 from testproject.cluster.pgbouncer import POOL_MODES
 from tests.torture.faults import FAULTS, USUAL
 from tests.torture.report import document, is_passed, text
-from tests.torture.run import Plan, new_cluster, run
+from tests.torture.run import ROUTER, STRICT, Plan, new_cluster, run
 from tests.torture.sabotage import SABOTAGES
-from tests.torture.server import SiteError
 from tests.torture.visitors import Habits
 
 INTERRUPTED = 130
@@ -28,7 +28,7 @@ def main() -> int:
         return _run(options)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ClusterError, SiteError) as error:
+    except ClusterError as error:
         _tell(str(error))
         return 1
 
@@ -55,8 +55,11 @@ def _run(options: Namespace) -> int:
         users=options.users,
         faults=list(FAULTS) if options.evicting else options.faults,
         control=options.control,
+        router=STRICT if options.strict else ROUTER,
         habits=Habits(times=options.times),
         pooler=options.pooler,
+        atomic_requests=options.atomic_requests,
+        endpoint=options.endpoint,
     )
     with new_cluster(plan.replicas) as cluster:
         result = run(plan, cluster, (lambda line: None) if options.quiet else _tell)
@@ -100,6 +103,20 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--pooler", choices=POOL_MODES, default="", help="mode of a PgBouncer for each server"
+    )
+    parser.add_argument(
+        "--atomic-requests",
+        action="store_true",
+        help="the site sets ATOMIC_REQUESTS on its primary",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="monotonic reads may not yield: MONOTONIC_SHARE is 1"
+    )
+    parser.add_argument(
+        "--endpoint",
+        choices=(*BALANCES, *POOL_MODES),
+        default="",
+        help="one alias for all replicas, by HAProxy or by PgBouncer in that mode",
     )
     parser.add_argument("--quiet", action="store_true", help="tell nothing before the end")
     return parser

@@ -14,21 +14,23 @@ import psycopg
 from django.core import signing
 
 from testproject.cluster import Cluster, PostgresServer, ReplicaServer
+from testproject.cluster.gunicorn import Site
 from testproject.cluster.processes import wait_for
 from testproject.cluster.server import LOOPBACK
 from testproject.settings import SECRET_KEY
+from tests.torture.control_reader import ControlReader
 from tests.torture.history import (
     GLOBAL,
     PRIMARY,
     RECOVERED,
     WATCHED_READS,
     Fork,
+    History,
     Op,
     Recorder,
     Window,
 )
 from tests.torture.proxy import ProxyProcess
-from tests.torture.server import Site
 from tests.torture.visitors import Gate
 
 DATABASE = "app"
@@ -85,6 +87,7 @@ class Arena:
         self.ended = ended
         self.token_life = token_life
         self.site: Site | None = None
+        self.control_reader: ControlReader | None = None
         self.primary: PostgresServer = cluster.primary
         self.replicas: dict[str, ReplicaServer] = {
             replica.name: replica for replica in cluster.replicas
@@ -98,9 +101,10 @@ class Arena:
 
     # 1. What is broken ---------------------------------------------------------------------------
 
-    def open_windows(self) -> list[Window]:
-        """Return the windows that have no end yet."""
-        return list(self._open.values())
+    def history(self) -> History:
+        """Return what has happened so far, with the windows that have no end yet."""
+        outages = [] if self.control_reader is None else self.control_reader.outages()
+        return self.recorder.history(list(self._open.values()), outages)
 
     @contextmanager
     def window(self, kind: str, detail: str = "") -> Iterator[None]:

@@ -13,7 +13,11 @@ from http.cookies import SimpleCookie
 from random import Random
 from typing import Any, NamedTuple
 
-TIMEOUT_SECONDS = 15.0
+from tests.torture.history import SlowRead
+
+TIMEOUT_SECONDS = 30.0
+"""With the cache away a response may be held back for 2 s, while four tabs wait for each thread of the site:
+so a request may stand in line for long. How long reads take is measured where they are done."""
 SESSION_COOKIE = "sessionid"
 CONNECTIONS = 2
 
@@ -43,6 +47,7 @@ class Answer(NamedTuple):
     reasons: tuple[str, ...] = ()
     worker: int = 0
     cookies: tuple[Cookie, ...] = ()
+    slow_reads: tuple[SlowRead, ...] = ()
     problem: str = ""
 
 
@@ -171,12 +176,18 @@ def _read(start: float, end: float, response: http.client.HTTPResponse, body: by
         _split(response.getheader("X-Reasons")),
         int(response.getheader("X-Worker") or "0"),
         _cookies(response.headers.get_all("Set-Cookie") or ()),
+        _slow_reads(response.getheader("X-Slow-Reads")),
         problem,
     )
 
 
 def _split(header: str | None) -> tuple[str, ...]:
     return tuple(header.split(",")) if header else ()
+
+
+def _slow_reads(header: str | None) -> tuple[SlowRead, ...]:
+    found = json.loads(header or "[]")
+    return tuple(SlowRead(start, end, tuple(map(tuple, stalls))) for start, end, stalls in found)
 
 
 def _cookies(headers: Sequence[str]) -> tuple[Cookie, ...]:

@@ -18,7 +18,12 @@ What it can find: every read of a register that is older than what its user had 
 written in a request that ended before; a request whose later read is older than its earlier one;
 data older than the bound; a write that was acknowledged and is gone, or that two requests were told
 to have made; a session that ended without a logout, or lives on after one; a request that failed
-while the primary was up.
+while the primary was up; a single read that took longer than the package's own bounds add up to.
+
+A read is timed in the site's process, from before the router is asked until its row is there. Taken off
+is what the package can do nothing about: when the primary could not answer (a reader of the test's own
+asks it again and again, past the package, the same way through the network), and when the machine did
+not run that process (a thread in it sleeps for moments, and notes when it wakes late).
 
 A failover may lose what was acknowledged: replication is asynchronous, and that is the contract of
 PostgreSQL, not a fault of the package. For such a fork the history has the value of each register
@@ -30,12 +35,18 @@ session whose row is not there has been signed out by the fork; of one whose sig
 is claimed. Some time later, when tokens of the old timeline have expired and nothing lags, each user
 must be served by a replica at least once in a while: nobody is stuck on the primary.
 
+Monotonic reads may yield: the package gives up what a reader has seen, not written, where the
+primary's share of such reads is spent, and then says so with the reason `YIELDED`. Such a request, and
+no other, may show less than was seen before. It must show what its user has written all the same, and
+may not go back within itself; and what comes after it must show what was seen before it.
+
 What it cannot find: a write that the fork need not have lost (which replica is promoted is the
 fault's own choice); data of the old timeline that is shown after the fork, where it is newer than
 what has survived and no later request is shown less; an anomaly between requests that overlap in time, where every order is allowed; a
 fault of a register that nobody wrote to meanwhile; whether *other* users' rows fit together (there is
 one global register, not many that one transaction writes); staleness below the time that a request
-takes. A run without a violation is evidence, not proof.
+takes; how long something else than a read takes, as the end of a request, or a report that takes long by
+itself; a read that is slow only while the primary is, or that keeps its process from being run. A run without a violation is evidence, not proof.
 """
 
 from __future__ import annotations
@@ -52,11 +63,14 @@ from tests.torture.history import (
     RECOVERED,
     SESSION_INTERRUPTED,
     WATCHED_READS,
+    YIELDED,
     Fork,
     History,
     Op,
+    SlowRead,
     Window,
 )
+from tests.torture.stalls import Span, covered
 
 READ_YOUR_WRITES = "read your writes"
 MONOTONIC_READS = "monotonic reads"
@@ -68,6 +82,7 @@ REVIVED_SESSION = "no revived session"
 LOST_WRITE = "no lost write"
 AVAILABILITY = "availability"
 STUCK = "nobody stuck on the primary"
+SLOW_READ = "no slow read"
 
 RULES = (
     READ_YOUR_WRITES,
@@ -80,6 +95,7 @@ RULES = (
     LOST_WRITE,
     AVAILABILITY,
     STUCK,
+    SLOW_READ,
 )
 
 
@@ -101,8 +117,10 @@ class Verdict:
         by_replica: those that a replica served.
         by_primary: those that the primary served.
         excused: requests that failed while they might.
+        yielded: requests that showed less than was seen before, and had told that they may.
         lost: acknowledged writes that a failover has lost.
         recovered: how often a user was watched after a failover.
+        slowest: seconds that the slowest read has taken, less what excuses it.
     """
 
     violations: list[Violation] = field(default_factory=list)
@@ -110,8 +128,10 @@ class Verdict:
     by_replica: int = 0
     by_primary: int = 0
     excused: int = 0
+    yielded: int = 0
     lost: int = 0
     recovered: int = 0
+    slowest: float = 0.0
 
     @property
     def counts(self) -> Counter[str]:
@@ -119,13 +139,21 @@ class Verdict:
         return Counter(violation.rule for violation in self.violations)
 
 
-def check(history: History, *, max_staleness: float = math.inf) -> Verdict:
+def check(
+    history: History,
+    *,
+    max_staleness: float = math.inf,
+    may_yield: bool = True,
+    longest_read: float = math.inf,
+) -> Verdict:
     """Return every violation in a history.
 
     Args:
         history: what happened.
         max_staleness: seconds by which a value that is read may be out of date: ``MAX_LAG`` and a
             tolerance.
+        may_yield: what was seen, not written, may be given up by who says so.
+        longest_read: seconds that a single read may take while the primary answers.
     """
     verdict = Verdict()
     ops = sorted(history.ops, key=lambda op: op.start)
@@ -134,14 +162,26 @@ def check(history: History, *, max_staleness: float = math.inf) -> Verdict:
     verdict.violations += _check_requests(ops)
     verdict.violations += _check_writes(ops)
     verdict.violations += _check_sessions(ops, history.forks)
-    verdict.violations += _check_epochs(ops, history.forks, max_staleness)
+    for violation in _check_epochs(ops, history.forks, max_staleness):
+        is_monotonic = violation.rule == MONOTONIC_READS
+        if may_yield and is_monotonic and has_yielded(violation.ops[-1]):
+            verdict.yielded += 1
+        else:
+            verdict.violations.append(violation)
     failed, verdict.excused = _check_availability(ops, history.windows)
     verdict.violations += failed
     stuck, verdict.recovered = _check_recovery(ops, history.windows)
     verdict.violations += stuck
+    slow, verdict.slowest = _check_times(ops, history.outages, longest_read)
+    verdict.violations += slow
     verdict.lost = sum(_has_lost(op, fork) for fork in history.forks for op in ops)
     verdict.violations.sort(key=lambda violation: violation.ops[-1].start)
     return verdict
+
+
+def has_yielded(op: Op) -> bool:
+    """Tell whether what its user had seen was given up for a request."""
+    return any(reason.endswith(f":{YIELDED}") for reason in op.reasons)
 
 
 def _count(op: Op, verdict: Verdict) -> None:
@@ -412,6 +452,32 @@ def _check_availability(
         how = f"answered with {op.status}" if op.status else "not answered"
         violations.append(Violation(AVAILABILITY, f"a {op.kind} was {how}", (op,)))
     return violations, excused
+
+
+def _check_times(
+    ops: Iterable[Op], outages: Sequence[Span], longest_read: float
+) -> tuple[list[Violation], float]:
+    """No read takes longer than the bound, less the time in which the primary could not answer.
+
+    Nor counts what the machine did not give to the process that reads.
+    """
+    violations, slowest = [], 0.0
+    for op in ops:
+        for read in op.slow_reads:
+            seconds = _own_seconds(read, outages)
+            slowest = max(slowest, seconds)
+            if seconds > longest_read:
+                message = (
+                    f"a read took {read.end - read.start:.2f} s, of which {seconds:.2f} s are excused"
+                    f" by nothing: more than {longest_read:.2f} s"
+                )
+                violations.append(Violation(SLOW_READ, message, (op,)))
+    return violations, slowest
+
+
+def _own_seconds(read: SlowRead, outages: Sequence[Span]) -> float:
+    excused = covered(read.start, read.end, [*read.stalls, *outages])
+    return read.end - read.start - excused
 
 
 def _excuses(window: Window, op: Op) -> bool:

@@ -50,6 +50,10 @@ _DIRECTED: Mapping[str, Mapping[str, Any]] = {
         "habits": replace(BUSY, write_share=0.4),
     },
     "early_session_token_ignored": {"delays": (0.5, 0.5)},
+    "writes_yield_as_well": {
+        "delays": (1.0, 1.0),
+        "router": {**ROUTER, "WAIT": 0, "MONOTONIC_SHARE": 0},
+    },
     # Some must come from a replica, so its users must at times be served by one.
     "kept_objects_followed_blindly": {
         "delays": (0.2, 0.2),
@@ -61,11 +65,16 @@ _DIRECTED: Mapping[str, Mapping[str, Any]] = {
         "delays": (0.5, 0.5),
         "hold": (0.05, 0.1),
     },
+    "every_write_ignored": {"delays": (0.5, 0.5)},
     "tokens_of_old_timeline_bind_for_ever": {
         "faults": ("lossy_failover",),
         "hold": (0.5, 0.5),
         "router": {"MAX_LAG": 1.0, "TOKEN_TTL": 3.0},
     },
+    # Each of these lasts for longer than a read may take.
+    "locks_waited_for": {"faults": ("replayed_lock",)},
+    "hanging_servers_waited_for": {"faults": ("suspend",)},
+    "hanging_store_waited_for": {"faults": ("cache_suspend",)},
 }
 
 

@@ -28,6 +28,9 @@ LOCK_SECONDS = 5.0
 
 DDL_TIMES = 5
 
+LASTING = 6.0
+"""Seconds; more than ``longest_read`` of the usual settings."""
+
 LULL_SECONDS = 2.0
 """So long the package may leave a server alone that it has met dead."""
 
@@ -50,10 +53,13 @@ class Spec:
     Args:
         run: breaks and mends.
         scope: "replica" takes one replica, "cluster" all servers, "cache" and "worker" those.
+        least: seconds for which it lasts at least. What may hold a read up lasts for longer than any read
+            may be held up, so that one which is shows.
     """
 
     run: Fault
     scope: str
+    least: float = 0.0
 
 
 # 1. One replica ----------------------------------------------------------------------------------
@@ -233,7 +239,9 @@ def failover(arena: Arena, alias: str, random: Random) -> Iterator[None]:
     arena.settle(arena.idle())
     with arena.write_gate.closed():
         arena.settle(arena.idle())
-        chosen = max(arena.idle(), key=lambda name: arena.replicas[name].replay_lsn())
+        for name in arena.idle():
+            arena.replicas[name].cut()  # the package may write a record for those who wait
+        chosen = max(arena.idle(), key=arena.received_lsn)
         old, heir = arena.primary, arena.replicas[chosen]
         with arena.window("primary", f"failover from {old.name} to {heir.name}"):
             old.kill()
@@ -259,7 +267,7 @@ def old_timeline(arena: Arena, alias: str, random: Random) -> Iterator[None]:
         chosen = random.choice([name for name in arena.idle() if name != alias])
         old, heir, left = arena.primary, arena.replicas[chosen], arena.replicas[alias]
         others = [name for name in arena.idle() if name not in {chosen, alias}]
-        for name in (chosen, *others):
+        for name in (*others, chosen):  # who follows the heir must not be ahead of it
             arena.replicas[name].cut()
         # Rows of nobody, so that nothing that was acknowledged is lost with the old timeline.
         arena.execute("TRUNCATE torture_scratch", *[FILL_SCRATCH, "TRUNCATE torture_scratch"] * 20)
@@ -395,14 +403,14 @@ FAULTS: dict[str, Spec] = {
     "pause": Spec(pause, "replica"),
     "cut": Spec(cut, "replica"),
     "kill": Spec(kill, "replica"),
-    "suspend": Spec(suspend, "replica"),
+    "suspend": Spec(suspend, "replica", LASTING),
     "refuse": Spec(network("refuse"), "replica"),
-    "blackhole": Spec(network("blackhole"), "replica"),
+    "blackhole": Spec(network("blackhole"), "replica", LASTING),
     "reset": Spec(network("reset"), "replica"),
     "rebuild": Spec(rebuild, "replica"),
     "stray": Spec(stray, "replica"),
     "conflict": Spec(conflict, "replica"),
-    "replayed_lock": Spec(replayed_lock, "replica"),
+    "replayed_lock": Spec(replayed_lock, "replica", LASTING),
     "ddl": Spec(ddl, "replica"),
     "primary_network": Spec(primary_network, "cluster"),
     "primary_restart": Spec(primary_restart, "cluster"),
@@ -412,7 +420,7 @@ FAULTS: dict[str, Spec] = {
     "cache_flush": Spec(cache_flush, "cache"),
     "cache_kill": Spec(cache_kill, "cache"),
     "cache_restore": Spec(cache_restore, "cache"),
-    "cache_suspend": Spec(cache_suspend, "cache"),
+    "cache_suspend": Spec(cache_suspend, "cache", LASTING),
     "cache_evict": Spec(cache_evict, "cache"),
     "worker_kill": Spec(worker_kill, "worker"),
     "worker_hup": Spec(worker_hup, "worker"),

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from tests.torture.stalls import Span
+
 PRIMARY = "default"
 GLOBAL = "global"
 SERVER_ERROR = 500
@@ -17,7 +19,24 @@ RECOVERED = "recovered"
 WATCHED_READS = 10
 """So many reads of a user must there have been, to say that none was served by a replica."""
 
+YIELDED = "YIELDED"
+"""The package's reason for a read that shows less than its user has seen."""
+
 Kind = Literal["read", "write", "login", "logout"]
+
+
+class SlowRead(NamedTuple):
+    """A single read that has taken long, by the clock of the site's process, which is the client's.
+
+    Args:
+        start: before it was asked for.
+        end: after its row was there.
+        stalls: when the process was not run meanwhile.
+    """
+
+    start: float
+    end: float
+    stalls: tuple[Span, ...] = ()
 
 
 class Op(NamedTuple):
@@ -41,6 +60,7 @@ class Op(NamedTuple):
         reasons: why, as the package says.
         worker: id of the process that answered.
         safe: sent as GET.
+        slow_reads: of the reads that the request was made of, those that took long.
         detail: what was asked, for the reader.
     """
 
@@ -57,6 +77,7 @@ class Op(NamedTuple):
     reasons: tuple[str, ...] = ()
     worker: int = 0
     safe: bool = True
+    slow_reads: tuple[SlowRead, ...] = ()
     detail: str = ""
 
     @property
@@ -101,12 +122,17 @@ class Fork(NamedTuple):
 
 @dataclass(slots=True)
 class History:
-    """All requests of a run, and all that was broken."""
+    """All requests of a run, and all that was broken.
+
+    Args:
+        outages: when the primary could not answer whoever asks it alone.
+    """
 
     ops: Sequence[Op] = ()
     windows: Sequence[Window] = ()
     began: float = 0.0
     forks: Sequence[Fork] = ()
+    outages: Sequence[Span] = ()
 
 
 class SessionKey(NamedTuple):
@@ -132,11 +158,12 @@ class Recorder:
         self._lists.append(ops)
         return ops
 
-    def history(self, open_windows: Iterable[Window] = ()) -> History:
+    def history(self, open_windows: Iterable[Window] = (), outages: Iterable[Span] = ()) -> History:
         """Return what has happened so far."""
         ops = [op for thread_ops in list(self._lists) for op in list(thread_ops)]
         forks = [self._named(fork, rows) for fork, rows in list(self._forks)]
-        return History(ops, [*self.windows, *open_windows], self.began, forks)
+        windows = [*self.windows, *open_windows]
+        return History(ops, windows, self.began, forks, list(outages))
 
     def since(self, moment: float) -> Iterator[Op]:
         """Yield the requests that began after a moment and have ended."""

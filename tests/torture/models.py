@@ -1,4 +1,4 @@
-"""The tables: registers that only rise, and one that long reads and truncation meet on."""
+"""The tables: registers that only rise, visits, and one that long reads and truncation meet on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ class Register(models.Model):
 
     def __str__(self) -> str:
         return f"register {self.pk}: {self.value}"
+
+
+class Visit(models.Model):
+    """How often a register was asked for. Nobody must see that at once: its writes bind nobody."""
+
+    hits = models.BigIntegerField()
+
+    objects: ClassVar[models.Manager[Visit]] = models.Manager()
+
+    class Meta:
+        app_label = "torture"
+        managed = False
+        db_table = "torture_visit"
+
+    def __str__(self) -> str:
+        return f"visits of register {self.pk}: {self.hits}"
 
 
 class Scratch(models.Model):

@@ -7,25 +7,18 @@ import json
 import selectors
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from contextlib import ExitStack
 
+from testproject.cluster.programs import LineProgram
 from testproject.cluster.server import LOOPBACK, free_port
 
 MODES = ("pass", "refuse", "blackhole", "reset")
 """Relay; take no connection and end those there are; take all and answer nothing; reset all."""
 
 CHUNK = 65_536
-ROOT = Path(__file__).resolve().parents[2]
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class ProxyError(Exception):
-    """The proxy process has ended or cannot be started."""
 
 
 class Pair:
@@ -169,11 +162,10 @@ class Proxy:
                     if not line:
                         return
                     self.command(*json.loads(line))
-                    sys.stdout.write("\n")
-                    sys.stdout.flush()
+                    _answer()
 
 
-class ProxyProcess:
+class ProxyProcess(LineProgram):
     """The proxy process, as the test sees it.
 
     A process of its own, so that relaying takes no turn of the interpreter from those who measure.
@@ -184,63 +176,32 @@ class ProxyProcess:
 
     def __init__(self, targets: Mapping[str, int]) -> None:
         self.ports = {name: free_port() for name in targets}
-        self._routes = {name: (self.ports[name], port) for name, port in targets.items()}
-        self._process: subprocess.Popen[bytes] | None = None
+        routes = {name: (self.ports[name], port) for name, port in targets.items()}
+        super().__init__([sys.executable, "-m", "tests.torture.proxy", json.dumps(routes)])
 
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.torture.proxy", json.dumps(self._routes)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # Ctrl-C must not reach it before its owner has stopped who uses it.
-            process_group=0,
-        )
-        self._await_answer()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._process is not None:
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            if self._process.stdout is not None:
-                self._process.stdout.close()
-            self._process.kill()
-            self._process.wait()
+    def _open(self, stack: ExitStack) -> None:
+        super()._open(stack)
+        self.receive()
 
     def set_mode(self, name: str, mode: str) -> None:
         """Change the mode of a route, and return when it is in force."""
-        self._command(name, mode, None)
+        self.ask([name, mode, None])
 
     def set_target(self, name: str, port: int) -> None:
         """Let a route lead elsewhere, end its connections and put it to pass."""
-        self._command(name, "pass", port)
-
-    def _command(self, *command: Any) -> None:
-        if self._process is None or self._process.stdin is None:
-            raise ProxyError("The proxy is not running.")
-        self._process.stdin.write(json.dumps(command).encode() + b"\n")
-        self._process.stdin.flush()
-        self._await_answer()
-
-    def _await_answer(self) -> None:
-        if self._process is None or self._process.stdout is None:
-            raise ProxyError("The proxy is not running.")
-        if not self._process.stdout.readline():
-            raise ProxyError(f"The proxy has ended with exit code {self._process.wait()}.")
+        self.ask([name, "pass", port])
 
 
 def main() -> None:
     """Run the proxy process."""
     proxy = Proxy(json.loads(sys.argv[1]))
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    _answer()
     proxy.run()
+
+
+def _answer() -> None:
+    sys.stdout.write("null\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.torture.checker import RULES, Violation
-from tests.torture.history import PRIMARY, History, Op, describe
+from tests.torture.history import PRIMARY, History, Op, SlowRead, describe
 from tests.torture.run import Result
 
 EXCERPTS_PER_RULE = 2
@@ -28,6 +28,11 @@ def reruns(history: History) -> int:
     )
 
 
+def duration(read: SlowRead) -> float:
+    """Return the seconds that a read has taken, excused or not."""
+    return read.end - read.start
+
+
 def percentile(values: list[float], percent: float) -> float | None:
     """Return the percentile; None of nothing."""
     if not values:
@@ -40,10 +45,13 @@ def document(result: Result) -> dict[str, Any]:
     """Return the result as JSON takes it."""
     plan, verdict, history = result.plan, result.verdict, result.history
     read_seconds = [op.end - op.start for op in history.ops if op.safe and op.is_answered]
+    slow_reads = [read for op in history.ops for read in op.slow_reads]
     return {
         "seed": plan.seed,
         "control": plan.control,
         "pooler": plan.pooler,
+        "atomic_requests": plan.atomic_requests,
+        "router": dict(plan.router),
         "seconds": round(result.seconds, 1),
         "workers": plan.workers,
         "replicas": plan.replicas,
@@ -62,6 +70,15 @@ def document(result: Result) -> dict[str, Any]:
             "p99": percentile(read_seconds, 99),
             "max": percentile(read_seconds, 100),
         },
+        "slow_reads": {
+            "longest_in_all": round(max(map(duration, slow_reads), default=0.0), 3),
+            "longest_less_what_excuses": round(verdict.slowest, 3),
+            "bound": plan.longest_read,
+            "seconds_when_the_primary_could_not_answer": round(
+                sum(end - start for start, end in history.outages), 1
+            ),
+        },
+        "requests_that_yielded_and_showed_less": verdict.yielded,
         "writes_lost_by_failovers": verdict.lost,
         "users_watched_after_failovers": verdict.recovered,
         "reasons": dict(reasons(history).most_common()),
@@ -130,11 +147,12 @@ def text(result: Result) -> str:
         f"{told['requests']} requests, {told['writes']} writes, {told['checked_reads']} checked "
         f"reads ({told['checked_reads_per_second']} a second), {told['reads_by_replica']} by "
         f"replicas, {told['reads_by_primary']} by the primary",
-        f"read times: {told['read_seconds']}",
+        f"request times: {told['read_seconds']}; single reads: {told['slow_reads']}",
         f"reasons: {told['reasons']}",
         f"ended on the primary after a replica: "
         f"{told['requests_begun_on_a_replica_and_ended_on_the_primary']}; failed while they might: "
-        f"{told['requests_failed_while_the_primary_or_their_worker_was_down']}",
+        f"{told['requests_failed_while_the_primary_or_their_worker_was_down']}; showed less than "
+        f"before, as they had told: {told['requests_that_yielded_and_showed_less']}",
         f"faults: {told['faults']}, statements cancelled: {told['recovery_conflicts']}, "
         f"keys dropped by the cache: {told['keys_dropped_by_the_cache']}",
         f"acknowledged writes that failovers lost: {told['writes_lost_by_failovers']}; users watched "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,14 +13,18 @@ from random import Random
 from typing import Any
 
 from testproject.cluster import Cluster
+from testproject.cluster.gunicorn import LONG_KEEP_ALIVE, serving
+from testproject.cluster.programs import run_django
 from tests.torture.arena import DATABASE, Arena, ArenaError, aliases_of
-from tests.torture.checker import Verdict, check
+from tests.torture.bound import longest_read
+from tests.torture.checker import Verdict, check, has_yielded
+from tests.torture.control_reader import ControlReader
 from tests.torture.faults import EVICTING, USUAL
-from tests.torture.history import History, Recorder
+from tests.torture.history import PRIMARY, History, Recorder
 from tests.torture.proxy import ProxyProcess
 from tests.torture.schedule import HOLD_SECONDS, Director, Step, schedule
 from tests.torture.schema import FILL_SCRATCH, SCHEMA
-from tests.torture.server import ROOT, Site, environment
+from tests.torture.server import STATS_PAGE, environment, get_stats
 from tests.torture.visitors import Habits, Tab, User
 
 CLUSTER_SETTINGS = {
@@ -40,6 +42,9 @@ on a machine whose processors are all busy."""
 
 # A short life of tokens, so that many expire: that must be harmless.
 ROUTER: Mapping[str, Any] = {"MAX_LAG": MAX_LAG, "TOKEN_TTL": 5.0}
+STRICT: Mapping[str, Any] = {**ROUTER, "MONOTONIC_SHARE": 1}
+"""Monotonic reads yield to nothing."""
+
 READ_ONLY_EVERY = 4
 WARM_UP_SECONDS = 1.0
 LOOK_SECONDS = 1.0
@@ -67,6 +72,9 @@ class Plan:
         pooler: mode of a PgBouncer between the site and the proxy of each server; none where empty.
             So near the site, it is met by every fault of network and servers, while the site's
             connections to it live on.
+        atomic_requests: the site has ``ATOMIC_REQUESTS`` on its primary.
+        endpoint: what leads the site's one alias for reading to all replicas: "roundrobin" or "leastconn"
+            of HAProxy, "session" or "transaction" of PgBouncer; each replica has its own where empty.
     """
 
     seconds: float = 60.0
@@ -86,7 +94,28 @@ class Plan:
     stops_early: bool = False
     reads: int = 0
     pooler: str = ""
+    atomic_requests: bool = False
+    endpoint: str = ""
     max_staleness: float = MAX_LAG + TOLERANCE
+
+    @property
+    def may_yield(self) -> bool:
+        """Whether what was seen, not written, may be given up."""
+        return self.router.get("MONOTONIC_SHARE") != 1
+
+    @property
+    def longest_read(self) -> float:
+        """Return the seconds that a single read may take."""
+        return longest_read(self.router, self.replicas)
+
+    def check(self, history: History) -> Verdict:
+        """Check a history by what holds in this run."""
+        return check(
+            history,
+            max_staleness=self.max_staleness,
+            may_yield=self.may_yield,
+            longest_read=self.longest_read,
+        )
 
 
 @dataclass(slots=True)
@@ -122,6 +151,8 @@ class Result:
                 gaps.append("no failover lost an acknowledged write")
             if not self.verdict.recovered:
                 gaps.append("no user was watched after a failover")
+        if self.plan.may_yield and not any(map(has_yielded, self.history.ops)):
+            gaps.append("no read has yielded")
         if not self.verdict.by_replica:
             gaps.append("no read was served by a replica")
         if not self.verdict.by_primary:
@@ -146,18 +177,34 @@ def run(plan: Plan, cluster: Cluster, tell: Callable[[str], None] = lambda line:
         arena = Arena(cluster, proxy, recorder, ended, float(plan.router["TOKEN_TTL"]))
         names = [f"u{number}" for number in range(1, plan.users + 1)]
         databases = cluster.django_databases(DATABASE)
+        databases["default"]["ATOMIC_REQUESTS"] = plan.atomic_requests
         prepare(cluster, databases, names)
         arena.entrances = cluster.lead_poolers(plan.pooler, proxy.ports)
         for alias, port in arena.entrances.items():
             databases[alias]["PORT"] = str(port)
             databases[alias]["DISABLE_SERVER_SIDE_CURSORS"] = plan.pooler == "transaction"
+        if plan.endpoint:
+            databases = _behind_endpoint(cluster, plan.endpoint, databases, proxy.ports)
+            stack.callback(cluster.remove_endpoint)
         if cluster.cache is None:
             raise ArenaError("The cluster has no cache. Start it with cache=True.")
         cluster.cache.settings = EVICTING if "cache_evict" in plan.faults else {}
         cluster.cache.restart()  # empty
         environ = environment(databases, cluster.cache.url, plan.router, plan.control)
-        site = stack.enter_context(Site(environ, workers=plan.workers, threads=plan.threads))
+        site = stack.enter_context(
+            serving(
+                "tests.torture.wsgi",
+                environ,
+                workers=plan.workers,
+                threads=plan.threads,
+                keep_alive=LONG_KEEP_ALIVE,
+                page=STATS_PAGE,
+            )
+        )
         arena.site = site
+        arena.control_reader = stack.enter_context(
+            ControlReader(arena.entrances[PRIMARY], DATABASE)
+        )
         director = Director(arena, plan.seed, changes_lag=plan.changes_lag)
         users = [
             User(name, number, is_read_only=number % READ_ONLY_EVERY == 0)
@@ -175,13 +222,12 @@ def run(plan: Plan, cluster: Cluster, tell: Callable[[str], None] = lambda line:
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
             seconds = time.monotonic() - began
-        stats = site.stats() if not failure else {}
-        history = recorder.history()
-        verdict = check(history, max_staleness=plan.max_staleness)
+        stats = get_stats(site) if not failure else {}
+        history = arena.history()
         return Result(
             plan,
             history,
-            verdict,
+            plan.check(history),
             director.injected,
             steps,
             seconds,
@@ -194,26 +240,39 @@ def run(plan: Plan, cluster: Cluster, tell: Callable[[str], None] = lambda line:
         )
 
 
+def _behind_endpoint(
+    cluster: Cluster,
+    kind: str,
+    databases: Mapping[str, dict[str, Any]],
+    ports: Mapping[str, int],
+) -> dict[str, dict[str, Any]]:
+    """Put one alias in the place of those of all replicas, and return the databases of the site."""
+    replicas = [alias for alias in databases if alias != PRIMARY]
+    entrance = cluster.lead_endpoint(kind, {alias: ports[alias] for alias in replicas})
+    endpoint = databases[replicas[0]] | {
+        "PORT": str(entrance.port),
+        "DISABLE_SERVER_SIDE_CURSORS": kind == "transaction",
+        "CONN_MAX_AGE": 0,  # each request may meet another server
+    }
+    return {PRIMARY: databases[PRIMARY], "replicas": endpoint}
+
+
 def prepare(cluster: Cluster, databases: Mapping[str, Mapping[str, Any]], names: list[str]) -> None:
     """Create tables and users on the primary, where there are none, and wait for the replicas."""
     assert cluster.cache is not None
     primary = cluster.primary
     tables = primary.execute("SELECT to_regclass('auth_user')", dbname=DATABASE)
     if tables == [(None,)]:
-        subprocess.run(
-            [sys.executable, "-m", "django", "migrate", "--verbosity", "0"],
-            env=environment(databases, cluster.cache.url, {}),
-            cwd=ROOT,
-            check=True,
-        )
+        run_django(environment(databases, cluster.cache.url, {}), "migrate", "--verbosity", "0")
         primary.execute(SCHEMA, dbname=DATABASE)
         primary.execute(FILL_SCRATCH, dbname=DATABASE)
     for number, name in enumerate(["", *names]):
-        primary.execute(
-            "INSERT INTO torture_register VALUES (%s, 0) ON CONFLICT DO NOTHING",
-            [number],
-            dbname=DATABASE,
-        )
+        for table in ("torture_register", "torture_visit"):
+            primary.execute(
+                f"INSERT INTO {table} VALUES (%s, 0) ON CONFLICT DO NOTHING",
+                [number],
+                dbname=DATABASE,
+            )
         if name:
             primary.execute(
                 "INSERT INTO auth_user (id, username, password, is_superuser, first_name, "
@@ -290,8 +349,7 @@ def _direct(
             steps.append(step)
             if plan.stops_early and time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
-                history = arena.recorder.history(arena.open_windows())
-                if check(history, max_staleness=plan.max_staleness).violations:
+                if plan.check(arena.history()).violations:
                     return
 
 
@@ -299,4 +357,4 @@ def _has_read(plan: Plan, arena: Arena, elapsed: float) -> bool:
     """Tell whether enough was read, or the machine is too slow for that."""
     if not plan.reads or elapsed >= PROLONGED * plan.seconds:
         return True
-    return check(arena.recorder.history(arena.open_windows())).checked_reads >= plan.reads
+    return check(arena.history()).checked_reads >= plan.reads

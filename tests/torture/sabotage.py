@@ -10,24 +10,18 @@ from typing import Any
 
 from django.db import connections
 
-from django_replica_router import (
-    connecting,
-    leading,
-    mending,
-    monitor,
-    observers,
-    policy,
-    postgres,
-    reads,
-    registry,
-    stores,
-)
+from django_replica_router import policy
 from django_replica_router.conf import get_config
-from django_replica_router.floors import known_owners
-from django_replica_router.identity import RequestIdentity
+from django_replica_router.connections import leading, mending, on_primary, on_replica, proving
 from django_replica_router.policy import ReplicaState
-from django_replica_router.statements import might_write
-from django_replica_router.tokens import NOWHERE, Position
+from django_replica_router.recording import finishing, floors
+from django_replica_router.recording.floors import known_owners
+from django_replica_router.replicas import answers, connecting, inflight, known, postgres, registry
+from django_replica_router.routing import reads
+from django_replica_router.scopes.identity import RequestIdentity
+from django_replica_router.stores import store as stores
+from django_replica_router.values.statements import might_write
+from django_replica_router.values.tokens import NOWHERE, Position
 
 # How much later than its write a token is stored now and then, so that two of them cross.
 LATE_SECONDS = 0.6
@@ -87,7 +81,7 @@ def lsn_taken_before_commit() -> None:
     """Take the position right after the statement, where a transaction has not committed yet."""
     taken: dict[int, Position] = {}
     ask = postgres.read_token
-    mark: Callable[..., None] = getattr(observers, "mark_written")  # noqa: B009 - not exported
+    mark: Callable[..., None] = getattr(on_primary, "mark_written")  # noqa: B009 - not exported
 
     def mark_written(primary: str, **options: Any) -> None:
         mark(primary, **options)
@@ -99,10 +93,10 @@ def lsn_taken_before_commit() -> None:
                 postgres._timeline(wal_file), postgres._position(lsn)
             )
 
-    def read_token(connection: Any) -> Position:
-        return taken.pop(threading.get_ident(), None) or ask(connection)
+    def read_token(connection: Any, **options: Any) -> Position:
+        return taken.pop(threading.get_ident(), None) or ask(connection, **options)
 
-    put(observers, "mark_written", mark_written)
+    put(on_primary, "mark_written", mark_written)
     put(postgres, "read_token", read_token)
 
 
@@ -111,25 +105,25 @@ def old_timeline_replica_accepted() -> None:
     foreign = {ReplicaState.AHEAD, ReplicaState.TIMELINE, ReplicaState.UNKNOWN}
 
     def publish_reading(self: Any, alias: str, reading: Any) -> None:
-        with self._changed:
+        with self.known.changed:
             if reading.state in foreign and reading.watermark >= 0:
                 reading = reading._replace(state=ReplicaState.STREAMING)
-            self._set(alias, reading._replace(fresh_at=self.clock()))
-            self._changed.notify_all()
+            self.known.set(alias, reading._replace(fresh_at=self.known.clock()))
+            self.known.changed.notify_all()
 
     def publish_sample(self: Any, sample: Any) -> None:
-        with self._changed:
-            self._samples.append(sample)
-            self._changed.notify_all()
+        with self.known.changed:
+            self.known.history.samples.append(sample)
+            self.known.changed.notify_all()
 
-    put(monitor.Monitor, "publish_reading", publish_reading)
-    put(monitor.Monitor, "publish_sample", publish_sample)
+    put(answers.Answers, "publish_reading", publish_reading)
+    put(answers.Answers, "publish_sample", publish_sample)
 
 
 def watermark_kept_over_rebuild() -> None:
     """Believe what a replica once had replayed, although it is not the server that it was."""
     highest: dict[str, Any] = {}
-    original = monitor.Monitor._set
+    original = known.Known.set
 
     def set_reading(self: Any, alias: str, reading: Any, *args: Any) -> None:
         if reading.state is ReplicaState.STREAMING:
@@ -141,8 +135,12 @@ def watermark_kept_over_rebuild() -> None:
             highest[alias] = reading
         original(self, alias, reading, *args)
 
-    put(monitor.Monitor, "_set", set_reading)
-    put(monitor.Monitor, "forget", lambda self, alias: None)
+    def forget(self: Any, alias: str, life: Any = None) -> None:
+        if life is not None:
+            self.servers.begin_life(alias, life)
+
+    put(known.Known, "set", set_reading)
+    put(known.Known, "forget", forget)
     put(connecting, "_is_known_server", lambda *args: True)
     put(connecting, "_is_watched", lambda *args: True)
     for alias in connections:
@@ -161,8 +159,8 @@ def tokens_of_old_timeline_bind_for_ever() -> None:
         monitor = registry.find_monitor(primary)
         for user in (*scope.identity.users(), *known_owners(state)):
             timeline = bound.setdefault(user, floor.position.timeline or 1 << 31)
-            if monitor is not None and timeline < (monitor.timeline or 0):
-                state.floor = floor = floor._replace(pinned=True)
+            if monitor is not None and timeline < (monitor.history.timeline or 0):
+                state.reader.floor = floor = floor._replace(pinned=True)
         return floor
 
     put(reads, "load_floor", load_floor)
@@ -171,17 +169,53 @@ def tokens_of_old_timeline_bind_for_ever() -> None:
 def early_session_token_ignored() -> None:
     """Read the session's own row as if nobody's token were known yet."""
     put(RequestIdentity, "session", lambda self: None)
-    put(reads, "_identifies_unknown_reader", lambda *args: False)
+    put(reads, "identifies_unknown_reader", lambda *args: False)
 
 
 def dropped_tokens_not_missed() -> None:
     """Take whom a cache that drops keys does not know for somebody who has written nothing."""
-    put(reads, "may_be_forgotten", lambda *args: False)
+    put(floors, "may_be_forgotten", lambda *args: False)
 
 
 def kept_objects_followed_blindly() -> None:
     """Read what is asked for by the alias of an object there, whatever has happened since."""
     put(leading, "_find_server", lambda alias, *args, **kwargs: alias)
+
+
+def every_write_ignored() -> None:
+    """Have what the ORM writes bind nobody, whatever the model."""
+    put(on_primary, "is_ignored", lambda sql: isinstance(sql, str) and sql.startswith("UPDATE"))
+
+
+def writes_yield_as_well() -> None:
+    """Remember what was written as if it had only been seen."""
+    record = finishing._record
+
+    def take_for_seen(position: Position | None, config: Any, **options: Any) -> Any:
+        return record(position, config, is_seen=True)
+
+    put(finishing, "_record", take_for_seen)
+
+
+def locks_waited_for() -> None:
+    """Let a read on a replica wait for a lock for as long as it takes: no ``LOCK_WAIT``."""
+    for user in (connecting, on_replica, proving):
+        put(user, "lock_wait_ms", lambda: 0)
+
+
+def hanging_servers_waited_for() -> None:
+    """End no read that waits for a replica which has stopped answering."""
+    put(inflight.InFlight, "end", lambda self, alias, patience: 0)
+
+
+def hanging_store_waited_for() -> None:
+    """Wait for the answer of the token store for as long as it takes: no ``STORE_TIMEOUT``."""
+    original = stores.open_store
+
+    def open_store(cache: Any, timeout: float) -> Any:
+        return original(cache, 60.0)
+
+    put(stores, "open_store", open_store)
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {
@@ -197,5 +231,10 @@ SABOTAGES: dict[str, Callable[[], None]] = {
         tokens_of_old_timeline_bind_for_ever,
         dropped_tokens_not_missed,
         kept_objects_followed_blindly,
+        every_write_ignored,
+        writes_yield_as_well,
+        locks_waited_for,
+        hanging_servers_waited_for,
+        hanging_store_waited_for,
     )
 }

@@ -105,6 +105,7 @@ class Director:
         """Break what the step says, wait, and mend it."""
         arena = self._arena
         random = Random(step.seed)
+        hold = max([step.hold, *(FAULTS[name].least for name, _ in step.faults)])
         aliases = sorted(arena.replicas)
         targets = [(name, aliases[place]) for name, place in step.faults]
         arena.busy = {alias for name, alias in targets if FAULTS[name].scope == "replica"}
@@ -116,7 +117,7 @@ class Director:
                     next(fault)
                 self.injected[name] += 1
                 running.append((name, alias, fault))
-            self._wait(step.hold)
+            self._wait(hold)
             # Backwards, as blocks nest. Some have more than one act.
             while running:
                 name, alias, fault = running.pop()

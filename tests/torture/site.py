@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +18,7 @@ from typing import Any
 from django.contrib.auth import login, logout
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -24,7 +26,8 @@ from django.urls import path
 
 import django_replica_router
 from testproject.metering import routing_of_this_request, table_of_statement, verb_of_statement
-from tests.torture.models import Register, Scratch
+from tests.torture.models import Register, Scratch, Visit
+from tests.torture.stalls import Span, heartbeat
 
 GLOBAL_REGISTER = 0
 
@@ -33,12 +36,36 @@ GLOBAL_REGISTER = 0
 
 @dataclass(slots=True)
 class Meter:
-    """The aliases that have served reads of a request, in the order of their first."""
+    """What has served a request.
+
+    Args:
+        aliases: those that have served reads, in the order of their first.
+        reads: when each read began, and ended, that took long.
+    """
 
     aliases: dict[str, None] = field(default_factory=dict)
+    reads: list[Span] = field(default_factory=list)
 
 
 _meter: ContextVar[Meter | None] = ContextVar("torture_meter", default=None)
+
+SLOW = 0.25
+"""Seconds from which a read is told of."""
+
+MOST_TOLD = 20
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[None]:
+    """Note how long a single read takes, whatever the package does for it: all of that is waited for."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        end = time.monotonic()
+        meter = _meter.get()
+        if meter is not None and end - start > SLOW:
+            meter.reads.append((start, end))
 
 
 def _record(
@@ -76,6 +103,9 @@ def meter_middleware(
         response["X-Aliases"] = ",".join(meter.aliases)
         response["X-Reasons"] = ",".join(reasons)
         response["X-Worker"] = str(os.getpid())
+        slowest = sorted(meter.reads, key=lambda read: read[0] - read[1])[:MOST_TOLD]
+        slow = [(start, end, heartbeat.stalls(start, end)) for start, end in slowest]
+        response["X-Slow-Reads"] = json.dumps(slow)
         return response
 
     return answer
@@ -85,7 +115,8 @@ def meter_middleware(
 
 
 def _read(register: int) -> int:
-    value: int = Register.objects.values_list("value", flat=True).get(pk=register)
+    with timed():
+        value: int = Register.objects.values_list("value", flat=True).get(pk=register)
     return value
 
 
@@ -102,9 +133,11 @@ def _read_by_kept(kind: str, register: int) -> int:
     """
     kept = _kept.get((kind, register))
     if kept is None or (kind == "replica" and kept._state.db == "default"):
-        kept = _kept[kind, register] = Register.objects.get(pk=register)
+        with timed():
+            kept = _kept[kind, register] = Register.objects.get(pk=register)
     model = ContentType.objects.get_for_model(Register)
-    found: Register = model.get_object_for_this_type(using=kept._state.db, pk=register)
+    with timed():
+        found: Register = model.get_object_for_this_type(using=kept._state.db, pk=register)
     return found.value
 
 
@@ -114,14 +147,20 @@ Pairs = list[tuple[int, int]]
 def _answer(
     request: HttpRequest, look: Callable[[], Pairs] | None = None, **values: object
 ) -> JsonResponse:
-    answer: dict[str, object] = {
-        "user": request.user.get_username() or None,
-        "session": request.session.get("value"),
-        **values,
-    }
+    with timed():
+        value = request.session.get("value")
+    with timed():
+        user = request.user.get_username() or None
+    answer: dict[str, object] = {"user": user, "session": value, **values}
     if look is not None:
         answer["values"] = look()
     return JsonResponse(answer)
+
+
+def _count(request: HttpRequest, register: int) -> None:
+    """Count a visit where it is asked for: that must neither bind the reader nor hide what does."""
+    if request.GET.get("count") == "1":
+        Visit.objects.filter(pk=register).update(hits=F("hits") + 1)
 
 
 def _own(request: HttpRequest) -> int:
@@ -133,6 +172,8 @@ def read(request: HttpRequest) -> JsonResponse:
     own, times = _own(request), int(request.GET.get("times", "1"))
     kept = request.GET.get("kept")
     look = partial(_read_by_kept, kept) if kept else _read
+    with contextlib.suppress(DatabaseError):  # with the primary down, replicas go on to serve
+        _count(request, own)
     # As in most sites, who asks is found out before anything else is read.
     return _answer(request, lambda: [(look(own), look(GLOBAL_REGISTER)) for _ in range(times)])
 
@@ -154,21 +195,34 @@ def raise_register(request: HttpRequest) -> JsonResponse:
     """Raise a register and read it back; by which way of writing, the request says."""
     register = int(request.GET["register"])
     before = _read(register) if request.method == "GET" else None
+    if request.GET.get("way") == "statement":
+        # It is the last that the request does on the primary.
+        _answer(request)
+        written = _raise_by(
+            "UPDATE torture_register SET value = value + 1 WHERE id = %s RETURNING value", register
+        )
+        return _answer(request, before=before, written=written, after=written)
     if request.GET.get("way") == "function":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT torture_raise(%s)", [register])
-            ((written,),) = cursor.fetchall()
+        written = _raise_by("SELECT torture_raise(%s)", register)
     else:
-        written = _raise_by_orm(register, asynchronous=request.GET.get("async") == "1")
+        written = _raise_by_orm(request, register)
     return _answer(request, before=before, written=written, after=_read(register))
 
 
-def _raise_by_orm(register: int, *, asynchronous: bool) -> int:
+def _raise_by(statement: str, register: int) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [register])
+        ((written,),) = cursor.fetchall()
+    return int(written)
+
+
+def _raise_by_orm(request: HttpRequest, register: int) -> int:
     with transaction.atomic():
-        if asynchronous:
+        if request.GET.get("async") == "1":
             with connection.cursor() as cursor:
                 cursor.execute("SET LOCAL synchronous_commit = off")
         Register.objects.filter(pk=register).update(value=F("value") + 1)
+        _count(request, register)
         return _read(register)
 
 

@@ -27,9 +27,10 @@ READ_ONLY_ACTIONS = {"read": 98.0, "renew_session": 0.3, "dawdle": 0.5}
 OK = 200
 OTHER_DEVICE_SHARE = 0.6
 ASYNC_SHARE = 0.15
-FUNCTION_SHARE = 0.2
+WAYS = {"orm": 0.5, "function": 0.2, "statement": 0.3}
 DAWDLING_SHARE = 0.15
 KEPT_SHARE = 0.2
+COUNTED_SHARE = 0.2
 
 
 class Gate:
@@ -206,7 +207,8 @@ class Tab:
         kept = ""
         if self._random.random() < KEPT_SHARE:
             kept = f"&kept={self._random.choice(['any', 'replica'])}"
-        path = f"/read?own={self._user.register}&times={times}{kept}"
+        counted = int(self._random.random() < COUNTED_SHARE)
+        path = f"/read?own={self._user.register}&times={times}{kept}&count={counted}"
         self._send("read", device or self._device, "GET", path)
 
     def _dawdle(self) -> None:
@@ -224,7 +226,7 @@ class Tab:
     # 2. Writing ------------------------------------------------------------------------------
 
     def _raise_own(self, method: str = "POST") -> None:
-        way = "function" if self._random.random() < FUNCTION_SHARE else "orm"
+        [way] = self._random.choices(list(WAYS), WAYS.values())
         self._raise(method, self._user.register, way)
         self._look_after_write()
 
@@ -237,7 +239,8 @@ class Tab:
 
     def _raise(self, method: str, register: int, way: str) -> None:
         asynchronous = self._habits.asynchronous and self._random.random() < ASYNC_SHARE
-        path = f"/raise?register={register}&way={way}&async={int(asynchronous)}"
+        counted = int(self._random.random() < COUNTED_SHARE)
+        path = f"/raise?register={register}&way={way}&async={int(asynchronous)}&count={counted}"
         with self._write_gate.passed():
             self._send("write", self._device, method, path)
 
@@ -343,6 +346,7 @@ class Tab:
             reasons=answer.reasons,
             worker=answer.worker,
             safe=safe and kind not in {"login", "logout"},
+            slow_reads=answer.slow_reads,
             detail=path if not answer.problem else f"{path} {answer.problem}",
         )
         if op.is_answered:
@@ -352,7 +356,12 @@ class Tab:
         if before is not None:
             # What a request read before it wrote is a read like any other, and not after its write.
             self._ops.append(
-                op._replace(kind="read", written=None, reads=((f"own {op.user}", before),))
+                op._replace(
+                    kind="read",
+                    written=None,
+                    reads=((f"own {op.user}", before),),
+                    slow_reads=(),
+                )
             )
 
     def _registers(

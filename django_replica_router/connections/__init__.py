@@ -1,0 +1,1 @@
+"""What runs around a statement: it goes in, and comes out answered by a server that may answer it."""

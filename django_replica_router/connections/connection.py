@@ -1,0 +1,173 @@
+"""The class of Django's connections to the databases of clusters, and how they come to it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+
+from django_replica_router.conf import Present, get_config
+from django_replica_router.connections.cursors import WatchedCursor, watched
+from django_replica_router.connections.leading import led_operations
+from django_replica_router.connections.mending import REPLICA_FAULT, leave, was_sent
+from django_replica_router.connections.on_primary import OnPrimary
+from django_replica_router.connections.on_replica import OnPooledReplica, OnReplica
+from django_replica_router.connections.read_only import Unrouted
+from django_replica_router.connections.rerouting import open_on_primary
+from django_replica_router.policy import ReplicaState
+from django_replica_router.recording.writes import note_shown
+from django_replica_router.replicas.attributes import Around, Attributes
+from django_replica_router.replicas.connecting import (
+    is_pooled,
+    look_where_expected,
+    open_within_bound,
+    waiting_key,
+)
+from django_replica_router.replicas.discovery import note_connection
+from django_replica_router.replicas.inflight import in_flight
+from django_replica_router.stats import count
+from django_replica_router.transactions.blocks import note_transaction
+
+if TYPE_CHECKING:
+
+    class _Wrapper(BaseDatabaseWrapper):
+        def _cursor(self, name: str | None = None) -> CursorWrapper: ...
+
+else:
+    _Wrapper = object
+
+
+class ClusterConnection(Attributes, _Wrapper):
+    """Stands in front of the ``DatabaseWrapper`` of a backend: what runs around its statements.
+
+    Of an alias that is in no cluster, and where the package is switched off, everything is the wrapper's.
+    """
+
+    _has_plain_cursors = False
+    """The wrapper makes its cursors as Django does."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        make: Any = getattr(super(), "make_cursor", None)
+        cls._has_plain_cursors = make is BaseDatabaseWrapper.make_cursor
+        operations: Any = getattr(cls, "ops_class", None)
+        if operations is not None:
+            cls.ops_class = led_operations(operations)
+
+    def look_around(self) -> Around:
+        """Return what runs around the statements from now on."""
+        edition = Present.edition  # before the settings, which may be newer
+        config, alias = get_config(), self.alias
+        primary = config.topology.primary_of.get(alias)
+        kind: type[Around] = Unrouted
+        if primary is not None and config.ENABLED:
+            is_replica = alias != primary
+            kind = (OnPooledReplica if is_pooled(self) else OnReplica) if is_replica else OnPrimary
+        self.around = kind(alias, primary or alias, config, edition)
+        return self.around
+
+    def get_new_connection(self, conn_params: Any) -> Any:
+        """Open the driver's connection; within a bound where a read waits for it."""
+        return open_within_bound(self, super().get_new_connection, conn_params)
+
+    def _cursor(self, name: str | None = None) -> CursorWrapper:
+        """Return a cursor; of the primary where a connection was closed and cannot be opened anew.
+
+        Django opens it for the cursor, before any wrapper of the statement runs.
+        """
+        try:
+            return super()._cursor(name)
+        except Exception as error:
+            primary = _primary_behind(self)
+            if primary is None:
+                raise
+            leave(self.alias, primary, self, ReplicaState.UNREACHABLE, str(error))
+        count(REPLICA_FAULT)
+        note_shown(primary)
+        return open_on_primary(primary, server_side=name is not None)
+
+    def make_cursor(self, cursor: Any) -> CursorWrapper:
+        """Return a cursor that has what is around its statements run."""
+        if self._has_plain_cursors:
+            return WatchedCursor(cursor, self)
+        return watched(super().make_cursor(cursor))  # which takes a microsecond longer
+
+    def make_debug_cursor(self, cursor: Any) -> Any:
+        """Return the same where Django keeps a log of queries."""
+        return watched(super().make_debug_cursor(cursor))
+
+    def is_usable(self) -> bool:
+        """Tell whether the server answers; the waiting is ended where a replica hangs.
+
+        Django asks at the first use of a connection in a request, or at its end (``CONN_HEALTH_CHECKS``,
+        and wherever an error has occurred), past all wrappers of statements.
+        """
+        if not get_config().topology.is_replica(self.alias):
+            return super().is_usable()
+        key = waiting_key(self, self.alias)
+        return in_flight.ask(self.waiter, key, self.connection, super().is_usable)
+
+    def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
+        """Switch autocommit, which is how a transaction begins and ends."""
+        if not autocommit:
+            look_where_expected(self)
+        super().set_autocommit(autocommit, *args, **kwargs)
+        note_transaction(self)
+
+
+def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
+    """Return the primary that may serve where a connection to a replica cannot be opened.
+
+    Or has broken where Django has not noticed, as between two rows that it fetched. None where it
+    stands, and where it is not the package that has sent the reader there.
+    """
+    alias, topology = connection.alias, get_config().topology
+    primary = topology.primary_of.get(alias)
+    stands = not getattr(connection.connection, "closed", True)
+    if primary is None or stands or connection.in_atomic_block:
+        return None
+    return primary if topology.is_replica(alias) and was_sent(primary, alias) else None
+
+
+@cache
+def _class_for(kind: Any) -> Any:
+    """Return the class that a connection of that class is given, made once."""
+    front = ClusterConnection if kind.vendor == "postgresql" else Attributes
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (front, kind), names)
+
+
+def equip(connection: Any) -> None:
+    """Give a connection of Django's the class that it has in this package, whoever has made it."""
+    kind: Any = type(connection)
+    if not isinstance(connection, Attributes):
+        connection.__class__ = _class_for(kind)
+        connection.prepare()
+        if isinstance(connection, ClusterConnection) and connection.connection is not None:
+            note_transaction(connection)  # its settings may have switched autocommit off already
+    if isinstance(connection, ClusterConnection):
+        operations: Any = type(connection.ops)
+        connection.ops.__class__ = led_operations(operations)
+
+
+def equip_open_connections() -> None:
+    """Do so for the connections of this thread that were made before the app was ready."""
+    for connection in connections.all(initialized_only=True):
+        equip(connection)
+        note_connection(connection)
+
+
+def equip_new_connections() -> None:
+    """Do so for each connection as Django makes it, and prepares a query, or opens it."""
+    create = connections.create_connection
+
+    def create_equipped(alias: str) -> Any:
+        connection = create(str(alias))  # a routed alias would stay in ``connection.alias``
+        equip(connection)
+        note_connection(connection)
+        return connection
+
+    connections.create_connection = create_equipped  # type: ignore[method-assign]

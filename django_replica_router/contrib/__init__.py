@@ -1,0 +1,1 @@
+"""Other packages of the field: each module needs the one that it is named after."""

@@ -1,0 +1,1 @@
+"""``django.tasks``, and its backport: ``"django_replica_router.contrib.django_tasks"`` in ``INSTALLED_APPS``."""

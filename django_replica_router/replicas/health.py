@@ -1,0 +1,61 @@
+"""How each replica is at this moment, by what is known of it and by the looks at it."""
+
+from __future__ import annotations
+
+from django_replica_router.policy import Replica, ReplicaState
+from django_replica_router.replicas.known import Known
+from django_replica_router.replicas.looks import CONNECT_TIMEOUT
+from django_replica_router.replicas.readings import Reading
+from django_replica_router.values.servers import Life
+
+
+class Health:
+    """The replicas as requests may take them: a server that has not told of itself lately is silent."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        # A reading that is older than this is no knowledge, whatever has become of the poller.
+        self.silence = 3 * known.interval + CONNECT_TIMEOUT
+
+    def replicas(self) -> list[Replica]:
+        """Return what is known of each replica now."""
+        return [self.replica(alias) for alias in self.known.aliases]
+
+    def replica(self, alias: str, life: Life | None = None) -> Replica:
+        """Return what is known of one replica now.
+
+        Args:
+            alias: its alias.
+            life: of an endpoint, the server that is meant; the best one where it is None, and where
+                nobody knows which one will answer.
+        """
+        servers = self.known.servers
+        if alias not in servers.endpoints:
+            return self._replica(alias, alias)
+        if life is not None and alias not in servers.led:
+            return self._replica(alias, servers.key(alias, life))
+        known = [self._replica(alias, key) for key in servers.keys(alias)]
+        return max(known, key=lambda r: (r.state is ReplicaState.STREAMING, r.watermark))
+
+    def server(self, alias: str, life: Life) -> Replica:
+        """Return what is known now of the server behind an alias that has that life."""
+        return self._replica(alias, self.known.servers.key(alias, life))
+
+    def _replica(self, alias: str, key: str | None) -> Replica:
+        now = self.known.clock()
+        reading = self.known.reading(key)
+        state = reading.state
+        if state is ReplicaState.STREAMING and self.is_silent(alias, key or alias, now, reading):
+            state = ReplicaState.SILENT
+        return Replica(alias, state, reading.watermark, now - reading.fresh_at)
+
+    def is_silent(self, alias: str, key: str, now: float, reading: Reading) -> bool:
+        """Tell whether the server of a key, behind an alias, does not answer: not since that reading."""
+        looks = self.known.looks.get(key) or self.known.looks.get(alias)
+        is_waiting = looks is not None and looks.is_waiting
+        return is_waiting or now - reading.read_at > self.silence
+
+    def is_overdue(self, alias: str, life: Life) -> bool:
+        """Tell whether a server has not told all of itself for a while."""
+        key = self.known.servers.key(alias, life)
+        return self.known.clock() - self.known.reading(key).read_at > self.known.interval

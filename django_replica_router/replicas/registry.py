@@ -1,0 +1,155 @@
+"""The monitors of this process: one for each cluster, started when first needed, and again after a fork."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from django_replica_router.conf import Config, Present, get_config
+from django_replica_router.replicas.discovery import Discoverer, entries_for
+from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.sharing import Sharer
+
+_monitors: dict[str, Monitor] = {}
+
+find_monitor: Callable[[str], Monitor | None] = _monitors.get
+"""Return the monitor of the cluster of a primary if this process has started it. Asked for each statement."""
+
+
+class _Right(NamedTuple):
+    """A monitor that was found to be as it should, and by what settings: asked again for each decision."""
+
+    edition: object
+    replicas: Sequence[str]
+    monitor: Monitor
+
+
+class _Registry:
+    """The monitors of this process."""
+
+    def __init__(self, factory: Callable[[str, Sequence[str], float], Monitor] = Monitor) -> None:
+        self.lock = threading.Lock()
+        self.monitors = _monitors
+        self.sharers: dict[str, Sharer] = {}
+        self.discoverers: dict[str, list[Discoverer]] = {}
+        self.names: dict[str, object] = {}
+        self.right: dict[str, _Right] = {}
+        self.factory = factory
+
+    def find(self, primary: str, replicas: Sequence[str], interval: float) -> Monitor | None:
+        """Return the monitor of just that cluster, if it shares, and looks up names, as it should."""
+        monitor = self.monitors.get(primary)
+        if monitor is None or not monitor.serves(replicas, interval):
+            return None
+        sharer = self.sharers.get(primary)
+        shares_through = None if sharer is None else sharer.cache
+        edition = Present.edition  # before the settings, which may be newer
+        config = get_config()
+        is_right = shares_through == self.cache_for(monitor, config)
+        if not is_right or self.names.get(primary) is not config.DISCOVERY:
+            return None
+        if interval == config.interval:
+            self.right[primary] = _Right(edition, replicas, monitor)
+        return monitor
+
+    @staticmethod
+    def cache_for(monitor: Monitor, config: Config) -> str | None:
+        """Return the alias of the cache through which the monitor's readings are to be shared."""
+        return config.CACHE if config.SHARE_READINGS and monitor.looks_itself else None
+
+    def start(self, primary: str, replicas: Sequence[str], interval: float) -> Monitor:
+        """Start a monitor."""
+        monitor = self.factory(primary, replicas, interval)
+        config = get_config()
+        cache = self.cache_for(monitor, config)
+        monitor.start()
+        if cache is not None:
+            self.sharers[primary] = sharer = Sharer(monitor, cache)
+            sharer.start()
+        self.names[primary] = config.DISCOVERY
+        entries = entries_for(primary, config) if monitor.looks_itself else {}
+        self.discoverers[primary] = [
+            Discoverer(monitor, alias, entry, self.lock) for alias, entry in entries.items()
+        ]
+        for discoverer in self.discoverers[primary]:
+            discoverer.start()
+        self.monitors[primary] = monitor
+        return monitor
+
+    def remove(self, primary: str) -> Callable[[], None]:
+        """Forget a monitor, and return what stops it."""
+        monitor, sharer = self.monitors.pop(primary, None), self.sharers.pop(primary, None)
+        self.right.pop(primary, None)
+        for discoverer in self.discoverers.pop(primary, ()):
+            discoverer.end()
+
+        def stop() -> None:
+            if sharer is not None:
+                sharer.end()
+            if monitor is not None:
+                monitor.stop()
+
+        return stop
+
+
+_registry = _Registry()
+
+
+def get_monitor(primary: str, replicas: Sequence[str], interval: float) -> Monitor:
+    """Return the monitor of a cluster, started on first use and again after a fork."""
+    right = _registry.right.get(primary)
+    if (
+        right is not None
+        and right.edition is Present.edition
+        and right.replicas is replicas
+        and _monitors.get(primary) is right.monitor
+    ):
+        return right.monitor
+    monitor = _registry.find(primary, replicas, interval)
+    if monitor is not None:
+        return monitor
+    with _registry.lock:
+        monitor = _registry.find(primary, replicas, interval)
+        if monitor is None:
+            # Servers may have come, or gone, since the caller has looked which there are.
+            present = get_config().topology.replicas.get(primary, replicas)
+            monitor = _registry.find(primary, present, interval)
+        if monitor is None:
+            _registry.remove(primary)()
+            monitor = _registry.start(primary, replicas, interval)
+        return monitor
+
+
+def replace_factory(
+    factory: Callable[[str, Sequence[str], float], Monitor],
+) -> Callable[[str, Sequence[str], float], Monitor]:
+    """Have monitors made by something else from now on, and return what made them before."""
+    stop_monitors()
+    old, _registry.factory = _registry.factory, factory
+    return old
+
+
+def stop_monitors() -> None:
+    """Stop every monitor of this process. The next read that needs one starts it again."""
+    with _registry.lock:
+        stops = [_registry.remove(primary) for primary in list(_registry.monitors)]
+    for stop in stops:
+        stop()
+
+
+def _after_fork() -> None:
+    # The threads do not exist in the child, and locks may be held for ever. The parent's sockets
+    # must not be closed with a farewell to the server: the objects are kept, and left alone.
+    global _registry, _inherited
+    _inherited = _registry, dict(_monitors)
+    _monitors.clear()
+    _registry = _Registry(_registry.factory)
+
+
+_inherited: tuple[_Registry, dict[str, Monitor]] | None = None
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(stop_monitors)

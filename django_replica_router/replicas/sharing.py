@@ -1,0 +1,442 @@
+"""Readings that one process takes and the others learn of through the cache.
+
+One process leads: it looks at the servers, and writes down what it finds. The others read that. Two
+entries of the cache are enough for it: the beat, which the leader renews before each look and which
+runs out when the leader is gone, and the report of what it found after a certain beat.
+
+No two clocks are compared. The leader tells moments by how long before its beat they were. A beat
+was written after the last time that a reader met another one in its place, so the reader takes that
+time for the beat's. However long leader, cache or reader are held up in between: what it takes for
+the age of a reading is never less than the true age.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from django.db import connections
+
+from django_replica_router.policy import ReplicaState
+from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.readings import Reading, Sample, Told, ToldReading
+from django_replica_router.stores.store import RedisStore, get_store
+from django_replica_router.values.tokens import Position
+
+logger = logging.getLogger("django_replica_router")
+
+T = TypeVar("T")
+
+_draw = random.SystemRandom()
+
+_VERSION = 1
+_BEAT = re.compile(rf"{_VERSION}:([0-9a-f]{{16}}):([0-9]{{1,18}})", re.ASCII)
+
+# Rounds in an interval. With two, a reading is told to be no older, at the worst, than the two
+# intervals that it may be old where each process looks for itself.
+_ROUNDS = 2
+
+# Intervals after which what was told has run out, and a beat as well.
+_ENDURANCE = 3
+
+# Some caches know whole seconds only.
+_LEAST_LIFE = 2
+
+_BEATS_KEPT = 8
+
+
+class Beat(NamedTuple):
+    """A sign of life of whoever leads, never given twice.
+
+    Args:
+        owner: who gave it.
+        number: higher than in the one before.
+    """
+
+    owner: str
+    number: int
+
+    def encode(self) -> str:
+        """Return the beat as text."""
+        return f"{_VERSION}:{self.owner}:{self.number}"
+
+    @classmethod
+    def decode(cls, value: object) -> Beat | None:
+        """Return the beat that the text stands for, or None when it is none."""
+        match = _BEAT.fullmatch(value) if isinstance(value, str) else None
+        return None if match is None else cls(match[1], int(match[2]))
+
+
+class Report(NamedTuple):
+    """What a leader has found.
+
+    Args:
+        beat: the beat that it had given before.
+        told: what it found. Its moments are seconds after the beat: of what was before it, or just
+            after it, negative or zero.
+    """
+
+    beat: Beat
+    told: Told
+
+    def encode(self) -> str:
+        """Return the report as text."""
+        told = self.told
+        return json.dumps(
+            {
+                "beat": self.beat.encode(),
+                "primary": told.primary,
+                "is_down": told.is_down,
+                "sample": [_age(told.sample.at), *told.sample.position],
+                "replicas": {
+                    alias: [
+                        life,
+                        reading.state.name,
+                        reading.watermark,
+                        _age(reading.fresh_at),
+                        _age(reading.read_at),
+                        reading.remark,
+                    ]
+                    for alias, (life, reading) in told.replicas.items()
+                },
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def decode(cls, value: object) -> Report | None:
+        """Return the report that the text stands for, or None when it is none."""
+        if not isinstance(value, str):
+            return None
+        try:
+            return cls._parse(json.loads(value))
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ):
+            return None
+
+    @classmethod
+    def _parse(cls, fields: Any) -> Report:
+        beat = Beat.decode(fields["beat"])
+        if beat is None:
+            raise ValueError
+        system, life = fields["primary"]
+        age, timeline, lsn = fields["sample"]
+        position = Position(_a(int, timeline), _lsn(lsn))
+        replicas = {alias: _parse_replica(*row) for alias, row in fields["replicas"].items()}
+        sample = Sample(_moment(age), position)
+        primary = (_a(str, system), _life(life))
+        return cls(beat, Told(primary, sample, _a(bool, fields["is_down"]), replicas))
+
+
+def shift(told: Told, by: float) -> Told:
+    """Return the same with all moments later by so many seconds."""
+    return told._replace(
+        sample=told.sample._replace(at=told.sample.at + by),
+        replicas={
+            alias: ToldReading(
+                life,
+                reading._replace(fresh_at=reading.fresh_at + by, read_at=reading.read_at + by),
+            )
+            for alias, (life, reading) in told.replicas.items()
+        },
+    )
+
+
+def _age(moment: float) -> float | None:
+    return max(0.0, -moment) if math.isfinite(moment) else None
+
+
+def _moment(age: object) -> float:
+    if age is None:
+        return -math.inf
+    seconds = _a(float, age)
+    if not 0 <= seconds < math.inf:
+        raise ValueError
+    return -seconds
+
+
+def _a(kind: type[T], value: object) -> T:
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _lsn(value: object) -> int:
+    lsn = _a(int, value)
+    if not -1 <= lsn < 1 << 64:
+        raise ValueError
+    return lsn
+
+
+def _life(value: object) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not all(
+        part is None or type(part) in (str, int) for part in value
+    ):
+        raise TypeError
+    return tuple(value)
+
+
+def _parse_replica(
+    life: object, state: str, watermark: object, fresh: object, read: object, remark: object
+) -> ToldReading:
+    return ToldReading(
+        None if life is None else _life(life),
+        Reading(
+            ReplicaState[state],
+            _lsn(watermark),
+            _moment(fresh),
+            _moment(read),
+            remark=_a(str, remark),
+        ),
+    )
+
+
+class Beats:
+    """The beats that a reader has met, and the moments after which they were given."""
+
+    def __init__(self, endurance: float) -> None:
+        self._endurance = endurance
+        self._last: Beat | None = None
+        self._first_met_at = -math.inf
+        self._last_met_at = -math.inf
+        self._given_after: dict[Beat, float] = {}
+
+    def note(self, beat: Beat, asked_at: float) -> None:
+        """Note which beat was there when it was asked for.
+
+        That none was there proves nothing: a cache may forget, or hide that it cannot be reached.
+
+        Args:
+            beat: the one that was there.
+            asked_at: moment just before the cache was asked.
+        """
+        last = self._last
+        if last is not None and last.owner == beat.owner and beat.number < last.number:
+            return
+        if beat != last:
+            # One that comes after a long silence, like the first of all, may have been given at any
+            # time: perhaps the one before was met in a copy of the cache that was cut off.
+            is_first = last is None or asked_at - self._first_met_at > self._endurance
+            self._given_after[beat] = -math.inf if is_first else self._last_met_at
+            self._last, self._first_met_at = beat, asked_at
+            while len(self._given_after) > _BEATS_KEPT:
+                del self._given_after[next(iter(self._given_after))]
+        self._last_met_at = asked_at
+
+    def given_after(self, beat: Beat) -> float:
+        """Return a moment after which the beat was given for sure: minus infinity when unknown."""
+        return self._given_after.get(beat, -math.inf)
+
+
+class Board:
+    """Two entries that several processes see, in a Django cache. All methods raise what the cache raises.
+
+    Args:
+        cache: the cache.
+        keys: of the beat and of the report.
+        life: seconds after which an entry runs out.
+    """
+
+    def __init__(self, cache: Any, keys: tuple[str, str], life: int) -> None:
+        self._cache = cache
+        self._beat, self._report = keys
+        self._life = life
+
+    def read(self) -> tuple[object, object]:
+        """Return the beat and the report, each as text, or as None where there is none."""
+        found: Mapping[str, object] = self._cache.get_many([self._beat, self._report])
+        return found.get(self._beat), found.get(self._report)
+
+    def take_lead(self, beat: str) -> bool:
+        """Write the beat if there is none; tell whether it was written."""
+        return bool(self._cache.add(self._beat, beat, self._life))
+
+    def renew(self, beat: str) -> None:
+        """Write the beat."""
+        self._cache.set(self._beat, beat, self._life)
+
+    def report(self, report: str) -> None:
+        """Write the report."""
+        self._cache.set(self._report, report, self._life)
+
+    def leave(self) -> None:
+        """Delete the beat."""
+        self._cache.delete(self._beat)
+
+
+class RedisBoard(Board):
+    """The entries in Redis or Valkey, read from the server that is written to.
+
+    A copy of it may lag, and show a beat that has been followed by another one long ago. The clients of
+    both take the seconds of an entry's life where a Django cache does.
+    """
+
+    def read(self) -> tuple[object, object]:
+        beat, report = map(_text, self._cache.mget([self._beat, self._report]))
+        return beat, report
+
+    def take_lead(self, beat: str) -> bool:
+        return bool(self._cache.set(self._beat, beat, self._life, nx=True))
+
+
+def _text(value: object) -> object:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
+
+
+def open_board(cache: str, primary: str, life: int) -> Board:
+    """Return the entries for a cluster, for the present thread.
+
+    Args:
+        cache: alias of the cache.
+        primary: alias of the cluster's primary.
+        life: seconds after which an entry runs out.
+
+    Raises:
+        StoreError: there is no such cache, or its client cannot be made.
+    """
+    store = get_store(cache)
+    keys = (f"rr-beat:{primary}", f"rr-report:{primary}")
+    if isinstance(store, RedisStore):
+        beat, report = (str(store._cache.make_key(key)) for key in keys)
+        return RedisBoard(store._client, (beat, report), life)
+    return Board(store._cache, keys, life)
+
+
+class Sharer(threading.Thread):
+    """Leads, or follows who leads, again and again.
+
+    Args:
+        monitor: what this process knows; its threads rest as long as somebody else looks.
+        cache: alias of the cache.
+        open_board: opens the entries of the cache, in this thread.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        cache: str,
+        open_board: Callable[[str, str, int], Board] = open_board,
+    ) -> None:
+        super().__init__(name=f"replica-router-monitor-share-{monitor.primary}", daemon=True)
+        self.cache = cache
+        self.is_leading = False
+        self._monitor = monitor
+        self._open_board = open_board
+        self._endurance = _ENDURANCE * monitor.interval
+        self._life = max(_LEAST_LIFE, math.ceil(self._endurance))
+        self._beat = Beat(f"{_draw.getrandbits(64):016x}", 0)
+        self._beats = Beats(self._endurance)
+        self._counted_from = -math.inf
+        self._abstains_until = -math.inf
+        self._has_failed = False
+        self._board: Board | None = None
+        self._ended = threading.Event()
+
+    def end(self, timeout: float = 1.0) -> None:
+        """Stop the thread, and wait at most ``timeout`` seconds for it."""
+        self._ended.set()
+        if self.is_alive():
+            self.join(timeout)
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            self.try_round()
+            # Jitter, so that many processes do not ask at the same moment.
+            self._ended.wait(self._monitor.interval / _ROUNDS * _draw.uniform(0.8, 1.0))
+        if self.is_leading:
+            self._try(self._leave)
+        connections.close_all()  # those of this thread, where the cache is in a database
+
+    def try_round(self) -> None:
+        """Lead or follow once. Where the cache fails, what was told runs out, and no harm is done."""
+        self._try(self._round)
+
+    def _try(self, act: Callable[[Board], None]) -> None:
+        try:
+            if self._board is None:
+                self._board = self._open_board(self.cache, self._monitor.primary, self._life)
+            act(self._board)
+            self._has_failed = False
+        except Exception as error:  # whatever a cache backend raises, the site goes on
+            self._board = None
+            self.is_leading = False
+            connections.close_all()
+            if not self._has_failed:
+                logger.warning("Readings cannot be shared through %r: %s", self.cache, error)
+            self._has_failed = True
+
+    def _round(self, board: Board) -> None:
+        asked_at = self._monitor.clock()
+        value, report = board.read()
+        beat = Beat.decode(value)
+        if beat is not None and beat.owner == self._beat.owner:
+            board.renew(self._next_beat())
+            self._lead(board)
+        elif value is not None:
+            self.is_leading = False
+            if beat is not None:
+                self._beats.note(beat, asked_at)
+                self._follow(Report.decode(report))
+        elif asked_at >= self._abstains_until and board.take_lead(self._next_beat()):
+            if not self.is_leading:
+                logger.info("This process looks at %r for all.", self._monitor.primary)
+            self._lead(board)
+
+    def _next_beat(self) -> str:
+        self._beat = self._beat._replace(number=self._beat.number + 1)
+        return self._beat.encode()
+
+    # Leading.
+
+    def _lead(self, board: Board) -> None:
+        monitor = self._monitor
+        given_at = monitor.clock()  # the beat is in the cache now
+        self.is_leading = True
+        monitor.hearsay.drive(given_at + self._endurance)
+        monitor.waiting.wait_for(lambda: self._has_looked_since(given_at), monitor.interval / 4)
+        told = monitor.hearsay.describe()
+        if told is not None:
+            board.report(Report(self._beat, shift(told, -given_at)).encode())
+        if monitor.known.primary_is_down:
+            # Perhaps it can be reached from elsewhere.
+            self._leave(board)
+            self._abstains_until = given_at + 2 * self._life
+
+    def _has_looked_since(self, moment: float) -> bool | None:
+        sampled_at = self._monitor.history.sampled_at
+        replicas = self._monitor.health.replicas()
+        has_looked = sampled_at >= moment and self._monitor.waiting.has_looked_since(
+            moment, replicas
+        )
+        return has_looked or None
+
+    def _leave(self, board: Board) -> None:
+        self.is_leading = False
+        self._monitor.hearsay.look_alone()
+        beat = Beat.decode(board.read()[0])
+        if beat is not None and beat.owner == self._beat.owner:
+            board.leave()
+
+    # Following.
+
+    def _follow(self, report: Report | None) -> None:
+        if report is None:
+            return
+        given_after = self._beats.given_after(report.beat)
+        if given_after > self._counted_from:
+            self._counted_from = given_after
+            self._monitor.hearsay.take(
+                shift(report.told, given_after), given_after + self._endurance
+            )

@@ -1,0 +1,65 @@
+"""How many reads may go to the primary that it should be spared, where no replica can serve them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+_WINDOW = 10.0
+# So that a site with few visitors is not refused its first one.
+_FREE = 20
+
+
+class Budget:
+    """Counts decisions of this process, and grants the primary to a share of them.
+
+    Args:
+        clock: a monotonic clock.
+        free: so many are granted whatever the share.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, free: int = _FREE) -> None:
+        self._clock = clock
+        self._free = free
+        self._lock = threading.Lock()
+        self._began = clock()
+        self._decisions = 0
+        self._granted = 0
+
+    def note_decision(self) -> None:
+        """Count a decision."""
+        with self._lock:
+            if self._clock() - self._began > _WINDOW:
+                self._renew()
+            self._decisions += 1
+
+    def grant(self, share: float) -> bool:
+        """Tell whether one more decision may be for the primary, and count it if so."""
+        with self._lock:
+            self._renew()
+            if self._granted >= self._free and self._granted >= share * self._decisions:
+                return False
+            self._granted += 1
+            return True
+
+    def _renew(self) -> None:
+        now = self._clock()
+        if now - self._began > _WINDOW:
+            self._began = now
+            # Half of what was counts on, so that a window's beginning grants no burst.
+            self._decisions //= 2
+            self._granted //= 2
+
+
+primary_budget = Budget()
+"""Of reads that no replica may serve: the setting ``PRIMARY_SHARE``."""
+
+monotonic_budget = Budget()
+"""Of reads that a replica may not serve for what their reader has seen: ``MONOTONIC_SHARE``."""
+
+if hasattr(os, "register_at_fork"):
+    for _budget in (primary_budget, monotonic_budget):
+        # Whoever holds the lock does not exist in the child.
+        os.register_at_fork(after_in_child=_budget._lock._at_fork_reinit)  # type: ignore[attr-defined]

@@ -1,0 +1,364 @@
+"""Reads: which server a read goes to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_replica_router.conf import Config
+from django_replica_router.errors import StoreError, TooStale
+from django_replica_router.policy import (
+    Decision,
+    Reason,
+    Situation,
+    choose_stand_in,
+    decide_at_once,
+)
+from django_replica_router.recording.floors import load_floor
+from django_replica_router.recording.learning import is_learned
+from django_replica_router.recording.writes import leave_unseen
+from django_replica_router.replicas.connecting import connect_to_replica
+from django_replica_router.replicas.registry import get_monitor
+from django_replica_router.routing.balancers import least_in_flight
+from django_replica_router.routing.budget import monotonic_budget, primary_budget
+from django_replica_router.routing.choosing import (
+    Case,
+    choose_server,
+    identifies_unknown_reader,
+    note_unstored_reads,
+)
+from django_replica_router.scopes.scope import ClusterScope, Frame, Override, Scope, Shortcut
+from django_replica_router.stats import count
+from django_replica_router.transactions.blocks import (
+    find_replica_in_atomic,
+    idle_blocks,
+    keeps_reads,
+    replicas_in_transaction,
+)
+from django_replica_router.values.routed import routed_alias
+
+logger = logging.getLogger("django_replica_router")
+
+
+# What a reader sees on the primary for one of these reasons is not remembered: the read is not the
+# scope's own choice of a server, or there is nobody to remember it for, or nothing to keep it in.
+_UNSEEN = (
+    Reason.DISABLED,
+    Reason.MODEL,
+    Reason.NO_SCOPE,
+    Reason.EVENT_LOOP,
+    Reason.UNKNOWN_SESSION,
+)
+
+# Reasons for the primary that give way where the primary is down: the code has not asked for it, and
+# nothing of this scope's own is at stake.
+_DISPENSABLE = (
+    Reason.MODEL,
+    Reason.UNSAFE_METHOD,
+    Reason.LEARNED,
+    Reason.UNKNOWN_SESSION,
+    Reason.STORE_ERROR,
+    Reason.EMPTY_STORE,
+    Reason.UNRECORDED_WRITE,
+    Reason.EPOCH,
+    Reason.LAGGING,
+    Reason.NO_REPLICA,
+    Reason.REPLICA_FAILED,
+)
+
+# Decisions that hold as long as the scope does. Of the others those do that the scope has kept.
+_LASTING = (Reason.WROTE, Reason.REPLICA_FAILED, Reason.UNSAFE_METHOD, Reason.LEARNED)
+
+
+_NO_OVERRIDE = Override(primary=False)
+
+
+def route_read(
+    primary: str, model: Any, config: Config, frame: Frame
+) -> tuple[str, Shortcut | None]:
+    """Return the alias that serves a read of that model in the cluster of that primary.
+
+    Beside it stands the shortcut to it, where the decision holds for more than this read. The alias of
+    a replica is a ``RoutedAlias``.
+    """
+    connection, scope = connections[primary], frame.scope
+    decision = _decide(primary, connection, model, config, frame)
+    may_stand_in = (
+        scope is not None and decision.alias == primary and config.PRIMARY_DOWN == "replicas"
+    )
+    if scope is not None and may_stand_in:
+        decision = _stand_in(primary, decision, scope, config)
+    alias, reason = decision
+    if alias != primary:
+        alias = routed_alias(alias, primary, config.topology.members[primary])
+    elif scope is not None:
+        _note_shown(primary, reason, connection, model, scope, config)
+    if scope is None:
+        return alias, None
+    if scope.decisions is not None:
+        scope.note_decision(decision)
+    elif (
+        not may_stand_in
+        and frame.override is None
+        and not (config.replica_models and config.wants_replica(model))
+        and _is_kept(primary, decision, scope, config)
+    ):
+        blocks, models = idle_blocks(connection), config.ordinary_models
+        return alias, Shortcut(alias, connection, blocks, models, scope.identity)
+    return alias, None
+
+
+def _note_shown(
+    primary: str, reason: Reason, connection: Any, model: Any, scope: Scope, config: Config
+) -> None:
+    """Remember that the reader is shown what the primary has, where that has to be there the next time."""
+    if reason in _UNSEEN:
+        leave_unseen(connection, model)
+    elif config.MONOTONIC_READS:
+        scope.cluster(primary).seen_elsewhere_on = primary
+
+
+def _is_kept(primary: str, decision: Decision, scope: Scope, config: Config) -> bool:
+    if decision.reason in _LASTING:
+        scope.identity.users()  # asked by nobody so far: whoever comes later would be news
+        return True
+    state = scope.clusters.get(primary)
+    return state is not None and state.choices.get(config.MAX_LAG) is decision
+
+
+def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) -> Decision:
+    """Return a decision for a replica where the primary is down and the read may do without it."""
+    state = scope.cluster(primary)
+    if decision.reason not in _DISPENSABLE or _in_event_loop():
+        return decision
+    if state.stand_in is not None:
+        return state.stand_in
+    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    replicas = monitor.health.replicas() if monitor.known.primary_is_down else []
+    while True:
+        stand_in = choose_stand_in(replicas)
+        if stand_in is None:
+            return decision
+        if connect_to_replica(stand_in.alias, monitor, config.CONNECT_TIMEOUT):
+            break
+        replicas = [replica for replica in replicas if replica.alias != stand_in.alias]
+    count(stand_in.reason.event)
+    state.stand_in = stand_in
+    state.lives.setdefault(stand_in.alias, None)
+    return stand_in
+
+
+def _decide(
+    primary: str, connection: BaseDatabaseWrapper, model: Any, config: Config, frame: Frame
+) -> Decision:
+    scope, override = frame.scope, frame.override
+    state = None if scope is None else scope.clusters.get(primary)
+    asked_for_replica = (
+        config.wants_replica(model) and scope is not None
+        if override is None
+        else not override.primary
+    )
+    members = config.topology.members[primary]
+    decision = decide_at_once(
+        Situation(
+            primary,
+            enabled=config.ENABLED,
+            forced_primary=override is not None and override.primary,
+            asked_for_replica=asked_for_replica,
+            primary_in_atomic=keeps_reads(connection),
+            replica_in_atomic=find_replica_in_atomic(_find_connection, members)
+            if replicas_in_transaction
+            else None,
+            primary_only=config.is_primary_only(model),
+            has_scope=scope is not None,
+            replica_failed=state is not None and state.failed,
+            wrote=state is not None and state.wrote,
+            unsafe=scope is not None and scope.unsafe,
+            learned=scope is not None and scope.learned,
+        )
+    )
+    if decision is not None:
+        return decision
+    if scope is None:  # a use_replica block always has a scope: this is for the type checker
+        return Decision(primary, Reason.NO_SCOPE)
+    override = override or _NO_OVERRIDE
+    max_lag = config.MAX_LAG if override.max_lag is None else override.max_lag
+    if override.on_stale == "primary":
+        return _decide_by_token(primary, connection, model, scope, max_lag, config)
+    return _decide_without_primary(primary, connection, model, scope, max_lag, config, override)
+
+
+def _decide_without_primary(
+    primary: str,
+    connection: BaseDatabaseWrapper,
+    model: Any,
+    scope: Scope,
+    max_lag: float,
+    config: Config,
+    override: Override,
+) -> Decision:
+    """Return a decision for a replica, where the code would rather have none than the primary.
+
+    Raises:
+        TooStale: no replica may serve.
+    """
+    state = scope.cluster(primary)
+    kept = state.choices.get(max_lag)
+    if kept is not None and kept.alias == primary:
+        del state.choices[max_lag]  # a replica may have caught up since
+    decision = _decide_by_token(primary, connection, model, scope, max_lag, config, override)
+    if decision.alias == primary and decision.reason is not Reason.EVENT_LOOP:
+        monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+        late = {replica.alias: replica.age for replica in monitor.health.replicas()}
+        told = ", ".join(f"{alias!r} {age:.1f} s" for alias, age in late.items())
+        message = (
+            f"No replica of {primary!r} may serve this read: {decision.reason.value}. How old their "
+            f"data may be: {told}; allowed are {max_lag:g} s."
+        )
+        raise TooStale(message, late)
+    return decision
+
+
+def _find_connection(alias: str) -> Any:
+    """Return this thread's connection of an alias, without making one where there is none."""
+    return getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
+
+
+def _decide_by_token(
+    primary: str,
+    connection: BaseDatabaseWrapper,
+    model: Any,
+    scope: Scope,
+    max_lag: float,
+    config: Config,
+    override: Override = _NO_OVERRIDE,
+) -> Decision:
+    """Return the decision that goes by what the reader must see: that of before, or one for the scope."""
+    state = scope.cluster(primary)
+    choices = state.choices  # where another thread writes meanwhile, there is a new one
+    choice = choices.get(max_lag)
+    if choice is not None and (choice.alias == primary or not _is_user_new(scope, state)):
+        return choice if choice.alias == primary else _follow(primary, choice, state, config)
+    if _in_event_loop():
+        # Asking the store or a replica would block the loop. The query itself runs in a thread
+        # and asks again there.
+        return Decision(primary, Reason.EVENT_LOOP)
+    if choice is None and is_learned(scope, config):
+        count(Reason.LEARNED.event)
+        return Decision(primary, Reason.LEARNED)
+    before, was_raised = state.reader.floor, state.reader.floor is None and bool(choices)
+    try:
+        floor = load_floor(primary, scope, config)
+    except StoreError as error:
+        return _decide_without_store(primary, state, choices, max_lag, error)
+    if choice is None and identifies_unknown_reader(model, scope, state):
+        return Decision(primary, Reason.UNKNOWN_SESSION)
+    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
+    decision, life, _ = choose_server(case, floor)
+    if decision.alias != primary:
+        state.lives[decision.alias] = life
+    _count(decision, config)
+    decision = _keep(case, choices, decision)
+    if was_raised or before not in (None, floor):
+        _leave_others(primary, choices, max_lag, decision)
+    return decision
+
+
+def _is_user_new(scope: Scope, state: ClusterScope) -> bool:
+    """Tell whether a user, or a token, has become known since the decision that is not in the floor."""
+    users = scope.identity.users()
+    if state.reader.floor is None:
+        return True
+    if users == state.reader.users:
+        return False
+    if not all(user in state.reader.records for user in users):
+        return True
+    # The session's record had named them: their tokens are in the floor already.
+    state.reader.users = users
+    return False
+
+
+def _decide_without_store(
+    primary: str,
+    state: ClusterScope,
+    choices: dict[float, Decision],
+    max_lag: float,
+    error: StoreError,
+) -> Decision:
+    logger.warning("%s", error)
+    note_unstored_reads(primary)
+    state.reader.store_failed = True
+    count(Reason.STORE_ERROR.event)
+    return choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
+
+
+def _count(decision: Decision, config: Config) -> None:
+    count(decision.reason.event)
+    if config.PRIMARY_SHARE < 1:
+        primary_budget.note_decision()
+    if config.yields:
+        monotonic_budget.note_decision()
+
+
+def _enter(alias: str, state: ClusterScope) -> None:
+    """Count the scope as one that works with the replica, for the balancer."""
+    if alias not in state.entered:
+        least_in_flight.enter(alias)
+        state.entered.append(alias)
+
+
+def _keep(case: Case, choices: dict[float, Decision], decision: Decision) -> Decision:
+    """Have the decision hold for the rest of the scope; return the one that does."""
+    primary, max_lag = case.primary, case.max_lag
+    kept = decision
+    if case.choice is not None:
+        choices[max_lag] = decision
+    else:
+        kept = choices.setdefault(max_lag, decision)
+    if kept.alias not in (decision.alias, primary):
+        # Another thread was first, and may not have known the user yet: it asked for less.
+        kept = choices[max_lag] = Decision(primary, Reason.LAGGING)
+        case.state.shortcuts.clear()
+    if case.config.BALANCER == "least_in_flight" and kept.alias != primary:
+        _enter(kept.alias, case.state)
+    return kept
+
+
+def _leave_others(
+    primary: str, choices: dict[float, Decision], max_lag: float, decision: Decision
+) -> None:
+    """Have the primary serve where another replica was chosen, under another lag, before a user became known."""
+    for lag, other in list(choices.items()):
+        if lag != max_lag and other.alias not in (decision.alias, primary):
+            choices[lag] = Decision(primary, Reason.LAGGING)
+
+
+def _follow(primary: str, choice: Decision, state: ClusterScope, config: Config) -> Decision:
+    """Return what was chosen for the scope, or the primary where this thread cannot connect to it.
+
+    Another thread may have chosen; and Django would connect where a failure cannot be mended.
+    """
+    connection = _find_connection(choice.alias)
+    if (connection is not None and connection.connection is not None) or _in_event_loop():
+        return choice
+    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    if connect_to_replica(choice.alias, monitor, config.CONNECT_TIMEOUT):
+        return choice
+    state.leave_replica()
+    return Decision(primary, Reason.REPLICA_FAILED)
+
+
+def _in_event_loop() -> bool:
+    return asyncio._get_running_loop() is not None
+
+
+def release_scope(scope: Scope) -> None:
+    """Give back what the scope holds."""
+    for state in list(scope.clusters.values()):
+        while state.entered:
+            least_in_flight.leave(state.entered.pop())

@@ -1,0 +1,1 @@
+"""What one request knows: whom it is for, what it has written and seen, and what was decided for it."""

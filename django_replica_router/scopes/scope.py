@@ -1,0 +1,408 @@
+"""The scope: what one request, task or ``scope()`` block knows, whatever threads it runs in."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Container, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from threading import get_ident
+from typing import Any, NamedTuple, Protocol
+
+from django_replica_router.policy import Decision
+from django_replica_router.scopes.written import WriteMark, Written
+from django_replica_router.values.carried import Carried
+from django_replica_router.values.tokens import Floor, Position, Record
+
+# Enough for the page of a developer who looks at one request; a bound, since a report may run
+# a million queries in one scope.
+_MAX_DECISIONS = 1000
+
+
+class Identity(Protocol):
+    """Whom a scope works for, as far as that is known at the moment. Keys of the token store."""
+
+    settled: bool
+    """No later look can find more."""
+
+    shortcuts: Shortcuts | None
+    """Those of the scope: dropped where a user is found whose token is not in the floor."""
+
+    clusters: Mapping[str, ClusterScope] | None
+    """What the scope knows of each cluster."""
+
+    def session(self) -> str | None:
+        """Return the key of the session cookie."""
+
+    def credential(self) -> str | None:
+        """Return the key of the credential in the headers."""
+
+    def carried(self, primary: str) -> Record | None:
+        """Return what the reader's browser itself knows, by a signed cookie."""
+
+    def users(self) -> tuple[str, ...]:
+        """Return the keys of the users that are known so far, without any query."""
+
+    def has_news(self) -> bool:
+        """Tell whether ``users`` may have more to say than when it was last asked. Cheap."""
+
+    def owner(self) -> str:
+        """Return the key of the user whose the session and the credential are, or nothing."""
+
+    def look_again(self) -> None:
+        """Take into account that the user may have changed."""
+
+    def load_user(self) -> None:
+        """Find out by a query who the user is, where nobody has asked yet."""
+
+    def has_session_data(self) -> bool:
+        """Tell whether there is a session that is not empty."""
+
+
+class Shortcut:
+    """A decision that holds in one thread until the scope drops it.
+
+    It is what makes a repeated decision cheap: whoever follows it checks what may have changed
+    without the scope being told (the transaction, the model, who is signed in), and nothing else.
+
+    Args:
+        alias: where reads go.
+        connection: the thread's connection to the primary, which may be in a transaction.
+        idle: its atomic blocks while none of them keeps reads there: see ``idle_blocks``.
+        models: the models for which it holds. Emptied where the settings change.
+        identity: whom the scope works for.
+    """
+
+    __slots__ = ("alias", "connection", "identity", "idle", "models")
+
+    def __init__(
+        self,
+        alias: str,
+        connection: Any,
+        idle: list[Any],
+        models: Container[Any],
+        identity: Identity,
+    ) -> None:
+        self.alias = alias
+        self.connection = connection
+        self.idle = idle
+        self.models = models
+        self.identity = identity
+
+
+class ThreadShortcuts(dict[str, Shortcut]):
+    """Those of one thread, by the alias that Django would have read from."""
+
+    __slots__ = ("__weakref__",)
+
+
+Shortcuts = dict[int, ThreadShortcuts]
+"""By the number of the thread, which another one may be given when it has ended."""
+
+
+class _ThreadEnd:
+    """Lies among what belongs to one thread alone, and takes its shortcuts with it.
+
+    A shortcut leads past the questions whether a transaction is open in the thread, and whether it
+    can connect: whoever gets its number next has to ask them himself.
+    """
+
+    _MANY = 64
+
+    def __init__(self) -> None:
+        self._kept: list[weakref.ref[ThreadShortcuts]] = []
+
+    def note(self, shortcuts: ThreadShortcuts) -> None:
+        """Have these dropped when the thread ends, where their scope has not ended before."""
+        if len(self._kept) >= self._MANY:
+            self._kept = [kept for kept in self._kept if kept() is not None]
+        self._kept.append(weakref.ref(shortcuts))
+
+    def __del__(self) -> None:
+        for kept in self._kept:
+            shortcuts = kept()
+            if shortcuts is not None:
+                shortcuts.clear()
+
+
+class _Here(threading.local):
+    """What belongs to one thread alone."""
+
+    def __init__(self) -> None:
+        self.end = _ThreadEnd()
+
+
+_here = _Here()
+
+
+class Terms(NamedTuple):
+    """What each answer must prove where a pooler may lead a statement to any of several servers.
+
+    Args:
+        floor: the position that its server must have replayed before.
+        max_lag: seconds that its data may be old.
+        written: the part of the floor that was written, not only seen; None where the reader yields to none.
+    """
+
+    floor: int
+    max_lag: float
+    written: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Reader:
+    """Whom a scope reads for, as the token store knows them.
+
+    Args:
+        floor: what the reader must see; None until the store was asked.
+        records: what the store knows of the reader, by key.
+        users: the users whose records are in the floor.
+        name: a text that stands for the reader, or "" for nobody in particular.
+        is_stranger: nobody knows which user the reader is.
+        store_failed: the store could not be read.
+        may_be_forgotten: the store has no record of somebody whom the reader is, and may have had one.
+        primary_when_met: where the primary was when the store knew nothing of the reader, and may have dropped
+            what it knew.
+    """
+
+    floor: Floor | None = None
+    records: dict[str, Record | None] = field(default_factory=dict)
+    users: tuple[str, ...] = ()
+    name: str = ""
+    is_stranger: bool = True
+    store_failed: bool = False
+    may_be_forgotten: bool = False
+    primary_when_met: Position | None = None
+
+
+@dataclass(slots=True, eq=False)
+class ClusterScope(Written):
+    """What a scope knows of one cluster: beside what was written, whom it reads for, and where.
+
+    Args:
+        failed: a replica failed under the scope; the rest is read from the primary.
+        seen_elsewhere_on: the server that the scope was sent to although its reader usually meets another;
+            what the reader has seen there must not be missing the next time.
+        recorded: what a write of the scope was recorded as, for the browser to carry.
+        is_unstored: the token store has refused that.
+        reader: whom the scope reads for, as the token store knows them.
+        choices: the decision that holds for the rest of the scope, by allowed lag.
+        lives: the replicas that were chosen, each with the server, and the life of it, that it was
+            chosen for; None where nobody knows.
+        terms: of these the ones where each answer has to prove that it may be shown.
+        shown: the servers that have answered there, each with a position behind which nothing was
+            seen on it.
+        stand_in: the decision for a replica in place of a primary that is down.
+        entered: replicas that the scope is counted for as in flight.
+        wait_left: seconds of the wait budget that are left.
+        shortcuts: those of the whole scope, which end with what was decided.
+    """
+
+    failed: bool = False
+    seen_elsewhere_on: str | None = None
+    recorded: Record | None = None
+    is_unstored: bool = False
+    reader: Reader = field(default_factory=Reader)
+    choices: dict[float, Decision] = field(default_factory=dict)
+    lives: dict[str, tuple[Any, ...] | None] = field(default_factory=dict)
+    terms: dict[str, Terms] = field(default_factory=dict)
+    shown: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    stand_in: Decision | None = None
+    entered: list[str] = field(default_factory=list)
+    wait_left: float | None = None
+    shortcuts: Shortcuts = field(default_factory=dict)
+
+    def decide_anew(self) -> None:
+        """Forget where reads go."""
+        self.choices = {}  # another one: who is deciding at this moment puts his into the old
+        self.shortcuts.clear()
+
+    def agree(self, alias: str, terms: Terms) -> None:
+        """Have each answer that comes by an alias prove so much, and what was agreed before."""
+        old = self.terms.get(alias, terms)
+        written = None
+        if old.written is not None and terms.written is not None:
+            written = max(old.written, terms.written)
+        self.terms[alias] = Terms(
+            max(old.floor, terms.floor), min(old.max_lag, terms.max_lag), written
+        )
+
+    def leave_replica(self) -> None:
+        """Read what is left from the primary: a replica has failed under the scope."""
+        self.failed = True
+        self.shortcuts.clear()
+
+
+class Scope:
+    """One mutable object for all threads and tasks that work for one request.
+
+    A plain value in a ``ContextVar`` is copied into the tasks of ``asyncio.gather`` and into
+    ``sync_to_async`` and what they set is lost; what they change in a shared object is not.
+    """
+
+    __slots__ = (
+        "arrived",
+        "carried",
+        "clusters",
+        "decisions",
+        "identity",
+        "learned",
+        "published",
+        "seen_keys",
+        "shortcuts",
+        "source",
+        "tracked",
+        "unsafe",
+    )
+
+    published: tuple[float, tuple[object, ...], Any]
+    """The token that was published last, when, and what was known then. Not there before."""
+
+    gives_token = False
+    """Its token is asked for when it has ended, whoever it works for."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        unsafe: bool = False,
+        debug: bool = False,
+        source: Any = None,
+    ) -> None:
+        self.identity = identity
+        self.unsafe = unsafe
+        # The request, or the code that has opened the scope: what saves what it has read from a
+        # replica is known by it the next time.
+        self.source = source
+        self.learned = False
+        # What came with the request, and with any token; the keys whose writes must be seen, and those
+        # that what is written here is remembered under.
+        self.arrived: Carried | None = None
+        self.carried: Carried | None = None
+        self.seen_keys: tuple[str, ...] = ()
+        self.tracked: tuple[str, ...] = ()
+        self.clusters: dict[str, ClusterScope] = {}
+        self.shortcuts: Shortcuts = {}
+        identity.shortcuts, identity.clusters = self.shortcuts, self.clusters
+        self.decisions: list[tuple[str, str]] | None = [] if debug else None
+
+    def cluster(self, primary: str) -> ClusterScope:
+        """Return what the scope knows of the cluster of that primary."""
+        try:
+            return self.clusters[primary]
+        except KeyError:
+            return self.clusters.setdefault(primary, ClusterScope(shortcuts=self.shortcuts))
+
+    def follow(self, outer: Scope) -> None:
+        """Read inside what the scope outside has written: no token tells of it yet."""
+        for primary, state in list(outer.clusters.items()):
+            if state.wrote:
+                self.cluster(primary).note_written()
+            if state.pending is not None and state.pending.uncertain:
+                # No position covers it: who reads in here stays on the primary.
+                self.cluster(primary).add_write(WriteMark(uncertain=True))
+
+    def see(self, carried: Carried) -> None:
+        """Read from now on what a token binds to, too."""
+        if carried:
+            self.carried = carried if self.carried is None else self.carried | carried
+            self.read_anew()
+
+    def see_key(self, key: str) -> None:
+        """Read from now on what was written under a key, too."""
+        if key not in self.seen_keys:
+            self.seen_keys = (*self.seen_keys, key)
+            self.read_anew()
+
+    def read_anew(self) -> None:
+        """Have the next read find out again what it must see. Where it was sent so far must pass again."""
+        for state in list(self.clusters.values()):
+            state.reader.floor = None
+        self.shortcuts.clear()
+
+    def shortcuts_here(self) -> ThreadShortcuts:
+        """Return what is to hold the shortcuts of this thread.
+
+        Where somebody ends the scope's shortcuts, it does not belong to them any more: so what is
+        decided meanwhile makes none.
+        """
+        self.identity.users()  # else the decision would find them, and end what it makes
+        mine = self.shortcuts.get(get_ident())
+        if mine is None:
+            mine = self.shortcuts[get_ident()] = ThreadShortcuts()
+            _here.end.note(mine)
+        return mine
+
+    def inherit_writes(self, inner: Scope) -> None:
+        """Take over what a scope inside this one has written, before that one forgets it."""
+        for primary, state in list(inner.clusters.items()):
+            pending = state.pending
+            if pending is None and state.wrote:
+                pending = WriteMark()
+            if pending is not None and not pending.is_empty:
+                self.cluster(primary).add_write(pending)
+
+    def note_decision(self, decision: Decision) -> None:
+        """Keep a decision for the developer, where the setting DEBUG asks for it."""
+        if self.decisions is not None and len(self.decisions) < _MAX_DECISIONS:
+            self.decisions.append((decision.alias, decision.reason.name))
+
+
+class Override(NamedTuple):
+    """What ``use_primary`` or ``use_replica`` asks for.
+
+    Args:
+        primary: True for the primary, False for a replica.
+        max_lag: seconds a replica's data may be old, or None for the setting's.
+        on_stale: what to do where no replica may serve: "primary", "wait" or "raise".
+        timeout: seconds that may be waited then.
+    """
+
+    primary: bool
+    max_lag: float | None = None
+    on_stale: str = "primary"
+    timeout: float = 0.0
+
+
+class Frame:
+    """The present scope and override. Never changed: nested blocks put back the one before.
+
+    Args:
+        scope: the scope, or None outside of any.
+        override: what a block around the code asks for, or None.
+        outer: the frame that a block puts back.
+        owns_scope: the block has opened the scope, and ends it.
+        ignores: what is written binds nobody.
+        query: the name of the ``query`` that the code runs in, and that may not write; empty outside of any.
+    """
+
+    __slots__ = ("ignores", "outer", "override", "owns_scope", "query", "scope", "shortcuts")
+
+    def __init__(
+        self,
+        scope: Scope | None = None,
+        override: Override | None = None,
+        outer: Frame | None = None,
+        owns_scope: bool = False,
+        ignores: bool = False,
+        query: str = "",
+    ) -> None:
+        self.scope = scope
+        self.override = override
+        self.outer = outer
+        self.owns_scope = owns_scope
+        self.ignores = ignores
+        self.query = query
+        # Those of the scope, where no override stands in their way.
+        self.shortcuts = scope.shortcuts if scope is not None and override is None else None
+
+
+_OUTSIDE = Frame()
+
+current_frame: ContextVar[Frame] = ContextVar("replica_router_frame", default=_OUTSIDE)
+
+
+def current_scope() -> Scope | None:
+    """Return the scope that the calling code runs in, or None."""
+    return current_frame.get().scope

@@ -1,0 +1,1 @@
+"""Orders by CQRS: commands to the primary, queries to the replicas, over HTTP."""

@@ -1,0 +1,3 @@
+"""The schema of the notes app."""
+
+from __future__ import annotations
