@@ -97,6 +97,20 @@ def _captcha_is_missing(config: Config) -> bool:
     return not config.COOKIE and _reads_from_replicas("captcha", config)
 
 
+def _celery_is_left_out(config: Config) -> bool:
+    is_used = any(name.startswith("CELERY_") for name in dir(settings))
+    return is_used and not apps.is_installed("django_replica_router.contrib.celery")
+
+
+def _tasks_are_left_out(config: Config) -> bool:
+    backends = getattr(settings, "TASKS", None) or {}
+    is_elsewhere = any(
+        not str(backend.get("BACKEND", "")).endswith((".ImmediateBackend", ".DummyBackend"))
+        for backend in backends.values()
+    )
+    return is_elsewhere and not apps.is_installed("django_replica_router.contrib.django_tasks")
+
+
 _SHARED = "See docs/shared-caches.md."
 
 NEIGHBOURS = (
@@ -147,6 +161,22 @@ NEIGHBOURS = (
         "A form with a captcha stores a row that the next requests read: without a session, it may "
         "be missing on a replica.",
         "Set REPLICA_ROUTER['COOKIE'] to True, or add 'captcha' to 'PRIMARY_ONLY'.",
+    ),
+    Neighbour(
+        "W020",
+        "",
+        _celery_is_left_out,
+        "There are settings of Celery, and nothing carries tokens to its workers: all that a task "
+        "reads, it reads from the primary.",
+        "Add 'django_replica_router.contrib.celery' to INSTALLED_APPS. See docs/tasks.md.",
+    ),
+    Neighbour(
+        "W021",
+        "",
+        _tasks_are_left_out,
+        "TASKS names a backend with workers, and nothing carries tokens to them: all that a task "
+        "reads, it reads from the primary.",
+        "Add 'django_replica_router.contrib.django_tasks' to INSTALLED_APPS. See docs/tasks.md.",
     ),
 )
 

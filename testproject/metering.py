@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -45,6 +46,10 @@ class Meter:
         """Return how many reads each alias served."""
         return Counter(query.alias for query in self.queries if query.is_read)
 
+    def described_reads(self) -> str:
+        """Return the same as text, such as ``default=1, replica2=3``."""
+        return ", ".join(f"{alias}={n}" for alias, n in sorted(self.reads().items()))
+
 
 _meter: ContextVar[Meter | None] = ContextVar("testproject_meter", default=None)
 
@@ -52,6 +57,17 @@ _meter: ContextVar[Meter | None] = ContextVar("testproject_meter", default=None)
 def current_meter() -> Meter | None:
     """Return the meter of the request being answered."""
     return _meter.get()
+
+
+@contextmanager
+def metering() -> Iterator[Meter]:
+    """Count the statements that run in the block."""
+    meter = Meter()
+    token = _meter.set(meter)
+    try:
+        yield meter
+    finally:
+        _meter.reset(token)
 
 
 def routing_of_this_request() -> list[tuple[str, str]]:
@@ -103,7 +119,7 @@ def watch_connection(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
 
 
 def _label(response: HttpResponseBase, meter: Meter) -> HttpResponseBase:
-    response["X-Reads"] = ", ".join(f"{alias}={n}" for alias, n in sorted(meter.reads().items()))
+    response["X-Reads"] = meter.described_reads()
     response["X-Worker"] = str(os.getpid())
     return response
 
@@ -119,21 +135,13 @@ def meter_middleware(
         )
 
         async def answer_async(request: HttpRequest) -> HttpResponseBase:
-            meter = Meter()
-            token = _meter.set(meter)
-            try:
+            with metering() as meter:
                 return _label(await get_response_async(request), meter)
-            finally:
-                _meter.reset(token)
 
         return answer_async
 
     def answer(request: HttpRequest) -> HttpResponseBase:
-        meter = Meter()
-        token = _meter.set(meter)
-        try:
+        with metering() as meter:
             return _label(get_response(request), meter)
-        finally:
-            _meter.reset(token)
 
     return answer

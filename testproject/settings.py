@@ -64,7 +64,7 @@ ROUTING_MIDDLEWARE = {
 }
 
 DATABASE_ROUTERS = [router for router in [ROUTERS[ROUTING]] if router]
-REPLICA_ROUTER = {"DEBUG": INSPECT}
+REPLICA_ROUTER: dict[str, Any] = {"DEBUG": INSPECT}
 
 # 3. The site -----------------------------------------------------------------------------------
 

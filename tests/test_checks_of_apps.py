@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
 from django.db import connections
@@ -33,6 +34,7 @@ class MyRouter(ReplicaRouter):
 
 
 ALL = {"notes.note": {"ops": "all", "timeout": 9}}
+IMMEDIATE = {"default": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"}}
 GETS = {"NOTES.*": {"timeout": 9}}
 
 
@@ -65,6 +67,9 @@ GETS = {"NOTES.*": {"timeout": 9}}
         ("W018", "captcha", {}, {}),
         (None, "captcha", {"COOKIE": True}, {}),
         (None, "captcha", NOTES, {}),
+        ("W020", "", {}, {"CELERY_BROKER_URL": "redis://127.0.0.1/0"}),
+        ("W021", "", {}, {"TASKS": {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}}),
+        (None, "", {}, {"TASKS": IMMEDIATE}),
     ],
     ids=repr,
 )
@@ -85,6 +90,22 @@ def test_package_that_needs_a_setting_is_told_of_until_it_has_it(
         (neighbour,) = [one for one in NEIGHBOURS if one.code == number]
         assert (message.msg, message.hint) == (neighbour.message, neighbour.hint)
         assert message.level == checks.WARNING
+
+
+@pytest.mark.parametrize(
+    ("app", "more"),
+    [
+        ("celery", {"CELERY_BROKER_URL": "redis://127.0.0.1/0"}),
+        ("django_tasks", {"TASKS": {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}}),
+    ],
+)
+def test_tasks_that_carry_tokens_are_not_told_of(
+    monkeypatch: pytest.MonkeyPatch, app: str, more: dict[str, Any]
+) -> None:
+    """Where the app is installed that carries them."""
+    name = f"django_replica_router.contrib.{app}"
+    monkeypatch.setattr(apps, "is_installed", lambda wanted: wanted == name)
+    assert run({}, **more) == []
 
 
 def test_missing_router_is_a_warning() -> None:

@@ -103,6 +103,7 @@ def serving(
     keep_alive: int = 2,
     page: str = "/login/",
     cookie: str = "",
+    python: str = sys.executable,
 ) -> Iterator[Site]:
     """Serve a WSGI application for the length of the block.
 
@@ -115,8 +116,9 @@ def serving(
         keep_alive: seconds after which a connection at rest is closed.
         page: a page of it, which answers once it is up.
         cookie: to be sent with the request for that page.
+        python: whose gunicorn serves it.
     """
-    command = [sys.executable, "-m", "gunicorn", application]
+    command = [python, "-m", "gunicorn", application]
     command += ["--config", "python:testproject.cluster.gunicorn_conf"]
     command += ["--workers", str(workers), "--threads", str(threads)]
     command += ["--keep-alive", str(keep_alive)]

@@ -1,4 +1,4 @@
-"""Who sees an order: commands and queries over HTTP, while the replicas are behind."""
+"""Who sees an order: commands, queries, a task and a second service, while the replicas are behind."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from rich.table import Table
 
 from testproject.cluster import Cluster
 from testproject.demo.browser import NoAnswerError
-from testproject.demo.site import PASSWORD, prepare, running_site
+from testproject.demo.services import running_services
+from testproject.demo.site import PASSWORD, prepare
 
 CUSTOMER, STRANGER, COLLEAGUE, PACKER = NAMES = ["ada", "grace", "linus", "ken"]
+WORKER, COURIER = "a worker", "a courier"
 LOGIN = "/login/"
 TIMEOUT_SECONDS = 30.0
 SETTLE_SECONDS = 40.0
@@ -53,11 +55,15 @@ class Stage:
         actors: of each name a client that is signed in.
         order: number of the order.
         token: what its customer has handed out.
+        task: id of the task that ships it.
+        answer: to the last request that had somebody else act.
     """
 
     actors: dict[str, httpx.Client] = field(default_factory=dict)
     order: int = 0
     token: str = ""
+    task: str = ""
+    answer: httpx.Response = field(default_factory=lambda: httpx.Response(httpx.codes.NO_CONTENT))
 
     def get(self, who: str, path: str, **params: str) -> httpx.Response:
         """Ask as one of the actors."""
@@ -73,6 +79,17 @@ class Stage:
     def path(self) -> str:
         """Return the path of the order."""
         return f"/orders/{self.order}/"
+
+    def wait_for_task(self) -> httpx.Response:
+        """Return the customer's page that tells of the task, once that has ended."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            answer = self.get(CUSTOMER, f"{self.path}shipped/{self.task}/")
+            if answer.status_code != httpx.codes.ACCEPTED:
+                return answer
+            if time.monotonic() > deadline:
+                raise NoAnswerError(f"No worker has done the task in {SETTLE_SECONDS:.0f} s.")
+            time.sleep(PAUSE_SECONDS)
 
 
 def place(stage: Stage) -> Line:
@@ -113,6 +130,31 @@ def look_by_the_key(stage: Stage) -> Line:
     return _look(CUSTOMER, "@query: see(key=...)", answer, "packed")
 
 
+def have_it_shipped(stage: Stage) -> Line:
+    """Have the second actor publish a task: what counts is what the worker finds."""
+    stage.task = stage.post(PACKER, f"{stage.path}ship/").json()["task"]
+    stage.answer = stage.wait_for_task()
+    told = _values(stage.answer).get("worker") or {}
+    return _told_of(WORKER, "task ship(), published by ken", told, "packed")
+
+
+def look_after_the_task(stage: Stage) -> Line:
+    """Have the customer look at a page that asks for the result of the task."""
+    return _look(CUSTOMER, "@query, after the task's result", stage.answer, "shipped")
+
+
+def have_it_delivered(stage: Stage) -> Line:
+    """Have the shop call a second service: what counts is what that one finds."""
+    stage.answer = stage.post(CUSTOMER, f"{stage.path}deliver/{stage.task}/")
+    told = _values(stage.answer).get("courier") or {}
+    return _told_of(COURIER, "a second service, called by the shop", told, "shipped")
+
+
+def look_after_the_call(stage: Stage) -> Line:
+    """Have the shop's page tell of what the second service has written."""
+    return _look(CUSTOMER, "@query, after the call", stage.answer, "delivered")
+
+
 def write_in_a_query(stage: Stage) -> Line:
     """Have the customer ask a query that was written wrongly."""
     answer = stage.get(CUSTOMER, f"{stage.path}counted/")
@@ -126,7 +168,7 @@ def look_later(stage: Stage) -> Line:
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         answer = stage.get(CUSTOMER, stage.path)
-        line = _look(CUSTOMER, "@query describe(), later", answer, "packed")
+        line = _look(CUSTOMER, "@query describe(), later", answer, "delivered")
         if not line.is_kept or "default" not in line.reads or time.monotonic() > deadline:
             return line
         time.sleep(PAUSE_SECONDS)
@@ -139,6 +181,10 @@ STEPS: list[Callable[[Stage], Line]] = [
     look_with_the_token,
     pack,
     look_by_the_key,
+    have_it_shipped,
+    look_after_the_task,
+    have_it_delivered,
+    look_after_the_call,
     write_in_a_query,
     look_later,
 ]
@@ -149,7 +195,7 @@ def walk(routing: str, lag_ms: int, *, workers: int, replicas: int) -> list[Line
     """Take all steps on servers of their own, and return what each has shown."""
     with Cluster(replicas=replicas, cache=True, databases=("app",)) as cluster:
         prepare(cluster, NAMES)
-        with running_site(cluster, routing, workers=workers) as site, ExitStack() as stack:
+        with running_services(cluster, routing, workers=workers) as site, ExitStack() as stack:
             stage = Stage()
             for name in NAMES:
                 stage.actors[name] = stack.enter_context(_signed_in(site.url, name))
@@ -168,6 +214,9 @@ def _settle(stage: Stage) -> None:
         while quiet < IN_A_ROW and time.monotonic() < deadline:
             reads = stage.get(who, "/overview/").headers.get("X-Reads", "")
             quiet = 0 if "default" in reads else quiet + 1
+    stage.task = stage.post(PACKER, "/orders/0/ship/").json()["task"]
+    stage.wait_for_task()
+    stage.post(CUSTOMER, f"/orders/0/deliver/{stage.task}/").raise_for_status()
 
 
 def broken(lines: list[Line]) -> list[str]:
@@ -217,11 +266,21 @@ def _line(who: str, does: str, answer: httpx.Response, promise: str, *, is_kept:
     return Line(who, does, _told(answer), answer.headers.get("X-Reads", ""), promise, is_kept)
 
 
+def _told_of(who: str, does: str, told: dict[str, Any], state: str) -> Line:
+    """Return a line on what an answer tells of somebody else: the order as they found it, and their reads."""
+    order = told.get("order")
+    is_kept = order is not None and order["state"] == state
+    return Line(who, does, _described(order), told.get("reads", ""), f"the order, {state}", is_kept)
+
+
+def _described(order: dict[str, Any] | None) -> str:
+    return "nothing yet" if order is None else f"order {order['id']}, {order['state']}"
+
+
 def _told(answer: httpx.Response) -> str:
     values = _values(answer)
     if "order" in values:
-        order = values["order"]
-        return "nothing yet" if order is None else f"order {order['id']}, {order['state']}"
+        return _described(values["order"])
     if "refused" in values:
         return f"WriteInQuery: {values['refused']}"
     if answer.is_redirect:

@@ -27,10 +27,32 @@ class Pack:
 
     def handle(self, pk: int) -> bool:
         """Return whether it was there to be packed."""
-        order = Order.objects.select_for_update().filter(pk=pk, state="placed").first()
-        if order is None:
-            return False
-        order.state = "packed"
-        order.save(update_fields=["state"])
-        track(f"order:{pk}")
-        return True
+        return _advance(pk, "placed", "packed")
+
+
+@command(atomic=True)
+class Ship:
+    """Ship an order that is packed."""
+
+    def handle(self, pk: int) -> bool:
+        """Return whether it was there to be shipped."""
+        return _advance(pk, "packed", "shipped")
+
+
+@command(atomic=True)
+class Deliver:
+    """Deliver an order that was shipped."""
+
+    def handle(self, pk: int) -> bool:
+        """Return whether it was there to be delivered."""
+        return _advance(pk, "shipped", "delivered")
+
+
+def _advance(pk: int, before: str, after: str) -> bool:
+    order = Order.objects.select_for_update().filter(pk=pk, state=before).first()
+    if order is None:
+        return False
+    order.state = after
+    order.save(update_fields=["state"])
+    track(f"order:{pk}")
+    return True

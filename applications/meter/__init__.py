@@ -1,0 +1,1 @@
+"""An app that counts which server each query of a request runs on."""
