@@ -121,7 +121,7 @@ def count_connections(cluster: Cluster, options: Any, requests: int) -> int:
     return count
 
 
-@pytest.mark.parametrize("value", [Incomparable(), [1], {"a": []}], ids=repr)
+@pytest.mark.parametrize("value", [Incomparable(), [1], {"a": []}], ids=["object", "list", "dict"])
 def test_requests_share_connections_whatever_the_options(cluster: Cluster, value: Any) -> None:
     """What Django's settings hold is the same for each request."""
     assert count_connections(cluster, lambda: {"serializer": Incomparable, "x": value}, 0) == 0

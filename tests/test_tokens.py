@@ -172,7 +172,7 @@ SEEN = Record(Position(1, 1), 1, 1, OWNER, Position(1, 2)).encode()
         Position(1, 1),
         Record(),
     ],
-    ids=repr,
+    ids=lambda value: "memoryview" if isinstance(value, memoryview) else repr(value),
 )
 def test_anything_else_is_no_record(value: object) -> None:
     """What is not exactly a record is None: unknown, and never a low position."""
