@@ -27,6 +27,11 @@ LOOKED_AT = [
     "pages/3/edit/",
     "pages/3/history/",
     "images/?q=green",
+    "images/?ordering=title",
+    "images/multiple/add/",
+    "documents/multiple/add/",
+    "reports/workflow_tasks/",
+    "pages/3/usage/",
 ]
 
 LOCAL_SETTINGS = """

@@ -187,6 +187,7 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "TOKEN_KEYS": _TEXTS,
     "IDENTITY": (_is_optional_text, "None or the dotted path of a callable"),
     "SHARE_READINGS": (_is_bool, "True or False"),
+    "SHARE_COUNTS": (_is_bool, "True or False"),
     "DEBUG": (_is_bool, "True or False"),
 }
 
@@ -225,6 +226,7 @@ class Config:
     TOKEN_KEYS: Sequence[str] = ()
     IDENTITY: str | None = None
     SHARE_READINGS: bool = False
+    SHARE_COUNTS: bool = False
     DEBUG: bool = False
 
     @cached_property

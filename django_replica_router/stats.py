@@ -8,22 +8,31 @@ from collections import Counter
 from collections.abc import Mapping
 
 _lock = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # Whoever holds it does not exist in the child.
-    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
 _counts: Counter[str] = Counter()
 
 
-def count(event: str) -> None:
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # whoever holds the other one does not exist in the child
+    _counts.clear()  # the parent has counted that
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def count(*events: str) -> None:
     """Count something that is not part of every read: a fallback, a retry, a lost token."""
     with _lock:
-        _counts[event] += 1
+        for event in events:
+            _counts[event] += 1
 
 
 def get_stats() -> Mapping[str, int]:
     """Return how often each event has happened in this process since it started, or since popped.
 
-    - ``reads_<reason>``: first decisions of a scope, by the reason in lower case.
+    - ``reads_<reason>``: first decisions of a scope, by the reason in lower case; ``reads_from_<alias>``: the
+      same, by the server.
     - ``retried_<cause>``: statements that were run again on the primary: ``refused_write``,
       ``replica_fault``, ``unsupported`` (what only that server cannot do, as read an unlogged table),
       ``replayed_lock`` (a lock was replayed, and not yet the commit that frees it), ``elsewhere`` (a replica

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,12 +111,16 @@ def wait_for_replicas(
     while late := _late(monitor, lsn, bound):
         left = deadline - monitor.clock()
         if left <= 0:
-            told = ", ".join(f"{alias!r} ({age:.1f} s old)" for alias, age in late.items())
+            told = ", ".join(f"{alias!r} ({_age_told(age)})" for alias, age in late.items())
             message = f"After {timeout:g} s these replicas of {using!r} are late: {told}."
             raise TooStale(message, late)
         monitor.waiting.wait_closely(
             lsn, bound, lambda: not _late(monitor, lsn, bound) or None, left
         )
+
+
+def _age_told(age: float) -> str:
+    return f"{age:.1f} s old" if math.isfinite(age) else "nobody knows yet how old"
 
 
 def _check_arguments(using: str, **seconds: float | None) -> None:

@@ -141,8 +141,9 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
     while not condition():
         waited = time.monotonic() - began
         assert waited < TIMEOUT, f"waited {TIMEOUT} s in vain: {what}"
-        # What takes long is not asked for as often: the asking takes time from what is waited for.
-        time.sleep(min(max(0.002, waited / 20), 0.02))
+        # What takes long is not asked for as often: the asking takes time from what is waited for,
+        # or, behind a pooler, the very connection that it needs.
+        time.sleep(max(0.002, min(waited / 20, 0.02), min(waited / 50, 0.5)))
 
 
 def wait_until_reachable(alias: str) -> None:

@@ -31,17 +31,18 @@ class Health:
         """
         servers = self.known.servers
         if alias not in servers.endpoints:
-            return self._replica(alias, alias)
+            return self.of_key(alias, alias)
         if life is not None and alias not in servers.led:
-            return self._replica(alias, servers.key(alias, life))
-        known = [self._replica(alias, key) for key in servers.keys(alias)]
+            return self.of_key(alias, servers.key(alias, life))
+        known = [self.of_key(alias, key) for key in servers.keys(alias)]
         return max(known, key=lambda r: (r.state is ReplicaState.STREAMING, r.watermark))
 
     def server(self, alias: str, life: Life) -> Replica:
         """Return what is known now of the server behind an alias that has that life."""
-        return self._replica(alias, self.known.servers.key(alias, life))
+        return self.of_key(alias, self.known.servers.key(alias, life))
 
-    def _replica(self, alias: str, key: str | None) -> Replica:
+    def of_key(self, alias: str, key: str | None) -> Replica:
+        """Return what is known now of the server of a key, behind an alias."""
         now = self.known.clock()
         reading = self.known.reading(key)
         state = reading.state

@@ -31,6 +31,7 @@ class Looks:
         self.alias = alias
         self.key = key
         self.identity: ServerIdentity | None = None
+        self.version = 0  # as the driver tells it: 180006 is 18.6
         self.busy_since: float | None = None
         self.failures = 0
         self.connected_at = -math.inf

@@ -122,6 +122,7 @@ class Poller(threading.Thread):
     def identify(self, connection: psycopg.Connection[Any]) -> None:
         """Find out which server the connection reaches."""
         self.looks.identity = postgres.identify(connection)
+        self.looks.version = connection.info.server_version
 
     def _connect(self) -> psycopg.Connection[Any]:
         """Return the connection, opened anew where it is gone, or old.

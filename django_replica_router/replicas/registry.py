@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from django_replica_router.conf import Config, Present, get_config
+from django_replica_router.replicas.census import Teller
 from django_replica_router.replicas.discovery import Discoverer, entries_for
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.sharing import Sharer
@@ -34,6 +35,7 @@ class _Registry:
         self.lock = threading.Lock()
         self.monitors = _monitors
         self.sharers: dict[str, Sharer] = {}
+        self.tellers: dict[str, Teller] = {}
         self.discoverers: dict[str, list[Discoverer]] = {}
         self.names: dict[str, object] = {}
         self.right: dict[str, _Right] = {}
@@ -69,6 +71,9 @@ class _Registry:
         if cache is not None:
             self.sharers[primary] = sharer = Sharer(monitor, cache)
             sharer.start()
+        if config.SHARE_COUNTS and monitor.looks_itself:
+            self.tellers[primary] = teller = Teller(config.CACHE)
+            teller.start()
         self.names[primary] = config.DISCOVERY
         entries = entries_for(primary, config) if monitor.looks_itself else {}
         self.discoverers[primary] = [
@@ -81,14 +86,16 @@ class _Registry:
 
     def remove(self, primary: str) -> Callable[[], None]:
         """Forget a monitor, and return what stops it."""
-        monitor, sharer = self.monitors.pop(primary, None), self.sharers.pop(primary, None)
+        monitor = self.monitors.pop(primary, None)
+        helpers = (self.sharers.pop(primary, None), self.tellers.pop(primary, None))
         self.right.pop(primary, None)
         for discoverer in self.discoverers.pop(primary, ()):
             discoverer.end()
 
         def stop() -> None:
-            if sharer is not None:
-                sharer.end()
+            for helper in helpers:
+                if helper is not None:
+                    helper.end()
             if monitor is not None:
                 monitor.stop()
 

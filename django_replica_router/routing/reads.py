@@ -298,7 +298,7 @@ def _decide_without_store(
 
 
 def _count(decision: Decision, config: Config) -> None:
-    count(decision.reason.event)
+    count(decision.reason.event, f"reads_from_{decision.alias}")
     if config.PRIMARY_SHARE < 1:
         primary_budget.note_decision()
     if config.yields:

@@ -1,0 +1,3 @@
+"""One module for each command, by its name."""
+
+from __future__ import annotations

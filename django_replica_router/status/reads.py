@@ -1,0 +1,62 @@
+"""Which server reads went to, and why, by what all processes have told."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from django_replica_router.conf import get_config
+from django_replica_router.policy import Reason
+from django_replica_router.replicas.census import ProcessCounts, read_census
+
+_FROM = "reads_from_"
+
+logger = logging.getLogger("django_replica_router")
+
+
+class Reads(NamedTuple):
+    """First decisions of requests, tasks and scopes, of all processes, in the last minute.
+
+    Args:
+        processes: how many have told.
+        by_alias: by the server.
+        by_reason: by the name of the reason.
+    """
+
+    processes: int
+    by_alias: Mapping[str, int]
+    by_reason: Mapping[str, int]
+
+    def share(self, alias: str, aliases: Iterable[str]) -> float | None:
+        """Return what part of the reads of these servers one of them has had; None where there were none."""
+        total = sum(self.by_alias.get(one, 0) for one in aliases)
+        return self.by_alias.get(alias, 0) / total if total else None
+
+
+def read_counts() -> Reads | None:
+    """Return what the processes have told, or None where the cache does not answer, or SHARE_COUNTS is off."""
+    config = get_config()
+    if not config.SHARE_COUNTS:
+        return None
+    try:
+        return sum_up(read_census(config.CACHE))
+    except Exception as error:  # whatever a cache backend raises, the servers can be told of
+        logger.info("What processes have counted cannot be read from %r: %s", config.CACHE, error)
+        return None
+
+
+def sum_up(told: Iterable[ProcessCounts]) -> Reads:
+    """Return the sum of what processes have counted lately."""
+    counts: Counter[str] = Counter()
+    processes = 0
+    for one in told:
+        counts.update(one.lately)
+        processes += 1
+    reasons = {reason.event: reason.name for reason in Reason}
+    return Reads(
+        processes,
+        {name.removeprefix(_FROM): n for name, n in counts.items() if name.startswith(_FROM)},
+        {reasons[name]: n for name, n in counts.items() if name in reasons},
+    )
