@@ -22,6 +22,7 @@ CHANGING = [
     (re.compile(r"\b\d{1,2}(:\d{2}){1,2}(\s?[ap]\.?m\.?)?"), "TIME"),
     (re.compile(r"\b(noon|midnight)\b"), "TIME"),
     (re.compile(r"\b[0-9a-f]{32,}\b"), "DIGEST"),
+    (re.compile(r"(?<=/wishlists/)(?!create/)\w{6}(?=/)"), "KEY"),
 ]
 """What differs from run to run whatever the database: each pattern, and what stands for it."""
 
@@ -41,7 +42,7 @@ def shown(html: str) -> list[str]:
         element.decompose()
     lines += [f"link {link['href']}" for link in soup.find_all("a", href=True)]
     lines += [" ".join(text.split()) for text in soup.stripped_strings]
-    return [_without_changes(line) for line in lines]
+    return [without_changes(line) for line in lines]
 
 
 def _controls(soup: BeautifulSoup) -> list[tuple[str, str]]:
@@ -62,7 +63,8 @@ def _value(control: Tag) -> str:
     return str(control.get("value", "")) or control.get_text(strip=True)
 
 
-def _without_changes(line: str) -> str:
+def without_changes(line: str) -> str:
+    """Return a line, or an address, without what differs from run to run."""
     for pattern, stands_for in CHANGING:
         line = pattern.sub(stands_for, line)
     return line
