@@ -123,5 +123,11 @@ OSCAR = Application(
     fill=fill,
     walk=walk,
     page="/catalogue/",
-    recipe={},
+    # docs/applications.md tells what each is for.
+    recipe={
+        "COOKIE": True,
+        "IGNORED_WRITES": ["analytics"],
+        "PRIMARY_ONLY": ["thumbnail"],
+        "MONOTONIC_READS": False,
+    },
 )
