@@ -54,6 +54,7 @@ def walk(visit: Visit) -> None:
     _browse(reader, SHOP)
     _fill_basket(reader)
     _tell_of_tea(reader)
+    visit.catch_up()
     _come_in(customer)
     _browse(reader, [*SHOP, "/basket/"])
     _want(customer)
@@ -133,9 +134,11 @@ def _tell_of_tea(reader: Person) -> None:
 
 def _change_basket(person: Person, values: dict[str, object]) -> None:
     person.open("/basket/")
-    # Where the basket has been lost there is nothing to change: the page has shown that.
     if person.page.select_one("#basket_formset"):
         person.submit(values, form="#basket_formset")
+    else:
+        # The basket has been lost: there is nothing to change. As many steps as elsewhere can be compared.
+        person.open("/basket/")
 
 
 def _come_in(customer: Person) -> None:
