@@ -20,6 +20,8 @@ CHANGING = [
         "TIME",
     ),
     (re.compile(r"\b\d{1,2}(:\d{2}){1,2}(\s?[ap]\.?m\.?)?"), "TIME"),
+    # On the hour, as Django's dates have it.
+    (re.compile(r"\b\d{1,2} [ap]\.m\."), "TIME"),
     (re.compile(r"\b(noon|midnight)\b"), "TIME"),
     (re.compile(r"\b[0-9a-f]{32,}\b"), "DIGEST"),
     (re.compile(r"(?<=/wishlists/)(?!create/)\w{6}(?=/)"), "KEY"),
