@@ -20,10 +20,13 @@ CHANGING = [
         "TIME",
     ),
     (re.compile(r"\b\d{1,2}(:\d{2}){1,2}(\s?[ap]\.?m\.?)?"), "TIME"),
+    # On the hour, as Django's dates have it.
+    (re.compile(r"\b\d{1,2} [ap]\.m\."), "TIME"),
     (re.compile(r"\b(noon|midnight)\b"), "TIME"),
     (re.compile(r"\b[0-9a-f]{32,}\b"), "DIGEST"),
     # Wagtail takes the name from one of a set of models, in whatever order the process keeps them.
     (re.compile(r"\b(page|model) log entries"), "log entries"),
+    (re.compile(r"(?<=/wishlists/)(?!create/)\w{6}(?=/)"), "KEY"),
 ]
 """What differs from run to run whatever the database: each pattern, and what stands for it."""
 
@@ -43,7 +46,7 @@ def shown(html: str) -> list[str]:
         element.decompose()
     lines += [f"link {link['href']}" for link in soup.find_all("a", href=True)]
     lines += [" ".join(text.split()) for text in soup.stripped_strings]
-    return [_without_changes(line) for line in lines]
+    return [without_changes(line) for line in lines]
 
 
 def _controls(soup: BeautifulSoup) -> list[tuple[str, str]]:
@@ -64,7 +67,8 @@ def _value(control: Tag) -> str:
     return str(control.get("value", "")) or control.get_text(strip=True)
 
 
-def _without_changes(line: str) -> str:
+def without_changes(line: str) -> str:
+    """Return a line, or an address, without what differs from run to run."""
     for pattern, stands_for in CHANGING:
         line = pattern.sub(stands_for, line)
     return line

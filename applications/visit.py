@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 import mechanicalsoup
 import requests
 
-from applications.pages import shown
+from applications.pages import shown, without_changes
 from testproject.cluster import ProgramError
 
 TIMEOUT_SECONDS = 60.0
@@ -27,7 +27,7 @@ class Step:
         who: the person.
         does: what they did.
         status: of the last answer.
-        path: where that was, after redirects.
+        path: where that was, after redirects, without what differs from run to run.
         lines: what it shows.
         reads: SELECTs by alias, of all answers to the step.
     """
@@ -164,7 +164,7 @@ class Person:
         for answer in [*response.history, response]:
             reads += _reads(answer)
         lines = shown(response.text) if "html" in response.headers.get("Content-Type", "") else []
-        path = _path(response.url)
+        path = without_changes(_path(response.url))
         step = Step(self._name, does, response.status_code, path, lines, reads)
         self._visit.steps.append(step)
         # People pause to read. What they were shown has all that they are to see by then.

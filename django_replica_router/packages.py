@@ -97,6 +97,12 @@ def _captcha_is_missing(config: Config) -> bool:
     return not config.COOKIE and _reads_from_replicas("captcha", config)
 
 
+def _baskets_are_lost(config: Config) -> bool:
+    # Its own name, for many a shop has an app that is called so.
+    is_of_oscar = hasattr(settings, "OSCAR_BASKET_COOKIE_OPEN")
+    return is_of_oscar and not config.COOKIE and _reads_from_replicas("basket", config)
+
+
 def _celery_is_left_out(config: Config) -> bool:
     is_used = any(name.startswith("CELERY_") for name in dir(settings))
     return is_used and not apps.is_installed("django_replica_router.contrib.celery")
@@ -177,6 +183,14 @@ NEIGHBOURS = (
         "TASKS names a backend with workers, and nothing carries tokens to them: all that a task "
         "reads, it reads from the primary.",
         "Add 'django_replica_router.contrib.django_tasks' to INSTALLED_APPS. See docs/tasks.md.",
+    ),
+    Neighbour(
+        "W022",
+        "basket",
+        _baskets_are_lost,
+        "django-oscar drops the basket of a visitor without a session where its row is missing, as "
+        "on a replica a moment after it was created.",
+        "Set REPLICA_ROUTER['COOKIE'] to True. See docs/applications.md.",
     ),
 )
 

@@ -35,6 +35,7 @@ class MyRouter(ReplicaRouter):
 
 ALL = {"notes.note": {"ops": "all", "timeout": 9}}
 IMMEDIATE = {"default": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"}}
+OSCAR = {"OSCAR_BASKET_COOKIE_OPEN": "oscar_open_basket"}
 GETS = {"NOTES.*": {"timeout": 9}}
 
 
@@ -70,6 +71,10 @@ GETS = {"NOTES.*": {"timeout": 9}}
         ("W020", "", {}, {"CELERY_BROKER_URL": "redis://127.0.0.1/0"}),
         ("W021", "", {}, {"TASKS": {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}}),
         (None, "", {}, {"TASKS": IMMEDIATE}),
+        ("W022", "basket", {}, OSCAR),
+        (None, "basket", {"COOKIE": True}, OSCAR),
+        (None, "basket", NOTES, OSCAR),
+        (None, "basket", {}, {}),
     ],
     ids=repr,
 )
