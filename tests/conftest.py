@@ -274,7 +274,7 @@ def empty_store() -> None:
     # Nor remember that it was down a moment ago.
     choosing._unstored.clear()
     # Nor that readers who have only seen something were many.
-    monotonic_budget._granted = monotonic_budget._granted_ever = 0
+    monotonic_budget._granted = 0
     learning.forget()
     stale_saves._told.clear()
     store = get_store("default")

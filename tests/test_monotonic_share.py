@@ -18,7 +18,7 @@ from django_replica_router.recording import finishing
 from django_replica_router.recording.writes import store_for_everybody
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing import candidates, reads, search
-from django_replica_router.routing.budget import Budget, monotonic_budget
+from django_replica_router.routing.budget import Budget
 from django_replica_router.routing.search import Search
 from django_replica_router.scopes.identity import user_key
 from django_replica_router.scopes.keys import store_key
@@ -124,19 +124,6 @@ def test_the_share_is_one_of_all_decisions(
     allot(monkeypatch, 0)
     served = [visit(ahead, title) for _ in range(9)]
     assert served == ["old", "new", "old", "old", "old", "new", "old", "old", "old"]
-
-
-def test_what_is_free_is_free_once() -> None:
-    """A process with a request a second keeps to the share as well, when its first ones are over."""
-    now = 0.0
-    budget = Budget(lambda: now, free=monotonic_budget._free, once=monotonic_budget._once)
-    granted = []
-    for _ in range(600):
-        now += 1.0
-        budget.note_decision()
-        granted.append(budget.grant(0.05))
-    assert granted[:20] == [True] * 20
-    assert sum(granted[20:]) < 0.1 * len(granted[20:])
 
 
 def test_yielding_lowers_nothing_that_is_stored(

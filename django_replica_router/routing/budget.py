@@ -18,24 +18,15 @@ class Budget:
     Args:
         clock: a monotonic clock.
         free: so many are granted whatever the share.
-        once: whether those are the first of the process only, or of each window anew.
     """
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        free: int = _FREE,
-        once: bool = False,
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, free: int = _FREE) -> None:
         self._clock = clock
         self._free = free
-        self._once = once
         self._lock = threading.Lock()
         self._began = clock()
         self._decisions = 0
         self._granted = 0
-        self._granted_ever = 0
 
     def note_decision(self) -> None:
         """Count a decision."""
@@ -48,11 +39,9 @@ class Budget:
         """Tell whether one more decision may be for the primary, and count it if so."""
         with self._lock:
             self._renew()
-            counted = self._granted_ever if self._once else self._granted
-            if counted >= self._free and self._granted >= share * self._decisions:
+            if self._granted >= self._free and self._granted >= share * self._decisions:
                 return False
             self._granted += 1
-            self._granted_ever += 1
             return True
 
     def _renew(self) -> None:
@@ -67,9 +56,7 @@ class Budget:
 primary_budget = Budget()
 """Of reads that no replica may serve: the setting ``PRIMARY_SHARE``."""
 
-# Nobody is refused beyond it: a replica serves. And free reads of each window would be all that a process has
-# which answers two requests a second, as most do where there are many.
-monotonic_budget = Budget(once=True)
+monotonic_budget = Budget()
 """Of reads that a replica may not serve for what their reader has seen: ``MONOTONIC_SHARE``."""
 
 if hasattr(os, "register_at_fork"):
