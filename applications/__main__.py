@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from applications.application import Application
+from applications.cms import CMS
 from applications.running import Outcome, Plan, run
 from applications.wagtail import WAGTAIL
 from testproject.cluster import ClusterError
 
-APPLICATIONS: dict[str, Application] = {one.name: one for one in [WAGTAIL]}
+APPLICATIONS: dict[str, Application] = {one.name: one for one in [WAGTAIL, CMS]}
 ENOUGH = 0.7
 
 

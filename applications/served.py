@@ -35,5 +35,5 @@ def added(installed_apps: list[str], middleware: list[str]) -> dict[str, Any]:
             "DATABASE_ROUTERS": ["django_replica_router.ReplicaRouter"],
         }
         # What an application needs beside the three is a recipe in the docs, and can be left out here.
-        settings["REPLICA_ROUTER"] = json.loads(os.environ.get("APPLICATIONS_RECIPE", "{}"))
+        settings |= json.loads(os.environ.get("APPLICATIONS_RECIPE", "{}"))
     return settings
