@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from applications.application import Application, Workplace
-from applications.environments import run
 from applications.cms_walk import ADMIN, PASSWORD, walk
+from applications.environments import run
 
 SETTINGS = """
 from applications.served import added

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from django.apps import apps
@@ -97,6 +98,28 @@ def _captcha_is_missing(config: Config) -> bool:
     return not config.COOKIE and _reads_from_replicas("captcha", config)
 
 
+def _cms_reads_from_replicas(config: Config) -> bool:
+    # Both labels: one of them alone may be an app of the site.
+    return "cms" in apps.app_configs and _reads_from_replicas("cms", config)
+
+
+def _menus_are_old(config: Config) -> bool:
+    durations = getattr(settings, "CMS_CACHE_DURATIONS", None)
+    keeps = durations is None or any(durations.get(what) for what in ("menus", "content"))
+    return keeps and _cms_reads_from_replicas(config)
+
+
+def _apphooks_are_old(config: Config) -> bool:
+    if not _cms_reads_from_replicas(config):
+        return False
+    try:
+        hooks = import_module("cms.apphook_pool").apphook_pool.get_apphooks()
+        load = import_module("cms.appresolver").get_app_patterns
+    except (ImportError, AttributeError):
+        return False
+    return bool(hooks) and not hasattr(load, "__wrapped__")
+
+
 def _celery_is_left_out(config: Config) -> bool:
     is_used = any(name.startswith("CELERY_") for name in dir(settings))
     return is_used and not apps.is_installed("django_replica_router.contrib.celery")
@@ -112,6 +135,7 @@ def _tasks_are_left_out(config: Config) -> bool:
 
 
 _SHARED = "See docs/shared-caches.md."
+_APPLICATIONS = "See docs/applications.md."
 
 NEIGHBOURS = (
     Neighbour(
@@ -177,6 +201,22 @@ NEIGHBOURS = (
         "TASKS names a backend with workers, and nothing carries tokens to them: all that a task "
         "reads, it reads from the primary.",
         "Add 'django_replica_router.contrib.django_tasks' to INSTALLED_APPS. See docs/tasks.md.",
+    ),
+    Neighbour(
+        "W022",
+        "menus",
+        _menus_are_old,
+        "django CMS keeps in the cache, for everybody, menus, pages and their addresses that it has read "
+        "from a replica: what was changed a moment ago may stay as it was, in menus for an hour.",
+        f"Set CMS_CACHE_DURATIONS to 0 for 'menus' and 'content'. {_APPLICATIONS}",
+    ),
+    Neighbour(
+        "W023",
+        "menus",
+        _apphooks_are_old,
+        "A process of django CMS keeps the addresses of apphooks that it has read from a replica: what was "
+        "hooked to a page a moment ago may be missing there for as long as the process lives.",
+        f"Put use_primary around cms.appresolver.get_app_patterns. {_APPLICATIONS}",
     ),
 )
 
