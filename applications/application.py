@@ -51,7 +51,7 @@ class Application:
         walk: uses it, as people do.
         page: one that answers when it is up.
         recipe: what it needs in ``REPLICA_ROUTER`` beside the README's settings.
-        recipe_of_its_own: what it needs in settings of its own where there are replicas.
+        recipe_of_its_own: what it needs in settings of its own.
     """
 
     name: str

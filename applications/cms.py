@@ -78,14 +78,15 @@ urlpatterns = i18n_patterns(
 """
 
 APPS = """
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings
 
 class SiteConfig(AppConfig):
     name = "mysite"
 
     def ready(self):
-        if hasattr(settings, "CMS_CACHE_DURATIONS"):  # The recipe.
+        has_replicas = apps.is_installed("django_replica_router")
+        if has_replicas and hasattr(settings, "CMS_CACHE_DURATIONS"):  # The recipe.
             from cms import appresolver
             from django_replica_router import use_primary
             appresolver.get_app_patterns = use_primary(appresolver.get_app_patterns)
@@ -177,6 +178,6 @@ CMS = Application(
     fill=fill,
     walk=walk,
     page="/en/admin/login/",
-    recipe={"IGNORED_WRITES": ["menus"]},
+    recipe={"PRIMARY_ONLY": ["sessions", "cms.UrlconfRevision"], "IGNORED_WRITES": ["menus"]},
     recipe_of_its_own={"CMS_CACHE_DURATIONS": {"menus": 0, "content": 0, "permissions": 0}},
 )
