@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from applications.application import Application
+from applications.cms import CMS
 from applications.oscar import OSCAR
 from applications.running import Outcome, Plan, run
 from applications.wagtail import WAGTAIL
 from testproject.cluster import ClusterError
 
-APPLICATIONS: dict[str, Application] = {one.name: one for one in [OSCAR, WAGTAIL]}
+APPLICATIONS: dict[str, Application] = {one.name: one for one in [WAGTAIL, OSCAR, CMS]}
 ENOUGH = 0.7
 
 

@@ -51,6 +51,7 @@ class Application:
         walk: uses it, as people do.
         page: one that answers when it is up.
         recipe: what it needs in ``REPLICA_ROUTER`` beside the README's settings.
+        recipe_of_its_own: what it needs in settings of its own.
     """
 
     name: str
@@ -62,3 +63,4 @@ class Application:
     walk: Callable[[Visit], None]
     page: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe_of_its_own: Mapping[str, Any] = field(default_factory=dict)

@@ -128,5 +128,9 @@ def _environ(
         "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)]),
         "APPLICATIONS_DATABASES": json.dumps(cluster.django_databases()),
         "APPLICATIONS_CACHE_URL": cluster.cache.url,
-        "APPLICATIONS_RECIPE": json.dumps(application.recipe if plan.has_recipe else {}),
+        "APPLICATIONS_RECIPE": json.dumps(
+            {**application.recipe_of_its_own, "REPLICA_ROUTER": application.recipe}
+            if plan.has_recipe
+            else {}
+        ),
     }

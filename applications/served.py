@@ -18,7 +18,11 @@ def added(installed_apps: list[str], middleware: list[str]) -> dict[str, Any]:
     for database in databases.values():
         database["CONN_MAX_AGE"] = 60
     cache = {"BACKEND": "django_redis.cache.RedisCache"}
+    # What an application needs beside the three is a recipe in the docs, and can be left out here. Its own settings
+    # hold on one database as well: what they change by themselves is no difference that replicas make.
+    recipe = json.loads(os.environ.get("APPLICATIONS_RECIPE", "{}"))
     settings: dict[str, Any] = {
+        **recipe,
         "DATABASES": databases,
         "CACHES": {"default": cache | {"LOCATION": os.environ["APPLICATIONS_CACHE_URL"]}},
         "ALLOWED_HOSTS": ["127.0.0.1"],
@@ -34,6 +38,4 @@ def added(installed_apps: list[str], middleware: list[str]) -> dict[str, Any]:
             ],
             "DATABASE_ROUTERS": ["django_replica_router.ReplicaRouter"],
         }
-        # What an application needs beside the three is a recipe in the docs, and can be left out here.
-        settings["REPLICA_ROUTER"] = json.loads(os.environ.get("APPLICATIONS_RECIPE", "{}"))
     return settings

@@ -65,9 +65,14 @@ class Visit:
     catch_up: Callable[[], None]
     steps: list[Step] = field(default_factory=list)
 
-    def person(self, name: str) -> Person:
-        """Return somebody with a browser of their own."""
-        return Person(name, self)
+    def person(self, name: str, *, pace: float | None = None) -> Person:
+        """Return somebody with a browser of their own.
+
+        Args:
+            name: of the person.
+            pace: where it is not that of all: several readers at once make steps sooner.
+        """
+        return Person(name, self, self.pace if pace is None else min(pace, self.pace))
 
 
 class Person:
@@ -76,11 +81,13 @@ class Person:
     Args:
         name: of the person.
         visit: keeps what they are shown.
+        pace: seconds from one of their steps to the next.
     """
 
-    def __init__(self, name: str, visit: Visit) -> None:
+    def __init__(self, name: str, visit: Visit, pace: float) -> None:
         self._name = name
         self._visit = visit
+        self._pace = pace
         self._browser = mechanicalsoup.StatefulBrowser(user_agent="Mozilla/5.0 (applications)")
         self._browser.session.trust_env = False
 
@@ -141,6 +148,23 @@ class Person:
             lambda: self._browser.submit_selected(btnName=None, timeout=TIMEOUT_SECONDS),
         )
 
+    def post(self, path: str, values: Mapping[str, str]) -> Step:
+        """Send values without a form, as a script of the page does.
+
+        Args:
+            path: where to.
+            values: what is sent.
+        """
+        address = self._at(path)
+        token = self._browser.session.cookies.get("csrftoken", "")
+        headers = {"X-CSRFToken": token, "Referer": address}
+        return self._keep(
+            f"posts to {path}",
+            lambda: self._browser.post(
+                address, data=values, headers=headers, timeout=TIMEOUT_SECONDS
+            ),
+        )
+
     def _choose(self, selected: Any, button: str) -> None:
         name, _, value = button.partition("=")
         selector = f'[name="{name}"]' + (f'[value="{value}"]' if value else "")
@@ -168,7 +192,7 @@ class Person:
         step = Step(self._name, does, response.status_code, path, lines, reads)
         self._visit.steps.append(step)
         # People pause to read. What they were shown has all that they are to see by then.
-        time.sleep(max(0.0, self._visit.pace - (time.monotonic() - started)))
+        time.sleep(max(0.0, self._pace - (time.monotonic() - started)))
         return step
 
     def _at(self, path: str) -> str:

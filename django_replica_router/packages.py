@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from django.apps import apps
@@ -103,6 +104,28 @@ def _baskets_are_lost(config: Config) -> bool:
     return is_of_oscar and not config.COOKIE and _reads_from_replicas("basket", config)
 
 
+def _cms_reads_from_replicas(config: Config) -> bool:
+    # Both labels: one of them alone may be an app of the site.
+    return "cms" in apps.app_configs and _reads_from_replicas("cms", config)
+
+
+def _menus_are_old(config: Config) -> bool:
+    durations = getattr(settings, "CMS_CACHE_DURATIONS", None)
+    keeps = durations is None or any(durations.get(what) for what in ("menus", "content"))
+    return keeps and _cms_reads_from_replicas(config)
+
+
+def _apphooks_are_old(config: Config) -> bool:
+    if not _cms_reads_from_replicas(config):
+        return False
+    try:
+        hooks = import_module("cms.apphook_pool").apphook_pool.get_apphooks()
+        load = import_module("cms.appresolver").get_app_patterns
+    except (ImportError, AttributeError):
+        return False
+    return bool(hooks) and not hasattr(load, "__wrapped__")
+
+
 def _celery_is_left_out(config: Config) -> bool:
     is_used = any(name.startswith("CELERY_") for name in dir(settings))
     return is_used and not apps.is_installed("django_replica_router.contrib.celery")
@@ -118,6 +141,7 @@ def _tasks_are_left_out(config: Config) -> bool:
 
 
 _SHARED = "See docs/shared-caches.md."
+_APPLICATIONS = "See docs/applications.md."
 
 NEIGHBOURS = (
     Neighbour(
@@ -191,6 +215,22 @@ NEIGHBOURS = (
         "django-oscar drops the basket of a visitor without a session where its row is missing, as "
         "on a replica a moment after it was created.",
         "Set REPLICA_ROUTER['COOKIE'] to True. See docs/applications.md.",
+    ),
+    Neighbour(
+        "W023",
+        "menus",
+        _menus_are_old,
+        "django CMS keeps in the cache, for everybody, menus, pages and their addresses that it has read "
+        "from a replica: what was changed a moment ago may stay as it was, in menus for an hour.",
+        f"Set CMS_CACHE_DURATIONS to 0 for 'menus' and 'content'. {_APPLICATIONS}",
+    ),
+    Neighbour(
+        "W024",
+        "menus",
+        _apphooks_are_old,
+        "A process of django CMS keeps the addresses of apphooks that it has read from a replica: what was "
+        "hooked to a page a moment ago may be missing there for as long as the process lives.",
+        f"Put use_primary around cms.appresolver.get_app_patterns. {_APPLICATIONS}",
     ),
 )
 
