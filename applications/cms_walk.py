@@ -12,8 +12,8 @@ VERSIONS = "/en/admin/djangocms_versioning/pagecontentversion/"
 ALIASES = "/en/admin/djangocms_alias/alias/"
 FORM = "form[method=post i]:not(#logout-form)"
 PUBLIC = ["/en/", "/en/tea/", "/en/tea/green/", "/en/green/", "/en/prices/list/"]
-READERS, READERS_PACE = 10, 0.1
-"""Ten readers at once, each of whom opens a page a second."""
+READERS, READERS_PACE = 30, 0.1
+"""Thirty readers at once, each of whom opens a page in three seconds."""
 PASSES = 8
 
 PAGE, ALIAS = 3, 48

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from django.core.cache import caches
 from django.core.management import CommandError, call_command
 
 from django_replica_router import current_token, scope
+from django_replica_router.management.commands import replica_status
 from django_replica_router.replicas import census as census_module
 from django_replica_router.replicas.census import Census, ProcessCounts, read_census
 from django_replica_router.replicas.registry import stop_monitors
@@ -129,6 +131,47 @@ def test_the_document_has_the_same(cluster: Cluster) -> None:
         "replica2",
     ]
     assert told["reads"] is None  # SHARE_COUNTS is off
+
+
+def test_it_is_told_again_until_interrupted(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --watch, one document a line."""
+    stop_monitors()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(replica_status, "time", SimpleNamespace(sleep=sleep))
+    code, text = run("replica_status", "--json", "--watch", "7", "--timeout", str(PATIENCE))
+    assert (code, slept) == (0, [7.0, 7.0, 7.0])
+    assert [json.loads(line)["code"] for line in text.splitlines()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("is_coloured", [True, False])
+def test_colours_are_those_of_django(
+    healed: Cluster, monkeypatch: pytest.MonkeyPatch, is_coloured: bool
+) -> None:
+    """Green where a server serves, red where it does not; none where nobody wants any."""
+    monkeypatch.delenv("DJANGO_COLORS", raising=False)
+    healed.replicas[0].stop()
+    stop_monitors()
+    out = io.StringIO()
+    with pytest.raises(SystemExit):
+        call_command(
+            "replica_status", stdout=out, force_color=is_coloured, no_color=not is_coloured
+        )
+    lines = {
+        line.lstrip("\x1b[0123456789;m").split()[0]: line
+        for line in out.getvalue().splitlines()
+        if line
+    }
+    green, red = ("\x1b[32;1m", "\x1b[31;1m") if is_coloured else ("default", "replica1")
+    assert lines["default"].startswith(green)
+    assert lines["replica1"].startswith(red)
 
 
 def test_without_replicas_there_is_nothing_to_tell(settings: Any, cluster: Cluster) -> None:
