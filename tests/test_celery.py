@@ -58,10 +58,17 @@ def title() -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _connected() -> None:
-    """Connect this process, as the app does that a site installs."""
+def _connected(real_cluster: Cluster) -> None:
+    """Connect this process, as the app does that a site installs, and tell it where the queue is.
+
+    Before the first test, also where that needs no worker: Celery keeps the connections of whoever has published.
+    """
     runs.connect()
     results.connect()
+    url = queue_url(real_cluster)
+    site.app.conf.update(
+        broker_url=url, result_backend=url, broker_read_url=url, broker_write_url=url
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +76,6 @@ def start(
     real_cluster: Cluster, _django_on_cluster: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Any]:
     """Starts a worker with a pool of that kind."""
-    url = queue_url(real_cluster)
-    site.app.conf.update(
-        broker_url=url, result_backend=url, broker_read_url=url, broker_write_url=url
-    )
     directory = tmp_path_factory.mktemp("celery")
 
     def start(pool: str) -> Any:

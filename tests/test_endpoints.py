@@ -168,7 +168,7 @@ def test_judged_by_the_alias_a_writer_would_be_shown_old_data(
     """The negative control: what is known of the best server is taken for that of each."""
 
     def best(self: Health, alias: str, life: Any = None) -> Any:
-        known = [self._replica(alias, key) for key in self.known.servers.keys(alias)]
+        known = [self.of_key(alias, key) for key in self.known.servers.keys(alias)]
         return max(known, key=lambda r: (r.state is ReplicaState.STREAMING, r.watermark))
 
     monkeypatch.setattr(Health, "replica", best)

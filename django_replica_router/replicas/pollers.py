@@ -122,7 +122,6 @@ class Poller(threading.Thread):
     def identify(self, connection: psycopg.Connection[Any]) -> None:
         """Find out which server the connection reaches."""
         self.looks.identity = postgres.identify(connection)
-        self.looks.version = connection.info.server_version
 
     def _connect(self) -> psycopg.Connection[Any]:
         """Return the connection, opened anew where it is gone, or old.
@@ -134,6 +133,7 @@ class Poller(threading.Thread):
             self._close()
         if self._connection is None or self._connection.closed:
             self._connection = postgres.connect(self.alias, CONNECT_TIMEOUT)
+            self.looks.version = self._connection.info.server_version
             self.looks.connected_at = now
             self._is_known = False
         return self._connection
