@@ -11,6 +11,7 @@ from django.db import router
 from django.urls import Resolver404
 
 from django_replica_router.conf import get_config
+from django_replica_router.management.options import add_timeout
 from django_replica_router.status.explaining import explain, find_user
 from django_replica_router.status.quiet import log_is_quiet
 
@@ -29,13 +30,7 @@ class Command(BaseCommand):
         )
         parser.add_argument("--path", metavar="URL", help="path of the request, as /notes/1/")
         parser.add_argument("--method", default="GET", help="of the request (default: GET)")
-        parser.add_argument(
-            "--timeout",
-            type=float,
-            default=5.0,
-            metavar="SECONDS",
-            help="for getting to know the servers (default: 5)",
-        )
+        add_timeout(parser)
 
     @log_is_quiet()
     def handle(self, *args: Any, **options: Any) -> None:

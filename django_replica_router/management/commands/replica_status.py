@@ -13,6 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.template.defaultfilters import filesizeformat
 
 from django_replica_router.conf import get_config
+from django_replica_router.management.options import add_timeout
 from django_replica_router.status.quiet import log_is_quiet
 from django_replica_router.status.reads import Reads, read_counts
 from django_replica_router.status.servers import ClusterStatus, ServerStatus, all_clusters, look
@@ -43,13 +44,7 @@ class Command(BaseCommand):
             metavar="SECONDS",
             help="tell again every 2 seconds, or every so many, until interrupted",
         )
-        parser.add_argument(
-            "--timeout",
-            type=float,
-            default=5.0,
-            metavar="SECONDS",
-            help="for getting to know the servers (default: 5)",
-        )
+        add_timeout(parser)
 
     @log_is_quiet()
     def handle(self, *args: Any, **options: Any) -> None:
