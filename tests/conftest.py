@@ -21,6 +21,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 from benchmarks.__main__ import read_results
+from django_replica_router import pop_stats
 from django_replica_router.conf import get_config
 from django_replica_router.connections import mending, on_replica
 from django_replica_router.policy import ReplicaState
@@ -301,6 +302,12 @@ def clean_up(cluster: Cluster) -> None:
         if filled:  # each file that is made anew for it is made by three servers
             cursor.execute(f"TRUNCATE {filled} CASCADE")
     empty_store()
+
+
+@pytest.fixture(autouse=True)
+def _counts_begin_anew() -> None:
+    """What an earlier test has counted is nothing to the next one."""
+    pop_stats()
 
 
 @pytest.fixture
