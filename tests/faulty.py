@@ -31,6 +31,13 @@ def no_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_replica_router.connections.on_replica._BRIEF", -1.0)
 
 
+def find_serving(cluster: Cluster) -> tuple[str, ReplicaServer]:
+    """Return the alias of the replica that serves this scope, and its server."""
+    alias = str(Note.objects.get()._state.db)
+    assert alias.startswith("replica")
+    return alias, next(replica for replica in cluster.replicas if replica.name == alias)
+
+
 def state_of(replica: ReplicaServer) -> ReplicaState:
     """Return what this process knows of a replica."""
     monitor = find_monitor("default")

@@ -27,7 +27,7 @@ from django_replica_router.replicas.registry import find_monitor
 from testproject.cluster import Cluster, ReplicaServer
 from testproject.notes.models import Note, Tag
 from tests.conftest import impatient, wait_until, wait_until_known, wait_until_reachable
-from tests.faulty import NO_CURSORS, backend, no_repetition, note  # noqa: F401 - fixtures
+from tests.faulty import NO_CURSORS, backend, find_serving, no_repetition, note  # noqa: F401 - fixtures
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -60,10 +60,8 @@ def test_a_connection_that_is_gone_is_never_seen(
     expected = read()
 
     def action(request: HttpRequest) -> Any:
-        alias = Note.objects.get()._state.db
-        assert str(alias).startswith("replica")
-        replica = next(r for r in cluster.replicas if r.name == alias)
-        replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(str(alias))])
+        alias, replica = find_serving(cluster)
+        replica.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(alias)])
         served.clear()
         return repr(read())
 
@@ -162,9 +160,7 @@ def test_inside_a_transaction_on_a_replica_the_error_is_raised(
 ) -> None:
     """What was read before came from another snapshot: the caller must begin anew."""
     with scope():
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in cluster.replicas if r.name == alias)
+        alias, replica = find_serving(cluster)
 
         @transaction.atomic(using=alias)
         def read_twice() -> None:
@@ -229,9 +225,7 @@ def test_a_connection_that_was_opened_anew_is_seen_through(
     """
 
     def action(request: HttpRequest) -> str:
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in healed.replicas if r.name == alias)
+        alias, replica = find_serving(healed)
         connections[alias].close()
         replica.restart()
         wait_until_reachable(alias)
@@ -278,9 +272,7 @@ def test_the_primary_serves_with_the_cursors_that_it_may_have(
 
     monkeypatch.setattr(connection, "create_cursor", create_allowed)
     with scope():
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in healed.replicas if r.name == alias)
+        alias, replica = find_serving(healed)
         if fault == "closed":
             connections[alias].close()
             # A pooler has who connects wait for seconds for a server that is gone.
@@ -303,9 +295,8 @@ def test_a_connection_that_another_thread_cannot_open_is_never_seen(
             connections.close_all()
 
     def action(request: HttpRequest) -> list[str]:
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        next(r for r in healed.replicas if r.name == alias).kill()
+        _, replica = find_serving(healed)
+        replica.kill()
         # A pooler has who connects wait for seconds for a server that is gone.
         settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "CONNECT_TIMEOUT": 0.5}
         with ThreadPoolExecutor(1) as pool:

@@ -18,7 +18,7 @@ from django_replica_router.policy import ReplicaState
 from testproject.cluster import Cluster, ReplicaServer
 from testproject.notes.models import Note, Tag
 from tests.conftest import PATIENT, TIMEOUT, wait_until, wait_until_routed
-from tests.faulty import NO_CURSORS, no_repetition, note, wait_for_state  # noqa: F401 - fixtures
+from tests.faulty import NO_CURSORS, find_serving, no_repetition, note, wait_for_state  # noqa: F401 - fixtures
 from tests.helpers import Served
 from tests.site import visit
 
@@ -54,10 +54,8 @@ def answer_though_it_hangs(
     """
 
     def action(request: HttpRequest) -> list[Any]:
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
+        alias, replica = find_serving(cluster)
         prepare(connections[alias])
-        replica = next(r for r in cluster.replicas if r.name == alias)
         replica.suspend()
         with rescue(replica):
             began = time.monotonic()
@@ -101,9 +99,7 @@ def test_a_replica_that_hangs_between_two_fetches_is_not_waited_for(
     """Rows that the caller has seen cannot be taken back: the error is raised, and soon."""
     pop_stats()
     with scope():
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in healed.replicas if r.name == alias)
+        alias, replica = find_serving(healed)
         block = nullcontext() if where == "free" else transaction.atomic(using=alias)
         # Django connects anew at the end of the block.
         cast(Any, connections[alias]).connect_timeout = 0.5
@@ -125,9 +121,7 @@ def test_a_replica_that_hangs_before_the_first_fetch_delays_nobody_for_long(
     """The caller has seen no row yet: he gets all of them, from the primary."""
     pop_stats()
     with scope():
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in healed.replicas if r.name == alias)
+        alias, replica = find_serving(healed)
         with connections[alias].chunked_cursor() as cursor, rescue(replica):
             cursor.execute("SELECT name, pg_is_in_recovery() FROM notes_tag")
             replica.suspend()
@@ -143,9 +137,7 @@ def test_a_replica_that_hangs_when_a_cursor_is_closed_is_not_seen(
     """Whoever has all the rows that he wanted is not told that there was nothing left to close."""
     pop_stats()
     with scope():
-        alias = str(Note.objects.get()._state.db)
-        assert alias.startswith("replica")
-        replica = next(r for r in healed.replicas if r.name == alias)
+        _, replica = find_serving(healed)
         rows = Tag.objects.iterator(chunk_size=10)
         assert next(rows).name == "tag 000"
         replica.suspend()

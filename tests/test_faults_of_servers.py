@@ -14,7 +14,7 @@ from django_replica_router.replicas.registry import stop_monitors
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until, wait_until_known
-from tests.faulty import no_repetition, note, state_of, wait_for_state  # noqa: F401 - fixtures
+from tests.faulty import find_serving, no_repetition, note, state_of, wait_for_state  # noqa: F401 - fixtures
 from tests.helpers import Served
 from tests.site import sign_in, visit
 
@@ -27,8 +27,7 @@ def test_a_promoted_replica_is_left_with_its_next_answer(note: Note, healed: Clu
     """Its rows are not used, though the monitor has not looked yet."""
 
     def action(request: HttpRequest) -> list[str]:
-        alias = str(Note.objects.get()._state.db)
-        replica = next(r for r in healed.replicas if r.name == alias)
+        alias, replica = find_serving(healed)
         replica.promote()
         replica.execute("UPDATE notes_note SET title = 'of another history'", dbname="app")
         after = Note.objects.get()
@@ -48,8 +47,7 @@ def test_a_connection_that_the_code_has_opened_is_watched_as_well(
         assert Note.objects.using(replica.name).get().title == "first"
 
     def action(request: HttpRequest) -> list[str]:
-        alias = str(Note.objects.get()._state.db)
-        replica = next(r for r in healed.replicas if r.name == alias)
+        alias, replica = find_serving(healed)
         replica.promote()
         replica.execute("UPDATE notes_note SET title = 'of another history'", dbname="app")
         return [alias, Note.objects.get().title]

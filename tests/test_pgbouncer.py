@@ -27,6 +27,7 @@ from tests.conftest import (
     wait_until_reachable,
     wait_until_routed,
 )
+from tests.faulty import find_serving
 from tests.helpers import Served
 from tests.pooled import (  # noqa: F401 - fixtures
     BLIND,
@@ -171,8 +172,7 @@ def test_a_promotion_is_noticed_though_the_pooler_does_not_tell(
     """What a new connection of the pooler's says of its server never reaches the client."""
 
     def action(request: HttpRequest) -> list[str]:
-        alias = str(Note.objects.get()._state.db)
-        replica = next(r for r in healed.replicas if r.name == alias)
+        alias, replica = find_serving(healed)
         replica.promote()
         replica.execute("UPDATE notes_note SET title = 'of another history'", dbname="app")
         transaction_poolers[alias].ask("RECONNECT")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from testproject.cluster import Cluster
-from tests.test_processes import ROOT, environment
+from testproject.cluster.programs import running_program
+from tests.test_processes import environment
 
 
 class Worker(NamedTuple):
@@ -25,7 +24,7 @@ class Worker(NamedTuple):
 def queue_url(cluster: Cluster) -> str:
     """Return the URL of a database of the cache server that nobody empties between tests."""
     assert cluster.cache is not None
-    return f"{cluster.cache.url.rsplit('/', 1)[0]}/7"
+    return cluster.cache.url_of(7)
 
 
 def site_environment(cluster: Cluster, apps: Sequence[str]) -> dict[str, str]:
@@ -42,22 +41,13 @@ def working(
     cluster: Cluster, arguments: Sequence[str], apps: Sequence[str], log: Path, **variables: str
 ) -> Iterator[Worker]:
     """Run a worker: ``python -m`` with these arguments, in a site with these apps."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
+    with (
+        log.open("w") as output,
+        running_program(
             [sys.executable, "-m", *arguments],
             env={**site_environment(cluster, apps), **variables},
-            cwd=ROOT,
             stdout=output,
             stderr=output,
-            start_new_session=True,
-        )
-    try:
+        ) as process,
+    ):
         yield Worker(process, log)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

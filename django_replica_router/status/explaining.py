@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist
 from django.db import router
 from django.test import RequestFactory
-from django.urls import Resolver404, resolve
+from django.urls import resolve
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.policy import Reason, ReplicaState
@@ -86,8 +87,6 @@ def find_user(pk: str) -> Any:
     Args:
         pk: as text.
     """
-    from django.contrib.auth import get_user_model
-
     kind = get_user_model()
     try:
         return kind._default_manager.db_manager(router.db_for_write(kind)).get(pk=pk)
@@ -146,6 +145,3 @@ def _describe_floor(floor: Floor) -> str:
     if floor.position.lsn <= 0:
         return "The token store knows of nothing that this reader must see."
     return f"The reader must see what was there at {format_lsn(floor.position.lsn)}."
-
-
-__all__ = ["Explanation", "Resolver404", "explain", "find_user"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from django_replica_router.conf import get_config
@@ -46,10 +46,6 @@ class ServerStatus(NamedTuple):
     lsn: str | None
     bytes_behind: int | None
     seconds_behind: float | None
-
-    def document(self) -> Mapping[str, Any]:
-        """Return it for JSON."""
-        return self._asdict()
 
 
 class ClusterStatus(NamedTuple):

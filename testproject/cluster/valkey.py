@@ -28,7 +28,11 @@ class ValkeyServer(Server):
     @property
     def url(self) -> str:
         """Return the address in the form that django-redis and redis-py take."""
-        return f"redis://{self.host}:{self.port}/0"
+        return self.url_of(0)
+
+    def url_of(self, database: int) -> str:
+        """Return the address of one of its databases, as of a queue that is not to be emptied with the cache."""
+        return f"redis://{self.host}:{self.port}/{database}"
 
     def _command(self) -> list[str]:
         options = {

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from testproject.cluster import Cluster
 from testproject.cluster.gunicorn import Site, serving
 from testproject.cluster.programs import running_program
-from testproject.demo.site import environment
+from testproject.demo.site import environment, require_cache
 
 SHOP = "testproject.services.settings"
 COURIER = "testproject.services.courier_settings"
@@ -29,8 +29,7 @@ def running_services(cluster: Cluster, routing: str, *, workers: int) -> Iterato
         workers: processes of each of the two sites.
     """
     environ = environment(cluster, routing)
-    server, _, _ = environ["TESTPROJECT_CACHE_URL"].rpartition("/")
-    environ["TESTPROJECT_TASKS_URL"] = f"{server}/{QUEUE_DATABASE}"
+    environ["TESTPROJECT_TASKS_URL"] = require_cache(cluster).url_of(QUEUE_DATABASE)
     with ExitStack() as stack:
         of_courier = {**environ, "DJANGO_SETTINGS_MODULE": COURIER}
         courier = stack.enter_context(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from testproject.cluster import Cluster, ClusterError
+from testproject.cluster import Cluster, ClusterError, ValkeyServer
 from testproject.cluster.gunicorn import Site, serving
 from testproject.cluster.programs import run_django, site_environment
 
@@ -23,13 +23,22 @@ class Account:
     notes: list[int]
 
 
-def environment(cluster: Cluster, routing: str, *, inspect: bool = False) -> dict[str, str]:
-    """Return the environment that tells the settings where the servers are."""
+def require_cache(cluster: Cluster) -> ValkeyServer:
+    """Return the cache of a cluster.
+
+    Raises:
+        ClusterError: it has none.
+    """
     if cluster.cache is None:
         raise ClusterError("The cluster has no cache. Start it with cache=True.")
+    return cluster.cache
+
+
+def environment(cluster: Cluster, routing: str, *, inspect: bool = False) -> dict[str, str]:
+    """Return the environment that tells the settings where the servers are."""
     return site_environment(
         cluster.django_databases(),
-        cluster.cache.url,
+        require_cache(cluster).url,
         routing=routing,
         TESTPROJECT_INSPECT="1" if inspect else "",
     )

@@ -143,7 +143,7 @@ def _document(clusters: Sequence[ClusterStatus], reads: Reads | None, code: int)
     return {
         "code": code,
         "clusters": {
-            cluster.primary: [dict(server.document()) for server in cluster.servers]
+            cluster.primary: [server._asdict() for server in cluster.servers]
             for cluster in clusters
         },
         "reads": None if reads is None else reads._asdict(),
