@@ -22,10 +22,11 @@ from django_replica_router.observations import (
 )
 from django_replica_router.scopes.scope import current_frame
 
-__all__ = ["Event", "Observation", "Query", "observe"]
+__all__ = ["Event", "Observation", "Query", "commenting", "observe", "tell_reasons"]
 
 _lock = threading.Lock()
 _observers = 0
+_tells_reasons = False
 
 
 @contextmanager
@@ -49,14 +50,34 @@ def observe() -> Iterator[Observation]:
         _end()
 
 
+def tell_reasons(*, is_on: bool = True) -> None:
+    """Have this process be ready for ``commenting``, from now on, or no more."""
+    global _tells_reasons
+    with _lock:
+        _tells_reasons = is_on
+        _switch()
+
+
+@contextmanager
+def commenting() -> Iterator[None]:
+    """Send each statement of the block with a comment that tells its server, and why that one was chosen.
+
+    Nothing is kept of them. Only where ``tell_reasons`` was called before.
+    """
+    token = observed.set(Observation(observed.get(), keeps=False, comments=True))
+    try:
+        yield
+    finally:
+        observed.reset(token)
+
+
 def _begin() -> None:
     global _observers
     with _lock:
         _observers += 1
         if _observers == 1:
-            Observing.is_on = True
             _QuerySets.watch()
-            reread()  # no shortcut is followed any more, and each connection looks around
+            _switch()
 
 
 def _end() -> None:
@@ -64,9 +85,15 @@ def _end() -> None:
     with _lock:
         _observers -= 1
         if not _observers:
-            Observing.is_on = False
             _QuerySets.leave()
-            reread()
+            _switch()
+
+
+def _switch() -> None:
+    is_on = _observers > 0 or _tells_reasons
+    if is_on != Observing.is_on:
+        Observing.is_on = is_on
+        reread()  # no shortcut is followed any more, or again, and each connection looks around
 
 
 _MADE_IN_BLOCK = "_replica_router_made_in_block"
