@@ -62,6 +62,8 @@ ADVICE = {
 # The sign-in's own: a site cannot write it elsewhere, and it happens once.
 _LAST_LOGIN = re.compile(r'UPDATE "\w+" SET "last_login" = %s WHERE ')
 
+_MOST_SHOWN = 60
+
 _REPEATS = ("retried_", "repeated_")
 
 
@@ -111,7 +113,8 @@ def _write(query: Query) -> Finding:
     model = session_model()
     if model is not None and _names(query, model._meta.db_table):
         return Finding(SAVED_SESSION, query.line, "")
-    return Finding(WROTE_IN_SAFE_REQUEST, query.line, query.sql[:60])
+    text = query.sql if len(query.sql) <= _MOST_SHOWN else f"{query.sql[:_MOST_SHOWN]}…"
+    return Finding(WROTE_IN_SAFE_REQUEST, query.line, text)
 
 
 def _names(query: Query, table: str) -> bool:

@@ -15,6 +15,7 @@ from django.test import AsyncClient, Client, override_settings
 from django.utils.module_loading import import_string
 
 from django_replica_router import ignore_writes, use_primary
+from django_replica_router.checks import check_settings
 from django_replica_router.conf import Present
 from django_replica_router.connections.observed import Observed
 from django_replica_router.observations import Observing
@@ -110,6 +111,7 @@ def test_the_toolbar_may_stand_on_either_side(
     first = [TOOLBAR, router] if is_outside else [router, TOOLBAR]
     settings.MIDDLEWARE = [*first, *rest]
     browser.handler.load_middleware()
+    assert not [m for m in check_settings() if str(m.id).endswith("W007")]
     visit(browser, page(read))
     assert [query["reason"] for query in recorded()["queries"][-2:]] == ["CAUGHT_UP"] * 2
 

@@ -28,6 +28,7 @@ class ReplicaPanel(Panel):
     template = "django_replica_router/debug_toolbar.html"
     nav_title = "Replicas"
     nav_icon = "django_replica_router/replicas.svg"  # type: ignore[assignment]
+    title = "Which server, and why"
     is_async = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -76,11 +77,6 @@ class ReplicaPanel(Panel):
     def nav_subtitle(self) -> str:
         """Which kinds of server have answered, and how much there is to look at."""
         return str(self.get_stats().get("summary", ""))
-
-    @property
-    def title(self) -> str:
-        """The head of the panel."""
-        return f"Replicas: {self.nav_subtitle}"
 
 
 def _is_async(get_response: Any) -> bool:

@@ -10,7 +10,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 
-from django_replica_router.contrib.showing import by_server, plural, reasons_of
+from django_replica_router.contrib.showing import by_server, count_reasons, plural
 from django_replica_router.observations import Observation, Query
 from django_replica_router.observing import observe
 
@@ -89,7 +89,10 @@ def metrics_of(seen: Observation) -> list[str]:
 
 
 def _describe(queries: list[Query]) -> str:
-    return f"{plural(len(queries), 'query', 'queries')}: {reasons_of(queries)}"
+    reasons = [(count, name) for count, name, _ in count_reasons(queries)]
+    only = len(reasons) == 1
+    told = ", ".join(name if only else f"{count} {name}" for count, name in reasons)
+    return f"{plural(len(queries), 'query', 'queries')}: {told}"
 
 
 def _sum(queries: list[Query]) -> float:

@@ -7,7 +7,14 @@ from collections import Counter
 from pathlib import PurePath
 from typing import Any
 
-from django_replica_router.observations import EVENTS, SESSION, Observation, Query
+from django_replica_router.observations import (
+    EVENTS,
+    INSTEAD,
+    SENTENCES,
+    SESSION,
+    Observation,
+    Query,
+)
 from django_replica_router.reviewing import ADVICE, Finding
 from django_replica_router.values.topology import Topology
 
@@ -22,12 +29,17 @@ def plural(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def reasons_of(queries: list[Query]) -> str:
-    """Return the reasons of statements, the most frequent first, with how many each has if there are several."""
-    counts = Counter(query.reason for query in queries)
-    if len(counts) == 1:
-        return next(iter(counts))
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+def reason_of(query: Query) -> tuple[str, str]:
+    """Return the name of the reason why a server has answered a statement, and what that means."""
+    if query.alias == query.asked:
+        return query.reason, query.sentence
+    return INSTEAD, SENTENCES[INSTEAD]
+
+
+def count_reasons(queries: list[Query]) -> list[tuple[int, str, str]]:
+    """Return how many statements have each reason, its name and what it means; the most frequent first."""
+    counts = Counter(map(reason_of, queries))
+    return [(count, *reason) for reason, count in counts.most_common()]
 
 
 def by_server(observation: Observation) -> dict[str, list[Query]]:
@@ -50,7 +62,7 @@ def describe_servers(observation: Observation, topology: Topology) -> list[dict[
             "count": len(queries),
             "ms": sum(query.seconds for query in queries) * 1000,
             "deciding_ms": sum(query.deciding for query in queries) * 1000,
-            "reasons": reasons_of(queries),
+            "reasons": count_reasons(queries),
         }
         for alias, queries in answered.items()
     ]
@@ -60,14 +72,16 @@ def describe_servers(observation: Observation, topology: Topology) -> list[dict[
 
 def describe_query(query: Query, topology: Topology) -> dict[str, Any]:
     """Return a statement as the panel shows it; times in milliseconds."""
+    reason, sentence = reason_of(query)
     return {
         "sql": query.sql,
         "short": _COLUMNS.sub(r"\1…\2", query.sql),
         "alias": query.alias,
         "color": color_of(query.alias, topology),
         "asked": query.asked if query.asked != query.alias else "",
-        "reason": query.reason,
-        "sentence": query.sentence,
+        "reason": reason,
+        "sentence": sentence,
+        "asked_for": f"{query.reason}: {query.sentence}",
         "ms": query.seconds * 1000,
         "deciding_ms": query.deciding * 1000,
         "floor": query.floor,
