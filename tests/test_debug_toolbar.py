@@ -122,6 +122,7 @@ def test_an_asynchronous_page_is_told(ann: User, cluster: Cluster) -> None:
     async def run(request: HttpRequest) -> HttpResponse:
         await sync_to_async(read)(request)
         await Tag.objects.acount()
+        await sync_to_async(connections.close_all)()  # those of this thread
         return HttpResponse("<html><body>a page</body></html>")
 
     asyncio.run(avisit(AsyncClient(), run))

@@ -94,6 +94,7 @@ def test_an_asynchronous_stream_tells_what_came_before_it(cluster: Cluster) -> N
 
     async def body() -> AsyncIterator[str]:
         yield str(await Note.objects.acount())
+        await sync_to_async(connections.close_all)()  # those of this thread
 
     async def stream(request: HttpRequest) -> StreamingHttpResponse:
         await sync_to_async(lambda: list(Tag.objects.all()))()
@@ -107,14 +108,12 @@ def test_an_asynchronous_stream_tells_what_came_before_it(cluster: Cluster) -> N
     assert '"1 query: ' in header
     assert parts == [b"0"]
     assert not Observing.is_on
-    connections.close_all()
 
 
 def test_what_is_no_token_is_replaced_and_what_ends_a_string_escaped() -> None:
     """So that no name can add anything to the header."""
-    query = Query(
-        "SELECT 1", 'a b,"é', "", 'x"\\\r\n', "", False, False, 0.5, 0.25, "", (), "", False
-    )
+    alias, reason = 'a b,"é', 'x"\\\r\n'
+    query = Query("SELECT 1", alias, alias, reason, "", False, False, 0.5, 0.25, "", (), "", False)
     seen = Observation()
     seen.note_query(query)
     header = ", ".join(metrics_of(seen))

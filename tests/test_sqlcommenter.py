@@ -87,20 +87,21 @@ def test_an_asynchronous_request_does_so(cluster: Cluster, settings: Any) -> Non
 
     async def count(request: HttpRequest) -> None:
         await Tag.objects.acount()
-        found = await sync_to_async(shown)(cluster, "notes_tag")
+        found = await sync_to_async(shown)(cluster, 'AS "__count" FROM "notes_tag"')
         texts.extend(text for alias, text in found)
+        await sync_to_async(connections.close_all)()  # those of this thread
 
     asyncio.run(avisit(AsyncClient(), count))
-    [text] = texts
-    assert "/*replica_reason='" in text
+    assert any("/*replica_reason='" in text for text in texts)
 
 
 def test_nothing_is_added_outside_of_it(cluster: Cluster, note: Note) -> None:
     """Where the process is ready, and nobody has asked for it."""
     with scope():
         read(HttpRequest())
-    assert shown(cluster, '"title" FROM')
-    assert not shown(cluster, "replica_reason")
+    texts = shown(cluster, '"title" FROM')
+    assert texts
+    assert not any("replica_reason" in text for _, text in texts)
 
 
 def test_what_the_primary_answers_instead_says_so(cluster: Cluster, note: Note) -> None:
