@@ -7,6 +7,8 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
+from django_replica_router.observations import Observing, note_events
+
 _lock = threading.Lock()
 _counts: Counter[str] = Counter()
 
@@ -26,6 +28,8 @@ def count(*events: str) -> None:
     with _lock:
         for event in events:
             _counts[event] += 1
+    if Observing.is_on:
+        note_events(*events)
 
 
 def get_stats() -> Mapping[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from django.db import connections
@@ -11,6 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import StoreError, TooStale
+from django_replica_router.observations import Observing, note_decision
 from django_replica_router.policy import (
     Decision,
     Reason,
@@ -85,6 +87,7 @@ def route_read(
     Beside it stands the shortcut to it, where the decision holds for more than this read. The alias of
     a replica is a ``RoutedAlias``.
     """
+    began = time.perf_counter() if Observing.is_on else 0.0
     connection, scope = connections[primary], frame.scope
     decision = _decide(primary, connection, model, config, frame)
     may_stand_in = (
@@ -97,12 +100,14 @@ def route_read(
         alias = routed_alias(alias, primary, config.topology.members[primary])
     elif scope is not None:
         _note_shown(primary, reason, connection, model, scope, config)
+    if Observing.is_on:
+        note_decision(str(alias), reason.name, reason.value, time.perf_counter() - began)
     if scope is None:
         return alias, None
     if scope.decisions is not None:
         scope.note_decision(decision)
     elif (
-        not may_stand_in
+        not (may_stand_in or Observing.is_on)
         and frame.override is None
         and not (config.replica_models and config.wants_replica(model))
         and _is_kept(primary, decision, scope, config)
