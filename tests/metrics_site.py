@@ -11,6 +11,7 @@ from django.urls import path
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from testproject.notes.models import Note
 from tests.worker_site import urlpatterns as pages
 
 
@@ -24,7 +25,8 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 @login_not_required
 def end(request: HttpRequest) -> HttpResponse:
-    """Have the process that answers end in good order, once it has answered."""
+    """Read, and have the process that answers end in good order, once it has answered."""
+    Note.objects.get()
     os.kill(os.getpid(), signal.SIGTERM)
     return HttpResponse(str(os.getpid()))
 

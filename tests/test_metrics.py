@@ -214,7 +214,7 @@ def test_a_primary_that_is_down_is_told_of(healed: Cluster, registry: CollectorR
     """It is not up."""
     healed.primary.stop()
     stop_monitors()
-    look("default", PATIENCE)
+    look("default", 3.0)
     exported = scrape(registry)
     assert value(exported, "replica_router_primary_up") == 0
     assert value(exported, "replica_router_server_state", alias="default", state="DOWN") == 1

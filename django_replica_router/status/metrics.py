@@ -13,7 +13,7 @@ from typing import NamedTuple
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Reason
 from django_replica_router.replicas.registry import find_monitor
-from django_replica_router.stats import get_stats
+from django_replica_router.stats import get_totals
 from django_replica_router.status.servers import ServerStatus, all_clusters, describe
 
 _FROM = "reads_from_"
@@ -209,7 +209,7 @@ def read_counters() -> dict[Series, int]:
     found |= {Series(DECISIONS, (reason.name,)): 0 for reason in Reason if reason not in AT_ONCE}
     found |= {Series(RETRIES, (cause,)): 0 for cause in CAUSES}
     found |= {Series(READS, (alias,)): 0 for one in clusters for alias in (one, *clusters[one])}
-    for event, number in get_stats().items():
+    for event, number in get_totals().items():
         series = _series_of(event)
         if series is not None:
             found[series] = number

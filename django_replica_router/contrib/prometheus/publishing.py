@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import threading
@@ -18,6 +19,8 @@ from django_replica_router.status.metrics import (
     read_counters,
     read_gauges,
 )
+
+logger = logging.getLogger("django_replica_router")
 
 EVERY = 5.0
 """Seconds from one time to the next: what is told is at most that old."""
@@ -52,9 +55,7 @@ class Publisher:
     def _publish_counters(self) -> None:
         present = read_counters()
         for series, number in present.items():
-            before = self._counted.get(series, 0)
-            # Fewer than before: somebody has popped them, and they have begun anew.
-            self._of(series).inc(number - before if number >= before else number)
+            self._of(series).inc(number - self._counted.get(series, 0))
         self._counted = present
 
     def _publish_gauges(self) -> None:
@@ -99,7 +100,12 @@ class _Thread(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(EVERY):
-            self._publisher.publish()
+            try:
+                self._publisher.publish()
+            except Exception as error:  # as a disk that is full: the next time it may not be
+                logger.warning(
+                    "Metrics cannot be published: %s", error, extra={"event": "metrics_unpublished"}
+                )
 
     def end(self) -> None:
         """Publish once more, and no more after that."""
