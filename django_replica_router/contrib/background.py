@@ -296,7 +296,7 @@ def _wait_for_one(primary: str, token: Token, timeout: float, config: Config) ->
         position = position_in(token, primary)
     except PositionError:
         return True  # only the primary has that
-    if not position.lsn or not config.ENABLED:
+    if not position.lsn or not config.ENABLED or config.SHADOW:
         return True
     return _wait_for_any(primary, position, timeout, config)
 
