@@ -97,12 +97,16 @@ def test_opentelemetry_has_the_names_of_prometheus(cluster: Cluster) -> None:
     try:
         instrument(provider)
         look("default", PATIENCE)
+        count("shadow_reads_lagging", "shadow_reads_from_replica1")
         assert names(scrape(REGISTRY)) == {metric.prometheus_name for metric in METRICS}
     finally:
         provider.shutdown()
 
 
 # Counts.
+
+SHADOWS = {"replica_router_shadow_reads_total", "replica_router_shadow_decisions_total"}
+"""Told where somebody is not routed yet."""
 
 
 def test_what_has_not_happened_yet_is_zero(
@@ -112,7 +116,7 @@ def test_what_has_not_happened_yet_is_zero(
     stop_monitors()
     for exported in (scrape(registry), read_all(reader)):
         counters = {metric.prometheus_name for metric in METRICS if metric.kind is Kind.COUNTER}
-        assert names(exported) == counters
+        assert names(exported) == counters - SHADOWS
         assert set(exported.values()) == {0}
         decisions = values(exported, "replica_router_decisions_total")
         assert len(decisions) == len(Reason) - len(AT_ONCE)
@@ -138,6 +142,21 @@ def test_reads_are_told_by_server_and_by_reason(
         assert value(exported, "replica_router_retries_total", cause="refused_write") == 1
         assert value(exported, "replica_router_tokens_unstored_total") == 1
         assert value(exported, "replica_router_writes_unlocated_total") == 0
+
+
+def test_what_would_go_where_is_told_by_itself(
+    cluster: Cluster, registry: CollectorRegistry, settings: Any
+) -> None:
+    """Of who is not routed yet: the primary serves, and the server that would have is told."""
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "SHADOW": True}
+    with scope():
+        list(Note.objects.all())
+    exported = scrape(registry)
+    assert value(exported, "replica_router_reads_total", alias="default") == 1
+    assert value(exported, "replica_router_decisions_total", reason="SHADOW") == 1
+    assert value(exported, "replica_router_shadow_reads_total", alias="default") == 0
+    assert sum(values(exported, "replica_router_shadow_reads_total")) == 1
+    assert value(exported, "replica_router_shadow_decisions_total", reason="CAUGHT_UP") == 1
 
 
 def test_a_count_of_no_metric_is_left_out(cluster: Cluster, registry: CollectorRegistry) -> None:

@@ -176,13 +176,31 @@ class PrimaryPoller(Poller):
         except psycopg.Error as error:
             if connection.closed:
                 raise
-            logger.warning("The primary %r refuses to flush its WAL: %s", self.alias, error)
+            logger.warning(
+                "The primary %r refuses to flush its WAL: %s",
+                self.alias,
+                error,
+                extra={
+                    "event": "flush_refused",
+                    "primary": self.alias,
+                    "error": type(error).__name__,
+                },
+            )
         else:
             self.known.history.may_flush_at = now + _FLUSH_PAUSE
 
     def failed(self, error: Exception) -> None:
         if self.looks.failures == 1:
-            logger.warning("The primary %r cannot be sampled: %s", self.alias, error)
+            logger.warning(
+                "The primary %r cannot be sampled: %s",
+                self.alias,
+                error,
+                extra={
+                    "event": "primary_lost",
+                    "primary": self.alias,
+                    "error": type(error).__name__,
+                },
+            )
 
 
 class ReplicaPoller(Poller):

@@ -7,7 +7,7 @@ fits both.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from django_replica_router.conf import get_config
@@ -18,6 +18,7 @@ from django_replica_router.status.servers import ServerStatus, all_clusters, des
 
 _FROM = "reads_from_"
 _RETRIED = "retried_"
+_SHADOW = "shadow_"
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 
@@ -74,6 +75,13 @@ READS = _counter(
     "alias",
 )
 DECISIONS = _counter("decisions", "read", "The same, by the reason.", "reason")
+SHADOW_READS = _counter(
+    "shadow_reads",
+    "read",
+    "Reads of who is not routed yet, by SHADOW or ROLLOUT, by the server that would have had them.",
+    "alias",
+)
+SHADOW_DECISIONS = _counter("shadow_decisions", "read", "The same, by the reason.", "reason")
 RETRIES = _counter(
     "retries", "statement", "Statements that were run again on the primary, by the cause.", "cause"
 )
@@ -194,7 +202,7 @@ BEHIND = _gauge(
 STATE = _gauge("server.state", "", "1 for the state that a server is in.", *_OF_SERVER, "state")
 
 METRICS = (
-    *(READS, DECISIONS, RETRIES),
+    *(READS, DECISIONS, SHADOW_READS, SHADOW_DECISIONS, RETRIES),
     *EVENTS.values(),
     *(PRIMARY_UP, SERVES, LAG, BEHIND, STATE),
 )
@@ -205,10 +213,17 @@ def read_counters() -> dict[Series, int]:
     """Return what this process has counted. What has not happened yet is told as 0."""
     config = get_config()
     clusters = config.topology.clusters
+    aliases = [alias for primary in clusters for alias in (primary, *clusters[primary])]
+    reasons = [reason.name for reason in Reason if reason not in AT_ONCE]
+    known: list[tuple[Metric, Iterable[str]]] = [
+        (READS, aliases),
+        (DECISIONS, reasons),
+        (RETRIES, CAUSES),
+    ]
+    if config.shadows:
+        known += [(SHADOW_READS, aliases), (SHADOW_DECISIONS, reasons)]
     found = dict.fromkeys((Series(metric) for metric in EVENTS.values()), 0)
-    found |= {Series(DECISIONS, (reason.name,)): 0 for reason in Reason if reason not in AT_ONCE}
-    found |= {Series(RETRIES, (cause,)): 0 for cause in CAUSES}
-    found |= {Series(READS, (alias,)): 0 for one in clusters for alias in (one, *clusters[one])}
+    found |= {Series(metric, (label,)): 0 for metric, labels in known for label in labels}
     for event, number in get_totals().items():
         series = _series_of(event)
         if series is not None:
@@ -216,6 +231,7 @@ def read_counters() -> dict[Series, int]:
     return found
 
 
+_OF_SHADOW = {READS: SHADOW_READS, DECISIONS: SHADOW_DECISIONS}
 _REASONS = {reason.event: reason.name for reason in Reason}
 
 
@@ -229,6 +245,9 @@ def _series_of(event: str) -> Series | None:
         return Series(READS, (event.removeprefix(_FROM),))
     if event.startswith(_RETRIED):
         return Series(RETRIES, (event.removeprefix(_RETRIED),))
+    in_shadow = _series_of(event.removeprefix(_SHADOW)) if event.startswith(_SHADOW) else None
+    if in_shadow is not None and in_shadow.metric in _OF_SHADOW:
+        return Series(_OF_SHADOW[in_shadow.metric], in_shadow.values)
     return None
 
 
