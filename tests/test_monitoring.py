@@ -242,3 +242,38 @@ def test_each_alert_fires_in_its_trouble_and_no_other_time(tmp_path: Path) -> No
 def test_each_alert_has_its_trouble() -> None:
     """None is left out of the test above."""
     assert list(TROUBLE) == list(RULES)
+
+
+# The documents.
+
+
+def rows(first: str) -> list[tuple[str, ...]]:
+    """Return the rows of the table of the document whose first heading that is."""
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    table = text.split(f"| {first} |")[1].split("\n\n")[0]
+    return [
+        tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in table.splitlines()[2:]
+    ]
+
+
+def test_each_metric_is_documented() -> None:
+    """With its labels and its sentence, in the order of the code."""
+    assert rows("metric") == [
+        (
+            f"`{metric.prometheus_name}`",
+            ", ".join(f"`{label}`" for label in metric.labels),
+            metric.text,
+        )
+        for metric in METRICS
+    ]
+
+
+def test_each_cause_and_each_alert_is_documented() -> None:
+    """By its name, and an alert with how bad it is."""
+    assert {row[0].strip("`") for row in rows("cause")} == set(CAUSES)
+    assert [(row[0].strip("`"), row[1]) for row in rows("alert")] == [
+        (name, rule["labels"]["severity"]) for name, rule in RULES.items()
+    ]
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    uncounted = text.split("by a rule alone (")[1].split(")")[0]
+    assert set(re.findall(r"\w+", uncounted)) == {reason.name for reason in AT_ONCE}

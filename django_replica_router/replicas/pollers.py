@@ -162,6 +162,12 @@ class PrimaryPoller(Poller):
     def look(self, connection: psycopg.Connection[Any]) -> None:
         at = self.known.clock()
         self.answers.publish_sample(Sample(at, postgres.sample_primary(connection)))
+        if self.looks.failures:
+            logger.info(
+                "The primary %r answers again.",
+                self.alias,
+                extra={"event": "primary_restored", "primary": self.alias},
+            )
         history = self.known.history
         if history.must_flush(self.known.clock()):
             self._flush(connection, history.wanted.lsn)

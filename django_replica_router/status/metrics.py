@@ -74,14 +74,21 @@ READS = _counter(
     "Decisions which server may serve a scope, by that server: one for a request as a rule.",
     "alias",
 )
-DECISIONS = _counter("decisions", "read", "The same, by the reason.", "reason")
+DECISIONS = _counter(
+    "decisions", "read", "Decisions which server may serve a scope, by the reason.", "reason"
+)
 SHADOW_READS = _counter(
     "shadow_reads",
     "read",
-    "Reads of who is not routed yet, by SHADOW or ROLLOUT, by the server that would have had them.",
+    "Reads of who is not routed yet (SHADOW, ROLLOUT), by the server that would have had them.",
     "alias",
 )
-SHADOW_DECISIONS = _counter("shadow_decisions", "read", "The same, by the reason.", "reason")
+SHADOW_DECISIONS = _counter(
+    "shadow_decisions",
+    "read",
+    "Reads of who is not routed yet (SHADOW, ROLLOUT), by the reason that would have decided.",
+    "reason",
+)
 RETRIES = _counter(
     "retries", "statement", "Statements that were run again on the primary, by the cause.", "cause"
 )
@@ -134,9 +141,13 @@ EVENTS: Mapping[str, Metric] = {
         (
             "waits_by_server",
             "wait",
-            "Waits that ended as the replica itself told that it was there.",
+            "Waits that ended as the replica's server itself told that it was there.",
         ),
-        ("waits_by_server_in_vain", "wait", "Waits of the same kind that ended without that."),
+        (
+            "waits_by_server_in_vain",
+            "wait",
+            "Waits for such a word of the replica's server that ended without it.",
+        ),
         ("waits_ended", "statement", "Statements whose waiting for a replica that hung was ended."),
         (
             "wal_flushes",
@@ -162,7 +173,7 @@ EVENTS: Mapping[str, Metric] = {
         (
             "reinserted_from_replica",
             "save",
-            "Those of them that found the row deleted, and made it anew.",
+            "Saves of objects that were read from a replica, which found the row deleted and made it anew.",
         ),
         ("writes_in_queries", "statement", "Statements that a query of CQRS was refused."),
         ("cookies_refused", "cookie", "Signed cookies that were not ours, broken or too old."),

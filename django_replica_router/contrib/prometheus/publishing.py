@@ -104,7 +104,9 @@ class _Thread(threading.Thread):
                 self._publisher.publish()
             except Exception as error:  # as a disk that is full: the next time it may not be
                 logger.warning(
-                    "Metrics cannot be published: %s", error, extra={"event": "metrics_unpublished"}
+                    "Metrics cannot be published: %s",
+                    error,
+                    extra={"event": "metrics_unpublished", "error": type(error).__name__},
                 )
 
     def end(self) -> None:
