@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -205,9 +206,11 @@ def series_of(trouble: dict[str, str]) -> list[dict[str, str]]:
     return found
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool, of Prometheus, is not installed")
 def test_each_alert_fires_in_its_trouble_and_no_other_time(tmp_path: Path) -> None:
     """By Prometheus itself, after an hour; on a site that is well none does."""
+    if PROMTOOL is None:
+        assert not os.environ.get("CI"), "promtool, of Prometheus, is not installed"
+        pytest.skip("promtool, of Prometheus, is not installed")
     shutil.copy(RULES_FILE, tmp_path / "rules.yml")
     tests = []
     for name, trouble in {"calm": {}, **TROUBLE}.items():
@@ -234,7 +237,7 @@ def test_each_alert_fires_in_its_trouble_and_no_other_time(tmp_path: Path) -> No
     file.write_text(
         yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests})
     )
-    command = [str(PROMTOOL), "test", "rules", str(file)]
+    command = [PROMTOOL, "test", "rules", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
