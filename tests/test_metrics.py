@@ -27,6 +27,7 @@ from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until
 from tests.monitoring import Exported, names, scrape, value, values
+from tests.test_package import run_python
 
 PACKAGE = Path(django_replica_router.__file__).parent
 PATIENCE = 20.0
@@ -253,3 +254,47 @@ def test_of_two_that_look_the_same_the_worse_is_told(
         of_server = ("default", good.alias, good.address)
         assert gauges[metrics.Series(metrics.SERVES, of_server)] == 0
         assert gauges[metrics.Series(metrics.LAG, of_server)] == 7.0
+
+
+# Where they are not used, and before they are.
+
+SITE = """
+import sys
+import django
+django.setup()
+from django.test import Client
+from django_replica_router import ReplicaRouter
+import django_replica_router.middleware
+print([name for name in ("prometheus_client", "opentelemetry") if name in sys.modules])
+"""
+
+
+def test_a_site_without_exporters_imports_none() -> None:
+    """They cost it nothing."""
+    assert run_python(SITE, DJANGO_SETTINGS_MODULE="testproject.settings") == "[]"
+    app = "from django.conf import settings\n" + "settings.INSTALLED_APPS += [{!r}]\n"
+    with_it = app.format("django_replica_router.contrib.prometheus") + SITE
+    told = run_python(with_it, DJANGO_SETTINGS_MODULE="testproject.settings")
+    assert told == "['prometheus_client']"
+
+
+LATER = """
+import django
+django.setup()
+from opentelemetry.metrics import set_meter_provider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from django_replica_router.contrib.opentelemetry import instrument
+instrument()
+reader = InMemoryMetricReader()
+set_meter_provider(MeterProvider([reader]))
+(of_resource,) = reader.get_metrics_data().resource_metrics
+(of_scope,) = of_resource.scope_metrics
+print(of_scope.scope.name, "replica_router.reads" in {one.name for one in of_scope.metrics})
+"""
+
+
+def test_opentelemetrys_provider_may_be_set_later() -> None:
+    """As each worker sets its own after the fork."""
+    told = run_python(LATER, DJANGO_SETTINGS_MODULE="testproject.settings")
+    assert told == "django_replica_router True"

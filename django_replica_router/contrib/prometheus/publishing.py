@@ -100,19 +100,22 @@ class _Thread(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(EVERY):
-            try:
-                self._publisher.publish()
-            except Exception as error:  # as a disk that is full: the next time it may not be
-                logger.warning(
-                    "Metrics cannot be published: %s",
-                    error,
-                    extra={"event": "metrics_unpublished", "error": type(error).__name__},
-                )
+            self._publish()
 
     def end(self) -> None:
         """Publish once more, and no more after that."""
         self._ended.set()
-        self._publisher.publish()
+        self._publish()
+
+    def _publish(self) -> None:
+        try:
+            self._publisher.publish()
+        except Exception as error:  # as of a disk that is full: the next time it may not be
+            logger.warning(
+                "Metrics cannot be published: %s",
+                error,
+                extra={"event": "metrics_unpublished", "error": type(error).__name__},
+            )
 
 
 def start_publishing(registry: CollectorRegistry) -> None:
