@@ -80,6 +80,14 @@ def __getattr__(name: str) -> Any:
     except KeyError:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message) from None
-    value = getattr(importlib.import_module(home), name)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ImportError:
+        from django_replica_router.driver import find_problem
+
+        problem = find_problem()
+        if problem is None:
+            raise
+        raise ImportError(problem) from None
     globals()[name] = value
     return value
