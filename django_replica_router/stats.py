@@ -11,12 +11,14 @@ from django_replica_router.observations import Observing, note_events
 
 _lock = threading.Lock()
 _counts: Counter[str] = Counter()
+_popped: Counter[str] = Counter()
 
 
 def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()  # whoever holds the other one does not exist in the child
     _counts.clear()  # the parent has counted that
+    _popped.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -42,6 +44,8 @@ def get_stats() -> Mapping[str, int]:
 
     - ``reads_<reason>``: first decisions of a scope, by the reason in lower case; ``reads_from_<alias>``: the
       same, by the server.
+    - ``shadow_reads_from_<alias>``, ``shadow_reads_<reason>``: where reads would have gone, and why, of who is not
+      routed yet by SHADOW or ROLLOUT. They are counted as ``reads_shadow`` as well.
     - ``retried_<cause>``: statements that were run again on the primary: ``refused_write``,
       ``replica_fault``, ``unsupported`` (what only that server cannot do, as read an unlogged table),
       ``replayed_lock`` (a lock was replayed, and not yet the commit that frees it), ``elsewhere`` (a replica
@@ -78,5 +82,12 @@ def pop_stats() -> Mapping[str, int]:
     """Return the same, and begin to count anew."""
     with _lock:
         counts = dict(_counts)
+        _popped.update(counts)
         _counts.clear()
         return counts
+
+
+def get_totals() -> Mapping[str, int]:
+    """Return how often each event has happened since the process started, whoever has popped what."""
+    with _lock:
+        return _popped + _counts

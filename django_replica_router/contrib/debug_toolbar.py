@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
-from debug_toolbar.panels import Panel
 from django.http import HttpRequest, HttpResponseBase
 
 from django_replica_router.conf import get_config
+from django_replica_router.contrib.extras import needs
 from django_replica_router.contrib.showing import (
     describe_finding,
     describe_query,
@@ -20,6 +20,9 @@ from django_replica_router.contrib.showing import (
 from django_replica_router.observations import EVENTS, Observation
 from django_replica_router.observing import observe
 from django_replica_router.reviewing import ADVICE, review
+
+with needs("debug_toolbar", "debug-toolbar"):
+    from debug_toolbar.panels import Panel
 
 
 class ReplicaPanel(Panel):
