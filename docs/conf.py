@@ -23,6 +23,7 @@ version = release = re.findall(
 )[0]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["tasklist"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # each setting and each check is a heading of the third level
 autodoc_typehints = "none"  # signatures tell them

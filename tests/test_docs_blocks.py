@@ -23,7 +23,6 @@ import pytest
 import yaml
 from django.contrib.auth.models import User
 from django.core.management import get_commands, load_command_class
-from django.core.management.base import CommandError
 from django.db.models import F
 from django.test import override_settings
 
@@ -242,6 +241,6 @@ def test_what_is_run_elsewhere_is_run_there(page: str, test: str) -> None:
 )
 def test_a_wrong_block_is_found(kind: str, text: str) -> None:
     """Each kind of block is really looked at."""
-    with pytest.raises((Exception, SystemExit)) as caught:  # noqa: PT011 - of whatever library
+    with pytest.raises((Exception, SystemExit)) as caught:
         KINDS[kind](Block(Path("a.md"), 1, kind, text))
     assert not isinstance(caught.value, NameError | FileNotFoundError)
