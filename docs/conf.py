@@ -36,6 +36,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 
 # The pages that hold the README's sections. A link to any other of them leads to the overview.
 README_PAGES = {

@@ -23,6 +23,7 @@ import pytest
 import yaml
 from django.contrib.auth.models import User
 from django.core.management import get_commands, load_command_class
+from django.db import connections
 from django.db.models import F
 from django.test import override_settings
 
@@ -57,7 +58,7 @@ ALL = [
 ]
 PROGRAMS = re.compile(r"(\$ |pip |python3? |(\.venv/bin/)|REPLICA_ROUTER_\w+=)", flags=re.MULTILINE)
 # Programs of others, with whatever arguments.
-FOREIGN = {"cd", ".", "createdb", "git", "kubectl", "psql", "python3", "rq"}
+FOREIGN = {"cd", ".", "python3"}
 
 
 def is_run_elsewhere(block: Block) -> bool:
@@ -123,6 +124,9 @@ def _try(words: list[str]) -> None:
     words = [word.removeprefix(".venv/bin/") for word in words]
     if not words or words[0] in FOREIGN:
         return
+    if words[0] == "psql":
+        _ask(*words[1:])
+        return
     if words[0] == "pip":
         _try_extras(words)
     elif words[:2] == ["python", "manage.py"]:
@@ -132,6 +136,13 @@ def _try(words: list[str]) -> None:
     else:
         assert words[0] == "tox", words
         assert f"[testenv:{words[2]}]" in (ROOT / "tox.ini").read_text()
+
+
+def _ask(server: str, option: str, sql: str) -> None:
+    assert option == "-c"
+    with connections[{"$PRIMARY": "default", "$REPLICA": "replica1"}[server]].cursor() as cursor:
+        cursor.execute(sql)
+        assert None not in cursor.fetchone()
 
 
 def _is_in_code(text: str, *folders: str) -> bool:
@@ -235,11 +246,12 @@ def test_what_is_run_elsewhere_is_run_there(page: str, test: str) -> None:
         ("console", "python -m testproject --routings random"),
         ("console", 'pip install "django-replica-router[memcached]"'),
         ("console", "python -m pytest tests/test_nothing*.py"),
+        ("console", '$ psql "$REPLICA" -c "SELECT pg_current_wal_lsn()"'),
         ("ini", "pool_mode = transaction"),
         ("yaml", "a: [1"),
     ],
 )
-def test_a_wrong_block_is_found(kind: str, text: str) -> None:
+def test_a_wrong_block_is_found(kind: str, text: str, cluster: Cluster) -> None:
     """Each kind of block is really looked at."""
     with pytest.raises((Exception, SystemExit)) as caught:
         KINDS[kind](Block(Path("a.md"), 1, kind, text))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import django_replica_router
-from django_replica_router import errors, signals, testing
+from django_replica_router import errors, observing, signals, testing
 from django_replica_router.policy import Reason, ReplicaState
 from tests.documents import DOCS, PAGES, ROOT
 
@@ -53,7 +53,7 @@ def test_each_page_is_in_a_list_of_contents() -> None:
     listed = [
         name
         for tree in re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL)
-        for name in re.findall(r"^[\w/-]+$", tree, re.MULTILINE)
+        for name in re.findall(r"^(?:\w+ <)?([\w/-]+)>?$", tree, re.MULTILINE)
     ]
     of_languages = ["es/tutorial", "pt/tutorial"]
     pages = [str(page.relative_to(DOCS).with_suffix("")) for page in PAGES]
@@ -74,6 +74,7 @@ def test_each_public_name_has_its_docstring_on_the_site(site: Path) -> None:
             and (module is signals or getattr(value, "__module__", "") == module.__name__)
             and (module is not signals or hasattr(value, "send"))
         }
+    expected |= {f"django_replica_router.observing.{name}" for name in observing.__all__}
     for values in (Reason, ReplicaState):
         expected |= {f"django_replica_router.policy.{values.__name__}.{v.name}" for v in values}
     found = set(re.findall(r'<dt class="sig[^>]*id="([\w.]+)"', page))

@@ -169,3 +169,17 @@ def test_the_tutorial_has_the_same_code_in_each_language(language: str) -> None:
     assert re.findall(r"^> (From .*)$", (DOCS / language / "tutorial.md").read_text(), re.M) == (
         re.findall(r"^> (From .*)$", PAGE.read_text(), re.M)
     )
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_first_page_has_the_same_code_in_each_language(language: str) -> None:
+    """That of the README's first screen."""
+    screen = ROOT / "README.md"
+    end = screen.read_text().split("## See it work")[0].count("\n")
+    original = [block for block in blocks(screen) if block.line <= end]
+    assert original
+    assert [
+        block.text
+        for block in blocks(DOCS / language / "index.md")
+        if block.language != "{toctree}"
+    ] == [block.text for block in original]
