@@ -62,6 +62,10 @@ def blocks(page: Path) -> list[Block]:
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
     """Return the commands of a console block, each with the lines that it prints there."""
-    parts = re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]
-    lines = [part.rstrip("\n").split("\n") for part in parts]
-    return [(first, rest) for first, *rest in lines]
+    found = []
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, *output = part.rstrip("\n").split("\n")
+        while command.count('"') % 2 and output:
+            command += f"\n{output.pop(0)}"  # a quotation goes on in the next line
+        found.append((command, output))
+    return found
