@@ -41,6 +41,8 @@ class Reader:
     def follow(self) -> None:
         """Do all of it, from the first block to the last."""
         for block in blocks(PAGE):
+            if block.note.startswith("not run: "):
+                continue
             if block.language == "console":
                 for command, output in commands(block.text):
                     self.run(command, output)
