@@ -87,12 +87,8 @@ def test_each_name_in_a_page_exists(page: Path) -> None:
         assert path.endswith((".py", ".md")) or _exists(path), path
     for target in set(re.findall(r"settings\.md#(\w+)", text)):
         assert target.upper() in headings("settings.md"), target
-    for command in set(re.findall(r"`(?:manage\.py )?(replica_[a-z]+)`", text)):
-        assert command in {*get_commands(), *OTHER_NAMES}, command
-
-
-# Signals, a counter, an argument of a task, a key of a message: not commands, though they look alike.
-OTHER_NAMES = ("replica_lost", "replica_restored", "replica_wait", "replica_delay", "replica_token")
+    for command in set(re.findall(r"manage\.py ([a-z_]+)", text)):
+        assert command in get_commands(), command
 
 
 def _exists(path: str) -> bool:

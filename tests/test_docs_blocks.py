@@ -56,9 +56,9 @@ ALL = [
     for block in blocks(page)
     if not block.language.startswith("{")  # a directive of Sphinx, which the build runs
 ]
-PROGRAMS = re.compile(r"(\$ |pip |python3? |(\.venv/bin/)|REPLICA_ROUTER_\w+=)", flags=re.MULTILINE)
+PROGRAMS = re.compile(r"\$ |pip |python3? |\.venv/bin/|rm |[A-Z_]+=")
 # Programs of others, with whatever arguments.
-FOREIGN = {"cd", ".", "python3"}
+FOREIGN = {"cd", ".", "gunicorn", "mkdir", "python3", "rm"}
 
 
 def is_run_elsewhere(block: Block) -> bool:
@@ -120,7 +120,7 @@ def try_commands(block: Block) -> None:
 def _try(words: list[str]) -> None:
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         variable = words.pop(0).partition("=")[0]
-        assert _is_in_code(variable, "testproject", "tests"), variable
+        assert _is_in_code(variable, "django_replica_router", "testproject", "tests"), variable
     words = [word.removeprefix(".venv/bin/") for word in words]
     if not words or words[0] in FOREIGN:
         return
@@ -152,7 +152,7 @@ def _is_in_code(text: str, *folders: str) -> bool:
 
 def _try_extras(words: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+    for extras in re.findall(r"(?:django-replica-router|\.)\[([\w,]+)\]", " ".join(words)):
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 

@@ -1,0 +1,36 @@
+"""What a module here needs beside Django and psycopg, told where it is missing."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+
+class needs:  # noqa: N801 - reads as "with needs(...)"
+    """A block of imports of one optional package: where that is not installed, the error says what to run.
+
+    Args:
+        package: its name, which the extra that brings it has as well.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Tell what to run. What is missing inside of an installed package is told as it is."""
+        if isinstance(error, ModuleNotFoundError) and error.name == self.package:
+            message = (
+                f"django_replica_router.contrib.{self.package} needs {self.package}, which is not installed: "
+                f"run 'pip install \"django-replica-router[{self.package}]\"'."
+            )
+            raise ModuleNotFoundError(message, name=self.package) from None
