@@ -12,7 +12,11 @@ import pytest
 from django_replica_router.contrib.extras import needs
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ["celery", "channels", "dramatiq", "httpx", "huey", "requests", "rq", "strawberry"]
+EXTRAS = [
+    "celery", "channels", "dramatiq", "httpx", "huey", "opentelemetry", "prometheus", "requests", "rq",
+    "strawberry",
+]  # fmt: skip
+PACKAGES = {"prometheus": "prometheus_client"}
 MISSING = """
 import sys
 
@@ -24,7 +28,10 @@ class Missing:
 sys.meta_path.insert(0, Missing)
 import django_replica_router.contrib.{1}
 """
-MODULES = {"celery": ["celery.results", "celery.runs"]}
+MODULES = {
+    "celery": ["celery.results", "celery.runs"],
+    "prometheus": ["prometheus.apps as apps; apps.PrometheusConfig.ready(None)"],
+}
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -38,9 +45,10 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_integration_without_its_package_names_the_extra(extra: str) -> None:
     """Each module of the integration ends in the one sentence that says what to run, and in no chain of errors."""
     for module in MODULES.get(extra, [extra]):
-        done = run(MISSING.format(extra, module))
+        package = PACKAGES.get(extra, extra)
+        done = run(MISSING.format(package, module))
         assert done.stderr.splitlines()[-1] == (
-            f"ModuleNotFoundError: django_replica_router.contrib.{extra} needs {extra}, which is not installed: "
+            f"ModuleNotFoundError: django_replica_router.contrib.{extra} needs {package}, which is not installed: "
             f"run 'pip install \"django-replica-router[{extra}]\"'."
         )
         assert done.stderr.count("Traceback") == 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter
-
 from django_replica_router import __version__
+from django_replica_router.contrib.extras import needs
 from django_replica_router.status.metrics import (
     METRICS,
     Kind,
@@ -14,6 +13,9 @@ from django_replica_router.status.metrics import (
     read_counters,
     read_gauges,
 )
+
+with needs("opentelemetry"):
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter
 
 
 def instrument(meter_provider: MeterProvider | None = None) -> None:

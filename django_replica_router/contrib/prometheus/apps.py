@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 
+from django_replica_router.contrib.extras import needs
+
 
 class PrometheusConfig(AppConfig):
     """Tells Prometheus of the package."""
@@ -14,6 +16,7 @@ class PrometheusConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the metrics with the registry that all of the process share."""
-        from django_replica_router.contrib.prometheus.registering import register
+        with needs("prometheus_client", "prometheus"):
+            from django_replica_router.contrib.prometheus.registering import register
 
         register()
