@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db.models import QuerySet
 from django.db.models.sql import Query as QueryOfModel
@@ -24,22 +24,27 @@ from django_replica_router.scopes.scope import current_frame
 
 __all__ = ["Event", "Observation", "Query", "observe"]
 
+O = TypeVar("O", bound=Observation)  # noqa: E741 - the kind of observation
+
 _lock = threading.Lock()
 _observers = 0
 
 
 @contextmanager
-def observe() -> Iterator[Observation]:
+def observe(make: Callable[[Observation | None], O] = Observation) -> Iterator[O]:  # type: ignore[assignment]
     """Keep each statement of the block with the server that has answered it, and why.
 
     Also those that run in other threads of the same context, as by ``sync_to_async``. Blocks may be nested:
     the outer one sees what the inner one does. While anybody observes, each read of this process is
     decided on in full, which takes some 20 microseconds longer; otherwise it costs nothing.
 
+    Args:
+        make: makes the observation, of the one around it.
+
     Yields:
         Observation: its ``queries`` and ``events`` grow while the block runs.
     """
-    observation = Observation(observed.get())
+    observation = make(observed.get())
     _begin()
     token = observed.set(observation)
     try:

@@ -1,25 +1,32 @@
-"""Helpers for the tests of sites that use the package."""
+"""Mirrors: aliases of replicas that are the primary's own database, as Django's test runner makes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
+from django.core.cache import caches
+from django.core.cache.backends.dummy import DummyCache
 from django.db import connections
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.policy import Replica, ReplicaState
+from django_replica_router.recording.writes import store_for_everybody
 from django_replica_router.replicas import postgres
 from django_replica_router.replicas.health import Health
 from django_replica_router.replicas.mirrors import differences
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Sample
 from django_replica_router.replicas.registry import replace_factory
+from django_replica_router.testing.blocks import block
+from django_replica_router.testing.transactions import sharing_transaction
 from django_replica_router.values.servers import Life
 
+Factory = Callable[[str, Sequence[str], float], Monitor]
 
-class _MirrorMonitor(Monitor):
+
+class MirrorMonitor(Monitor):
     """Looks at no server but the primary, once: each replica is the primary's own database."""
 
     looks_itself = False
@@ -84,16 +91,82 @@ def treat_mirrors_as_replicas() -> None:
 
     In a test run Django points an alias with ``TEST["MIRROR"]`` to the primary's test database.
     That is no standby, so by itself the package reads from the primary. With this switch the
-    routing rules are at work in the test, on connections of their own.
+    routing rules are at work in the test, on connections of their own. In a ``TestCase``, whose data no
+    other connection sees, all reads stay on the primary: use ``mirrors_are_replicas()`` there.
     """
-    replace_factory(_MirrorMonitor)
+    replace_factory(MirrorMonitor)
+
+
+@block
+def mirrors_are_replicas() -> Iterator[None]:
+    """Let reads go to aliases that are mirrors of their primary, inside the block.
+
+    Also in a ``TestCase``, where the aliases of replicas read in its transaction meanwhile.
+
+    Raises:
+        ConfigurationError: an alias is no mirror, the test may not use it, or the cache keeps no tokens.
+    """
+    with routing_by(MirrorMonitor):
+        yield
+
+
+class _AtWork:
+    """Whether the routing rules are at work by a block of this package."""
+
+    depth = 0
 
 
 @contextmanager
-def mirrors_are_replicas() -> Iterator[None]:
-    """Let reads go to aliases that are mirrors of their primary, inside the block."""
-    before = replace_factory(_MirrorMonitor)
-    try:
-        yield
-    finally:
-        replace_factory(before)
+def routing_by(factory: Factory) -> Iterator[None]:
+    """Have the routing rules at work inside the block, by monitors that a factory makes.
+
+    Raises:
+        ConfigurationError: as for ``mirrors_are_replicas``.
+    """
+    _demand_store()
+    with ExitStack() as stack:
+        stack.callback(replace_factory, replace_factory(factory))
+        for primary, replicas in get_config().topology.clusters.items():
+            stack.enter_context(sharing_transaction(primary, tuple(replicas)))
+            _begin_to_remember(primary)
+        _AtWork.depth += 1
+        try:
+            yield
+        finally:
+            _AtWork.depth -= 1
+
+
+def routing_at_work() -> AbstractContextManager[None]:
+    """Return a block in which the rules are at work, by whatever is around it, or by mirrors.
+
+    Real replicas, which a test run may have as well, are left to be what they are.
+    """
+    clusters = get_config().topology.clusters
+    pairs = [(alias, primary) for primary, aliases in clusters.items() for alias in aliases]
+    if _AtWork.depth or any(differences(alias, primary) for alias, primary in pairs):
+        return nullcontext()
+    return routing_by(MirrorMonitor)
+
+
+def _demand_store() -> None:
+    """Refuse a cache in which nothing is ever found: all reads would go to the primary.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    name = get_config().CACHE
+    if isinstance(caches[name], DummyCache):
+        message = (
+            f"CACHES[{name!r}] is a DummyCache, which keeps no tokens, so that all reads go to the primary. "
+            f"Use django.core.cache.backends.locmem.LocMemCache in tests."
+        )
+        raise ConfigurationError(message)
+
+
+def _begin_to_remember(primary: str) -> None:
+    """Have the token store know where the primary is: a test may just have emptied it.
+
+    Not where the test has not connected to the primary: it may not be allowed to.
+    """
+    if connections[primary].connection is not None:
+        store_for_everybody(primary, get_config(), None)

@@ -1,0 +1,81 @@
+"""A small site of its own, made by ``django-admin startproject``, with the kit's template among its tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from testproject.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "tests" / "kit_site"
+
+_SETTINGS = """
+DATABASES = {{
+    "default": {database!r},
+    "replica1": {database!r} | {{"TEST": {{"MIRROR": "default"}}}},
+}}
+DATABASE_ROUTERS = ["django_replica_router.ReplicaRouter"]
+INSTALLED_APPS += ["django_replica_router", "orders"]
+MIDDLEWARE = ["django_replica_router.middleware.ReplicaRouterMiddleware", *MIDDLEWARE]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+"""
+
+
+def make_project(cluster: Cluster, folder: Path) -> Path:
+    """Make the site in a folder: its databases are mirrors on the cluster's primary, its cache is Django's default."""
+    run(folder, "-m", "django", "startproject", "shop", ".")
+    database = cluster.django_databases("app")["default"]
+    database.pop("TEST", None)
+    settings = folder / "shop" / "settings.py"
+    settings.write_text(settings.read_text() + _SETTINGS.format(database=database))
+    (folder / "shop" / "urls.py").write_text("from orders.views import urlpatterns\n")
+    app = folder / "orders"
+    app.mkdir()
+    for file in SITE.glob("*.py"):
+        (app / file.name).write_text(file.read_text())
+    template = (ROOT / "docs" / "examples" / "test_replicas.py").read_text()
+    (app / "test_template.py").write_text(template)
+    (folder / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = shop.settings\n")
+    run(folder, "manage.py", "makemigrations", "orders")
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """Run Python in the folder; return what it prints, whether it fails or not."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DJANGO_SETTINGS", "TESTPROJECT_", "PYTEST_"))
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return f"{done.stdout}\nexit status {done.returncode}\n"
+
+
+def plugin() -> list[str]:
+    """Return what loads the plugin where the installed distribution does not name it yet."""
+    names = entry_points(group="pytest11").names
+    return [] if "django_replica_router" in names else ["-p", "django_replica_router.testing.plugin"]
+
+
+def outcomes(output: str) -> dict[str, str]:
+    """Return how each test ended, by its name, from what ``pytest -v`` or ``manage.py test -v 2`` prints."""
+    of_pytest = re.findall(r"(PASSED|FAILED|ERROR) .*::(\w+)", output) or [
+        (end, name) for name, end in re.findall(r"::(\w+) (PASSED|FAILED|ERROR)", output)
+    ]
+    of_django = re.findall(r"^(test_\w+) .*?(?:\n.*?)?\.\.\. (ok|FAIL|ERROR)", output, re.MULTILINE)
+    found = {name: end for end, name in of_pytest}
+    return found or {name: {"ok": "PASSED", "FAIL": "FAILED"}.get(end, end) for name, end in of_django}
