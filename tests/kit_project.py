@@ -68,7 +68,9 @@ def run(folder: Path, *arguments: str) -> str:
 def plugin() -> list[str]:
     """Return what loads the plugin where the installed distribution does not name it yet."""
     names = entry_points(group="pytest11").names
-    return [] if "django_replica_router" in names else ["-p", "django_replica_router.testing.plugin"]
+    return (
+        [] if "django_replica_router" in names else ["-p", "django_replica_router.testing.plugin"]
+    )
 
 
 def outcomes(output: str) -> dict[str, str]:
@@ -78,4 +80,6 @@ def outcomes(output: str) -> dict[str, str]:
     ]
     of_django = re.findall(r"^(test_\w+) .*?(?:\n.*?)?\.\.\. (ok|FAIL|ERROR)", output, re.MULTILINE)
     found = {name: end for end, name in of_pytest}
-    return found or {name: {"ok": "PASSED", "FAIL": "FAILED"}.get(end, end) for name, end in of_django}
+    return found or {
+        name: {"ok": "PASSED", "FAIL": "FAILED"}.get(end, end) for name, end in of_django
+    }
