@@ -16,7 +16,7 @@ SITE = ROOT / "tests" / "kit_site"
 
 _SETTINGS = """
 DATABASES = {{
-    "default": {database!r},
+    "default": {database!r} | {{"TEST": {{"MIGRATE": False}}}},
     "replica1": {database!r} | {{"TEST": {{"MIRROR": "default"}}}},
 }}
 DATABASE_ROUTERS = ["django_replica_router.ReplicaRouter"]
@@ -41,7 +41,6 @@ def make_project(cluster: Cluster, folder: Path) -> Path:
     template = (ROOT / "docs" / "examples" / "test_replicas.py").read_text()
     (app / "test_template.py").write_text(template)
     (folder / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = shop.settings\n")
-    run(folder, "manage.py", "makemigrations", "orders")
     return folder
 
 
@@ -74,12 +73,10 @@ def plugin() -> list[str]:
 
 
 def outcomes(output: str) -> dict[str, str]:
-    """Return how each test ended, by its name, from what ``pytest -v`` or ``manage.py test -v 2`` prints."""
-    of_pytest = re.findall(r"(PASSED|FAILED|ERROR) .*::(\w+)", output) or [
-        (end, name) for name, end in re.findall(r"::(\w+) (PASSED|FAILED|ERROR)", output)
-    ]
-    of_django = re.findall(r"^(test_\w+) .*?(?:\n.*?)?\.\.\. (ok|FAIL|ERROR)", output, re.MULTILINE)
-    found = {name: end for end, name in of_pytest}
-    return found or {
-        name: {"ok": "PASSED", "FAIL": "FAILED"}.get(end, end) for name, end in of_django
-    }
+    """Return how each test ended, by its class and name, from what ``pytest -rA`` or ``manage.py test`` prints."""
+    by_pytest = re.findall(r"^(PASSED|FAILED|ERROR) \S+?\.py::(\S+)", output, re.MULTILINE)
+    if by_pytest:
+        return {name.replace("::", "."): end for end, name in by_pytest}
+    lines = r"^test_\w+ \(\w+\.(\w+\.\w+\.\w+)\)\n.* \.\.\. (?:.*\n)??.*?(ok|FAIL|ERROR)$"
+    ends = {"ok": "PASSED", "FAIL": "FAILED"}
+    return {name: ends.get(end, end) for name, end in re.findall(lines, output, re.MULTILINE)}

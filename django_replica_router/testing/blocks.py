@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import Context, copy_context
 from typing import Any, Generic, ParamSpec, TypeVar
+
+from asgiref.sync import sync_to_async
 
 from django_replica_router.errors import ConfigurationError
 
@@ -16,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Block(Generic[T]):
-    """A block that may be entered again and again. Made by ``block``.
+    """A block that may be entered again and again, in a coroutine by ``async with``. Made by ``block``.
 
     Args:
         make: makes a context manager for each time that it is entered.
@@ -25,17 +29,49 @@ class Block(Generic[T]):
     def __init__(self, make: Callable[[], AbstractContextManager[T]]) -> None:
         self._make = make
         self._entered: list[AbstractContextManager[T]] = []
+        self._contexts: list[Context] = []
 
     def __enter__(self) -> T:
-        """Enter the block."""
+        """Enter the block.
+
+        Raises:
+            ConfigurationError: in a coroutine, whose connections to databases belong to another thread.
+        """
+        if asyncio._get_running_loop() is not None:
+            message = "In a coroutine enter this block by `async with`."
+            raise ConfigurationError(message)
+        return self._enter()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        """Leave it."""
+        __tracebackhide__ = True  # of pytest's
+        try:
+            return self._entered.pop().__exit__(*error)
+        except AssertionError as failure:
+            # The block's own: how that was found is no news.
+            raise failure.with_traceback(None) from None
+
+    async def __aenter__(self) -> T:
+        """Enter the block in the thread that works with databases."""
+        context = copy_context()
+        value = await sync_to_async(context.run)(self._enter)
+        self._contexts.append(context)
+        _take(context)
+        return value
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        """Leave it there."""
+        context = self._contexts.pop()
+        try:
+            return await sync_to_async(context.run)(self.__exit__, *error)
+        finally:
+            _take(context)
+
+    def _enter(self) -> T:
         manager = self._make()
         value = manager.__enter__()
         self._entered.append(manager)
         return value
-
-    def __exit__(self, *error: Any) -> bool | None:
-        """Leave it."""
-        return self._entered.pop().__exit__(*error)
 
     def __call__(self, test: F) -> F:
         """Have a test run in the block.
@@ -54,7 +90,7 @@ class Block(Generic[T]):
 
             @functools.wraps(given)
             async def run_async(*args: Any, **kwargs: Any) -> Any:
-                with self:
+                async with self:
                     return await given(*args, **kwargs)
 
             return run_async  # type: ignore[return-value]
@@ -65,6 +101,13 @@ class Block(Generic[T]):
                 return given(*args, **kwargs)
 
         return run  # type: ignore[return-value]
+
+
+def _take(context: Context) -> None:
+    """Have what was set in another context hold in the present one."""
+    for variable in context:
+        if variable.get(None) is not context[variable]:
+            variable.set(context[variable])
 
 
 def block(function: Callable[P, Iterator[T]]) -> Callable[P, Block[T]]:

@@ -32,17 +32,17 @@ SAVED_FROM_REPLICA = "saved_from_replica"
 SESSION_TOO_SOON = "session_too_soon"
 
 KINDS = {
-    READ_AFTER_WRITE: "Leave the alias out: the router finds a server that has the write. Or read in use_primary.",
+    READ_AFTER_WRITE: "leave the alias out, and the router finds a server that has the write; or read in use_primary.",
     SAVED_FROM_REPLICA: (
-        "Read it with select_for_update() inside atomic(), or in use_primary; or write with update(), F() or "
+        "read it with select_for_update() inside atomic(), or in use_primary; or write with update(), F() or "
         "update_or_create()."
     ),
-    TASK_TOO_SOON: "Publish it in transaction.on_commit().",
+    TASK_TOO_SOON: "publish it in transaction.on_commit().",
     SESSION_TOO_SOON: (
-        "Open the scope for its user, as scope(user=...); or read it in use_primary, or list its app in "
+        "open the scope for its user, as scope(user=...); or read it in use_primary, or list its app in "
         "PRIMARY_ONLY."
     ),
-    QUERYSET_LEFT_BLOCK: "Evaluate it inside, as by list(), or decorate what evaluates it.",
+    QUERYSET_LEFT_BLOCK: "evaluate it inside, as by list(), or decorate what evaluates it.",
 }
 """Each kind of finding, with how to mend it."""
 
@@ -70,7 +70,9 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         """Return what it is, where, and how to mend it."""
-        return f"{self.kind}: {self.what}\n   {tell_line(self.line)}\n   {KINDS[self.kind]}"
+        return (
+            f"{self.kind}: {self.what}\n   {tell_line(self.line)}\n   To mend: {KINDS[self.kind]}"
+        )
 
 
 class Watch(Observation):

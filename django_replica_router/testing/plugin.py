@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import unittest
 from typing import Any
 
 import pytest
@@ -33,7 +34,13 @@ def pytest_runtest_call(item: Any) -> None:
     options = {} if marker is None else marker.kwargs
     for name in reversed(_BLOCKS):
         if name in names or (name == "stale_prone" and marker is not None):
-            item.obj = _find(name)(**(options if name == "stale_prone" else {}))(item.obj)
+            _put_into(item, _find(name)(**(options if name == "stale_prone" else {})))
+
+
+def _put_into(item: Any, block: Any) -> None:
+    item.obj = block(item.obj)
+    if issubclass(item.cls or object, unittest.TestCase):
+        setattr(item.instance, item.name, item.obj)  # pytest-django calls that, and not the item's
 
 
 @pytest.fixture

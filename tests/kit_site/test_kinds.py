@@ -19,7 +19,7 @@ from django_replica_router.testing import (
 )
 
 
-class Tests:
+class Shared:
     """What holds in any kind of test case."""
 
     def setUp(self) -> None:
@@ -100,15 +100,26 @@ class Tests:
     async def test_an_async_client_reads_from_a_replica(self) -> None:
         """In its own thread."""
         client = AsyncClient()
-        with assert_reads_from("replica", of=Order):
-            await client.get("/named/")
+        await client.aforce_login(self.ann)
+        async with assert_reads_from("replica", of=Order):
+            self.assertContains(await client.get("/orders/"), "tea")
+
+    @stale_prone()
+    async def test_breaks_in_a_coroutine(self) -> None:
+        """By whom it is awaited, too."""
+        await AsyncClient().get("/count/")
+
+    async def test_breaks_without_async_with(self) -> None:
+        """The error says what to write."""
+        with assert_reads_from("replica"):
+            pass
 
 
-class InATestCase(Tests, TestCase):
+class InATestCase(Shared, TestCase):
     """All in one transaction."""
 
 
-class InATransactionTestCase(Tests, TransactionTestCase):
+class InATransactionTestCase(Shared, TransactionTestCase):
     """What is written is committed."""
 
     databases = "__all__"
