@@ -40,7 +40,7 @@ def test_the_test_cases_of_django(site: Path) -> None:
         site,
         *"-W error manage.py test -v 2 --noinput orders.test_kinds orders.test_template".split(),
     )
-    check(output, tests=35)
+    check(output, tests=39)
     for text in (
         # In a TestCase, whose data nobody else sees, and in one that commits.
         "Couldn't find 'milk' in the following response\nb'tea (0)'",

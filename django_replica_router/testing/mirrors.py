@@ -166,7 +166,9 @@ def _demand_store() -> None:
 def _begin_to_remember(primary: str) -> None:
     """Have the token store know where the primary is: a test may just have emptied it.
 
-    Not where the test has not connected to the primary: it may not be allowed to.
+    Over the driver's connection, where one is open: a test that may use no database is kept from opening one.
     """
-    if connections[primary].connection is not None:
-        store_for_everybody(primary, get_config(), None)
+    raw = connections[primary].connection
+    if raw is None or raw.closed or postgres.has_failed(raw):
+        return
+    store_for_everybody(primary, get_config(), postgres.read_token(raw, in_transaction=True))

@@ -7,7 +7,8 @@ database reads over the primary's own connection there, for as long as a block l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 from django.db import connections
@@ -58,13 +59,19 @@ def demand_allowed(primary: str, replicas: Sequence[str]) -> None:
 def sharing_transaction(primary: str, replicas: Sequence[str]) -> Iterator[bool]:
     """Have the aliases of replicas read in the transaction of a ``TestCase``, inside the block.
 
+    In a test of any kind their queries are logged with the primary's: how many there are does not depend on who
+    answers them, and ``assertNumQueries`` says the same as without the block.
+
     Yields:
-        bool: this is a ``TestCase``. In a test of another kind nothing is changed.
+        bool: this is a ``TestCase``.
     """
     blocks = blocks_of_test(primary)
     if not blocks:
         demand_allowed(primary, replicas)
-        yield False
+        with ExitStack() as stack:
+            for alias in replicas:
+                stack.enter_context(_logging_with(connections[primary], connections[alias]))
+            yield False
         return
     connection: Any = connections[primary]
     idle, connection.idle_blocks = connection.idle_blocks, _BlocksOfTest(blocks)
@@ -90,4 +97,38 @@ def _make_sharing(alias: str, primary: Any, blocks: list[Any]) -> Any:
     one.autocommit, one.in_atomic_block, one.atomic_blocks = False, True, list(blocks)
     one.close = lambda: None  # the driver's connection is not its own
     one._named_cursor_idx = 1_000_000  # else both would name a server-side cursor alike
+    _log_with(primary, one)
     return one
+
+
+class _Logging:
+    """Stands in front of the class of a connection whose queries are logged with another's."""
+
+    logs_with: Any
+    force_debug_cursor = False
+
+    @property
+    def queries_logged(self) -> bool:
+        """Whether there is a log: where the other has one."""
+        return self.force_debug_cursor or bool(self.logs_with.queries_logged)
+
+
+@cache
+def _logging(kind: Any) -> Any:
+    return type(kind.__name__, (_Logging, kind), {"__module__": kind.__module__})
+
+
+def _log_with(primary: Any, one: Any) -> None:
+    kind: Any = type(one)
+    one.logs_with, one.queries_log = primary, primary.queries_log
+    one.__class__ = kind if issubclass(kind, _Logging) else _logging(kind)
+
+
+@contextmanager
+def _logging_with(primary: Any, one: Any) -> Iterator[None]:
+    kind, log = type(one), one.queries_log
+    _log_with(primary, one)
+    try:
+        yield
+    finally:
+        one.__class__, one.queries_log = kind, log

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import urllib.request
+from contextlib import suppress
 
 from django.contrib.auth.models import User
 from django.core.cache import cache
+from django.db import connections, transaction
 from django.test import AsyncClient, LiveServerTestCase, TestCase, TransactionTestCase
 from orders.models import Order
 
@@ -96,6 +98,29 @@ class Shared:
         """Than were expected, of either."""
         with mirrors_are_replicas(), assert_queries(primary=0, replica=0):
             self.client.get("/orders/")
+
+    def test_how_many_queries_there_are_does_not_depend_on_who_answers(self) -> None:
+        """So that a suite that counts them stays as it is."""
+        with self.assertNumQueries(3):
+            self.client.get("/orders/")
+        with stale_prone(), self.assertNumQueries(3):
+            self.client.get("/orders/")
+        with stale_prone(), lagging_replicas(), self.assertNumQueries(3):
+            self.client.get("/orders/")
+        with self.assertNumQueries(3):
+            self.client.get("/orders/")
+
+    def test_a_block_on_a_replica_is_one_of_its_own(self) -> None:
+        """What is rolled back there, or closed, leaves the test's data alone."""
+        with mirrors_are_replicas():
+            with suppress(KeyError), transaction.atomic(using="replica1", durable=True):
+                list(Order.objects.using("replica1"))
+                raise KeyError
+            connections["replica1"].close()
+            with transaction.atomic(using="replica1"):
+                rows = Order.objects.using("replica1").iterator()
+                assert [order.text for order in rows] == ["tea"]
+        assert Order.objects.count() == 1
 
     async def test_an_async_client_reads_from_a_replica(self) -> None:
         """In its own thread."""
