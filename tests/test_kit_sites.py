@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from django_replica_router import testing
+from django_replica_router.testing.findings import KINDS
 from testproject.cluster import Cluster
 from tests.kit_project import ROOT, make_project, outcomes, plugin, run
 from tests.test_package import run_python
@@ -79,11 +81,12 @@ def test_the_plugin_loads_nothing() -> None:
 
 
 def test_each_public_name_is_documented() -> None:
-    """In the page about testing; and it can be imported, in any order, by its own name."""
+    """In the page about testing, as is each kind of finding; and it can be imported by its own name."""
     page = (ROOT / "docs" / "testing.md").read_text()
     assert testing.__all__ == sorted(testing._HOMES)
     for name in testing.__all__:
         assert f"`{name}(" in page
         assert getattr(testing, name).__name__ == name
+    assert re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page, re.MULTILINE) == list(KINDS)
     with pytest.raises(AttributeError, match="has no attribute 'assert_read_from'"):
         testing.assert_read_from  # type: ignore[attr-defined]  # noqa: B018
