@@ -1,4 +1,4 @@
-"""A small site of its own, made by ``django-admin startproject``, with the kit's template among its tests."""
+"""A small site of its own, made by ``django-admin startproject``, with what the page about testing says among its tests."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from testproject.cluster import Cluster
+from tests.documents import DOCS, ROOT, blocks
 
-ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "tests" / "kit_site"
 
 _SETTINGS = """
@@ -38,8 +38,11 @@ def make_project(cluster: Cluster, folder: Path) -> Path:
     app.mkdir()
     for file in SITE.glob("*.py"):
         (app / file.name).write_text(file.read_text())
-    template = (ROOT / "docs" / "examples" / "test_replicas.py").read_text()
+    template = (DOCS / "examples" / "test_replicas.py").read_text()
     (app / "test_template.py").write_text(template)
+    for block in blocks(DOCS / "testing.md"):
+        if block.file.startswith(("orders/", "conftest")):
+            (folder / block.file).write_text(block.text)
     (folder / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = shop.settings\n")
     return folder
 

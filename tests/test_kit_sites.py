@@ -40,9 +40,9 @@ def test_the_test_cases_of_django(site: Path) -> None:
     """TestCase, TransactionTestCase and LiveServerTestCase, with the template; warnings are errors."""
     output = run(
         site,
-        *"-W error manage.py test -v 2 --noinput orders.test_kinds orders.test_template".split(),
+        *"-W error manage.py test -v 2 --noinput orders.test_kinds orders.test_template orders.test_lag".split(),
     )
-    check(output, tests=39)
+    check(output, tests=41)
     for text in (
         # In a TestCase, whose data nobody else sees, and in one that commits.
         "Couldn't find 'milk' in the following response\nb'tea (0)'",
@@ -62,10 +62,10 @@ def test_the_test_cases_of_django(site: Path) -> None:
 
 def test_pytest_django_and_xdist(site: Path) -> None:
     """Fixtures and the marker, in two processes, each with its own databases."""
-    files = ["orders/test_fixtures.py", "orders/test_template.py"]
+    files = [f"orders/test_{name}.py" for name in ("fixtures", "template", "lag")]
     output = run(site, "-m", "pytest", "-n", "2", "-rA", *plugin(), *files)
-    check(output, tests=12)
-    assert output.count("1. saved_from_replica: an object that was read from a replica") == 3
+    check(output, tests=14)
+    assert output.count("1. saved_from_replica: an object that was read from a replica") == 4
 
 
 def test_the_plugin_loads_nothing() -> None:

@@ -26,7 +26,7 @@ CLASSIFIERS = {
 MIT = "Permission is hereby granted, free of charge"
 
 ROWS = re.findall(
-    r"^\| ([\w-]+) \| ([\w.-]+) \| (?:the package|`\[(\w+)\]`) \|$",
+    r"^\| ([\w-]+) \| ([\w. -]+) \| (?:the package|`\[([\w-]+)\]`) \|$",
     (ROOT / "THIRD_PARTY_NOTICES.md").read_text(),
     re.MULTILINE,
 )

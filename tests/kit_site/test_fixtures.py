@@ -103,3 +103,9 @@ class ByAClass(TestCase):
         customer = User.objects.create_user("ann")
         Order.objects.create(customer=customer, text="tea")
         self.client.get("/count/")
+
+
+@pytest.mark.django_db
+def test_breaks_by_the_conftest(order: Order, client: Client) -> None:
+    """Which the page about testing has."""
+    client.get("/count/")

@@ -9,6 +9,7 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.db import connections, transaction
 from django.test import AsyncClient, LiveServerTestCase, TestCase, TransactionTestCase
+from orders.cases import SiteTestCase
 from orders.models import Order
 
 from django_replica_router import scope
@@ -180,6 +181,15 @@ class InALiveServer(LiveServerTestCase):
         Order.objects.create(customer=User.objects.create_user("ann"), text="milk")
         with stale_prone():
             self.get("/count/")
+
+
+class InTheClassOfTheSite(SiteTestCase):
+    """Which the page about testing has."""
+
+    def test_breaks_by_what_the_class_has_entered(self) -> None:
+        """For all of its tests."""
+        Order.objects.create(customer=User.objects.create_user("ann"), text="tea")
+        self.client.get("/count/")
 
 
 class WithoutItsReplicas(TransactionTestCase):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
-
+from django_replica_router.contrib.extras import needs
 from django_replica_router.status.metrics import (
     METRICS,
     Kind,
@@ -14,6 +12,11 @@ from django_replica_router.status.metrics import (
     read_counters,
     read_gauges,
 )
+
+with needs("prometheus_client", "prometheus"):
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+
 
 _Family = CounterMetricFamily | GaugeMetricFamily
 

@@ -9,8 +9,7 @@ import os
 import threading
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
-
+from django_replica_router.contrib.extras import needs
 from django_replica_router.status.metrics import (
     METRICS,
     Kind,
@@ -19,6 +18,10 @@ from django_replica_router.status.metrics import (
     read_counters,
     read_gauges,
 )
+
+with needs("prometheus_client", "prometheus"):
+    from prometheus_client import CollectorRegistry, Counter, Gauge
+
 
 logger = logging.getLogger("django_replica_router")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
-from prometheus_client import REGISTRY, CollectorRegistry
-
+from django_replica_router.contrib.extras import needs
 from django_replica_router.contrib.prometheus.collecting import ReplicaRouterCollector
 from django_replica_router.contrib.prometheus.publishing import start_publishing
+
+with needs("prometheus_client", "prometheus"):
+    from prometheus_client import REGISTRY, CollectorRegistry
 
 
 def register(registry: CollectorRegistry = REGISTRY) -> None:
