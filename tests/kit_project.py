@@ -80,6 +80,6 @@ def outcomes(output: str) -> dict[str, str]:
     by_pytest = re.findall(r"^(PASSED|FAILED|ERROR) \S+?\.py::(\S+)", output, re.MULTILINE)
     if by_pytest:
         return {name.replace("::", "."): end for end, name in by_pytest}
-    lines = r"^test_\w+ \(\w+\.(\w+\.\w+\.\w+)\)\n.* \.\.\. (?:.*\n)??.*?(ok|FAIL|ERROR)$"
+    lines = r"^test_\w+ \(\w+\.(\w+\.\w+\.\w+)\)(?:\n.*)? \.\.\. (?:.*\n)??.*?(ok|FAIL|ERROR)$"
     ends = {"ok": "PASSED", "FAIL": "FAILED"}
     return {name: ends.get(end, end) for name, end in re.findall(lines, output, re.MULTILINE)}
