@@ -159,19 +159,17 @@ class Observation:
 
     def note_query(self, query: Query) -> None:
         """Keep a statement."""
-        observation: Observation | None = self
-        while observation is not None:
-            if observation._is_kept and len(observation.queries) < _MOST:
-                observation.queries.append(query)
-            observation = observation._outer
+        if self._is_kept and len(self.queries) < _MOST:
+            self.queries.append(query)
+        if self._outer is not None:
+            self._outer.note_query(query)
 
     def note_event(self, event: Event) -> None:
         """Keep an event."""
-        observation: Observation | None = self
-        while observation is not None:
-            if observation._is_kept and len(observation.events) < _MOST:
-                observation.events.append(event)
-            observation = observation._outer
+        if self._is_kept and len(self.events) < _MOST:
+            self.events.append(event)
+        if self._outer is not None:
+            self._outer.note_event(event)
 
     def note_decision(self, alias: str, decided: Decided) -> None:
         """Keep why statements go to a server from now on."""

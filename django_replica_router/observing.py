@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db.models import QuerySet
 from django.db.models.sql import Query as QueryOfModel
@@ -24,6 +24,8 @@ from django_replica_router.scopes.scope import current_frame
 
 __all__ = ["Event", "Observation", "Query", "commenting", "observe", "tell_reasons"]
 
+O = TypeVar("O", bound=Observation)  # noqa: E741 - the kind of observation
+
 _lock = threading.Lock()
 _observers = 0
 _tells_reasons = False
@@ -40,7 +42,21 @@ def observe() -> Iterator[Observation]:
     Yields:
         Observation: its ``queries`` and ``events`` grow while the block runs.
     """
-    observation = Observation(observed.get())
+    with observe_by(Observation) as observation:
+        yield observation
+
+
+@contextmanager
+def observe_by(make: Callable[[Observation | None], O]) -> Iterator[O]:
+    """Do so by an observation of another kind.
+
+    Args:
+        make: makes it, of the one around it.
+
+    Yields:
+        Observation: what was made.
+    """
+    observation = make(observed.get())
     _begin()
     token = observed.set(observation)
     try:
