@@ -90,7 +90,11 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
-    *(["django_replica_router"] if ROUTING == "package" else []),
+    *(
+        ["django_replica_router", "django_replica_router.contrib.status"]
+        if ROUTING == "package"
+        else []
+    ),
 ]
 
 MIDDLEWARE = [

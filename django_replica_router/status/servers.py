@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Replica, ReplicaState
-from django_replica_router.replicas.health import DOWN, LAGGING, PRIMARY, condition
+from django_replica_router.replicas.health import DOWN, LAGGING, PRIMARY, UNKNOWN, condition
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.registry import get_monitor
 from django_replica_router.values.lsn import format_lsn
@@ -82,10 +82,31 @@ def look(primary: str, timeout: float) -> ClusterStatus:
         primary: alias of the primary.
         timeout: seconds.
     """
-    config = get_config()
-    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    monitor = monitor_of(primary)
     monitor.waiting.wait_for(lambda: _is_known(monitor) or None, timeout)
     return describe(monitor)
+
+
+def monitor_of(primary: str) -> Monitor:
+    """Return the monitor of a cluster, which may have no replica.
+
+    Args:
+        primary: alias of the primary.
+    """
+    config = get_config()
+    return get_monitor(primary, config.topology.replicas.get(primary, ()), config.interval)
+
+
+def are_met(monitor: Monitor) -> bool:
+    """Tell whether each server has been looked at, whatever was found.
+
+    Args:
+        monitor: looks at them.
+    """
+    replicas = monitor.health.replicas()
+    return monitor.health.primary_condition() != UNKNOWN and all(
+        replica.state is not ReplicaState.UNKNOWN for replica in replicas
+    )
 
 
 def _is_known(monitor: Monitor) -> bool:
