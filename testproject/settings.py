@@ -64,7 +64,7 @@ ROUTING_MIDDLEWARE = {
 }
 
 DATABASE_ROUTERS = [router for router in [ROUTERS[ROUTING]] if router]
-REPLICA_ROUTER: dict[str, Any] = {"DEBUG": INSPECT}
+REPLICA_ROUTER: dict[str, Any] = {"DEBUG": INSPECT, "SHARE_COUNTS": INSPECT}
 
 # 3. The site -----------------------------------------------------------------------------------
 

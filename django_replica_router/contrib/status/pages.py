@@ -146,9 +146,9 @@ def _cluster(cluster: ClusterStatus, overview: Overview) -> dict[str, Any]:
         "dissent": list(_dissent(cluster, overview)),
         "past": past,
         "lags": lags,
-        "lags_top": _seconds(lags.top),
-        "lags_middle": _seconds(lags.top / 2),
-        "max_lag": _seconds(get_config().MAX_LAG),
+        "lags_top": _round_seconds(lags.top),
+        "lags_middle": _round_seconds(lags.top / 2),
+        "max_lag": _round_seconds(get_config().MAX_LAG),
         "positions": positions,
         "positions_top": filesizeformat(positions.top),
         "positions_middle": filesizeformat(positions.top / 2),
@@ -239,3 +239,7 @@ def _number(value: float) -> str:
 
 def _seconds(value: float | None, decimals: int = 1) -> str:
     return NOT_KNOWN if value is None else f"{number_format(value, decimals)} s"
+
+
+def _round_seconds(value: float) -> str:
+    return _seconds(value, decimals=0 if value == round(value) else 1)
