@@ -6,7 +6,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 WINDOW = 600.0
@@ -65,11 +65,9 @@ class Trail:
         return [point for point in list(self._points) if 0 <= now - point.at <= WINDOW]
 
     def add(self, point: Point) -> None:
-        """Add a point that is newer than all others."""
-        kept = (
-            sorted(point.marks)[:MOST_SERVERS] if len(point.marks) > MOST_SERVERS else point.marks
-        )
-        self._points.append(point._replace(marks={key: point.marks[key] for key in kept}))
+        """Add a point that is newer than all others; of many servers, those that it names first."""
+        kept = dict(islice(point.marks.items(), MOST_SERVERS))
+        self._points.append(point._replace(marks=kept))
 
     def follow_on(self, earlier: Iterable[Point]) -> None:
         """Take in what another process has told, as far as it is of a time before the first point here."""
@@ -110,7 +108,8 @@ class ToldTrail(NamedTuple):
 
     def encode(self) -> str:
         """Return it as text: each name once, numbers rounded."""
-        keys = list(dict.fromkeys(key for point in self.points for key in point.marks))
+        newest_first = (key for point in reversed(self.points) for key in point.marks)
+        keys = list(dict.fromkeys(newest_first))[:_MOST_NAMES]  # servers may come and go
         names = list(
             dict.fromkeys(mark.condition for point in self.points for mark in point.marks.values())
         )

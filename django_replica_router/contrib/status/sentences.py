@@ -6,10 +6,11 @@ translated; a test holds the two together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from django.utils.translation import gettext
-from django.utils.translation import gettext_noop as _
+from django.utils.translation import gettext_lazy as _
 
 OF_REASONS = (
     _("the package is switched off by its setting ENABLED"),
@@ -62,13 +63,15 @@ OF_REMARKS = (
     _("it receives no WAL"),
 )
 
+_DELAYS = re.compile(r"it delays replay by (\S+) s")
+
 OF_LONELINESS = (
     _("SHARE_COUNTS is off"),
     _("the cache does not answer"),
     _("no process has told of itself yet"),
 )
 
-OF_COUNTS: Mapping[str, str] = {
+OF_COUNTS: Mapping[str, object] = {
     "retried_refused_write": _("run again on the primary: the replica refused a write"),
     "retried_replica_fault": _("run again on the primary: the replica failed"),
     "retried_unsupported": _("run again on the primary: a replica cannot do that"),
@@ -115,7 +118,14 @@ def told(sentence: str) -> str:
     if whole != sentence or ": " not in sentence:
         return whole
     start, _colon, remarks = sentence.rpartition(": ")
-    return f"{gettext(start)}: {', '.join(map(gettext, remarks.split(', ')))}"
+    return f"{gettext(start)}: {', '.join(map(_told_remark, remarks.split(', ')))}"
+
+
+def _told_remark(remark: str) -> str:
+    delay = _DELAYS.fullmatch(remark)
+    if delay is None:
+        return gettext(remark)
+    return gettext("it delays replay by %(seconds)s s") % {"seconds": delay[1]}
 
 
 def told_of_count(name: str) -> str:
@@ -124,4 +134,4 @@ def told_of_count(name: str) -> str:
     Args:
         name: as ``get_stats()`` gives it.
     """
-    return gettext(OF_COUNTS[name]) if name in OF_COUNTS else ""
+    return str(OF_COUNTS.get(name, ""))

@@ -31,7 +31,10 @@ def health(request: HttpRequest) -> JsonResponse:
         message = f"database should be the alias of a primary, not {unknown[0]!r}."
         return JsonResponse({"error": message}, status=404)
     verdict = judge(dict.fromkeys(wanted))
-    return JsonResponse(as_verdict(verdict), status=200 if verdict.serve else 503)
+    response = JsonResponse(as_verdict(verdict), status=200 if verdict.serve else 503)
+    # Probes come every few seconds: Django would have each of them logged as an error, and mailed to the admins.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
 
 
 @login_not_required
