@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.decorators import login_not_required
+from django.core.cache import caches
 from django.db import OperationalError, connections
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
@@ -14,12 +15,14 @@ from django.urls import path
 
 from django_replica_router.contrib.status import views
 from django_replica_router.policy import ReplicaState
-from django_replica_router.replicas.health import DOWN, PRIMARY, UNKNOWN
+from django_replica_router.replicas.health import DOWN, PRIMARY, UNKNOWN, Health
 from django_replica_router.replicas.pollers import PrimaryPoller
 from django_replica_router.replicas.registry import stop_monitors
 from django_replica_router.status.serving import judge
+from django_replica_router.stores.redis import RedisServer
 from testproject.cluster import Cluster
 from tests.conftest import wait_until
+from tests.controls import fail_without
 from tests.monitored import Cluster as Monitored
 
 HEALTH = "/replicas/health/"
@@ -66,8 +69,15 @@ def test_a_site_serves_whose_servers_do(cluster: Cluster) -> None:
 
 
 def test_nothing_is_asked_for_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No database, whatever cookie comes along."""
+    """No database and no cache, whatever cookie comes along."""
     wait_for(200, {})
+
+    def refuse(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(RedisServer, "mget", refuse)
+    monkeypatch.setattr(type(caches["default"]), "get", refuse)
+    monkeypatch.setattr(type(caches["default"]), "get_many", refuse)
     client = Client()
     client.cookies["sessionid"] = "forged"
     logs = [CaptureQueriesContext(connections[alias]) for alias in connections]
@@ -107,6 +117,20 @@ def test_what_was_known_a_while_ago_does_not_serve() -> None:
     assert health.primary_condition() == UNKNOWN
     cluster.monitor.known.primary_looks.failures = 1
     assert health.primary_condition() == DOWN
+
+
+def test_that_test_fails_where_the_unknown_is_healthy(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Its control: the rule taken out."""
+
+    def take_out(patch: pytest.MonkeyPatch) -> None:
+        def answers(health: Health) -> str:
+            return DOWN if health.known.primary_is_down else PRIMARY
+
+        patch.setattr(Health, "primary_condition", answers)
+
+    fail_without(take_out, test_what_was_known_a_while_ago_does_not_serve, {}, request)
 
 
 def test_a_replica_that_is_out_takes_nobody_out(healed: Cluster) -> None:

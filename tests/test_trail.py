@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from django_replica_router.contrib.status import charts
 from django_replica_router.contrib.status.charts import (
     draw_lags,
     draw_positions,
@@ -18,6 +19,7 @@ from django_replica_router.replicas import trail as trail_module
 from django_replica_router.replicas.census import LIFE, ProcessCounts
 from django_replica_router.replicas.telling import _Turn
 from django_replica_router.replicas.trail import MOST_POINTS, WINDOW, Mark, Point, ToldTrail, Trail
+from tests.controls import fail_without
 
 STREAMING = Mark("STREAMING", 0.5, 100)
 OUT = Mark("UNREACHABLE", None, None)
@@ -198,6 +200,16 @@ def test_a_line_has_a_gap_where_a_server_was_out() -> None:
 def test_a_line_ends_where_what_comes_is_something_else(later: Point) -> None:
     """Another timeline, or too long without a look."""
     assert len(pieces(draw_lags([point(-10.0), later], 10.0).lines[0].path)) == 2
+
+
+def test_that_test_fails_where_lines_go_through_the_unknown(request: pytest.FixtureRequest) -> None:
+    """Its control: the rule taken out."""
+
+    def take_out(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(charts, "_follows", lambda before, point: True)
+
+    later = {"later": point(16.0)}
+    fail_without(take_out, test_a_line_ends_where_what_comes_is_something_else, later, request)
 
 
 def test_places_are_those_of_the_values() -> None:
