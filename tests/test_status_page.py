@@ -233,6 +233,20 @@ def test_all_processes_are_summed_up(operator: Client, shared: Census) -> None:
         assert Reason[reason].value in page
     assert "run again on the primary: the replica failed" in page
     assert "something_new" in page
+    assert "SHADOW" not in page
+
+
+def test_what_going_live_would_bring_is_told(operator: Client, shared: Census) -> None:
+    """Where SHADOW or ROLLOUT has reads judged that are not routed yet: apart from those that are."""
+    shadow = {"reads_shadow": 4, "shadow_reads_from_replica1": 3, "shadow_reads_from_default": 1}
+    for event, number in {**shadow, "shadow_reads_caught_up": 3, "shadow_reads_wrote": 1}.items():
+        count(*[event] * number)
+    shared.tell("default")
+    page = text_of(operator)
+    assert "not routed yet (SHADOW, ROLLOUT)" in page
+    assert "<strong>replica1</strong> 75 %" in page
+    assert Reason.WROTE.value in page
+    assert "shadow_reads" not in page
 
 
 def test_tokens_that_were_written_are_counted(

@@ -13,11 +13,11 @@ from types import CodeType, FrameType
 from typing import Any
 
 from django.core.cache import caches
-from django.db import connections
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.decorators import OpenedScope, scope
 from django_replica_router.errors import PositionError
+from django_replica_router.observations import TASK_TOO_SOON, Observing, warn
 from django_replica_router.policy import IN_SERVICE, may_serve
 from django_replica_router.recording.carrying import (
     OPEN_WAIT,
@@ -28,6 +28,7 @@ from django_replica_router.recording.carrying import (
 from django_replica_router.recording.floors import pin
 from django_replica_router.recording.tracking import store_under, tracked_key
 from django_replica_router.replicas import postgres
+from django_replica_router.replicas.connecting import find_connection
 from django_replica_router.replicas.registry import find_monitor, get_monitor
 from django_replica_router.replicas.systems import system_of
 from django_replica_router.scopes.identity import NamedIdentity
@@ -88,9 +89,11 @@ def token_to_publish(task: str, through: tuple[str, ...], *, commits_with: bool 
         return Token({0: Entry(pin(config))})
     token = token_now(config, connected=not _works.get()) if opened is None else _token(opened)
     for primary in () if commits_with else config.topology.clusters:
-        connection = _find_connection(primary)
+        connection = find_connection(primary)
         if connection is not None and _is_in_transaction(connection):
             _tell(task, through, _IN_TRANSACTION)
+            if Observing.is_on:
+                warn(TASK_TOO_SOON, task, _line(through))
             token |= _open_token(primary, connection)
     return token
 
@@ -125,7 +128,7 @@ def _known(state: ClusterScope) -> tuple[object, ...]:
 
 
 def _is_open(primary: str) -> bool:
-    connection = _find_connection(primary)
+    connection = find_connection(primary)
     return connection is not None and connection.in_atomic_block
 
 
@@ -138,14 +141,10 @@ def token_now(config: Config, *, connected: bool = False) -> Token:
     """
     everything = Scope(NamedIdentity())
     for primary in config.topology.clusters:
-        connection = _find_connection(primary)
+        connection = find_connection(primary)
         if not connected or (connection is not None and connection.connection is not None):
             everything.cluster(primary).add_write(WriteMark(committed=True))
     return token_of(everything) if everything.clusters else Token()
-
-
-def _find_connection(alias: str) -> Any:
-    return getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
 
 
 def _is_in_transaction(connection: Any) -> bool:
@@ -293,7 +292,7 @@ def _wait_for_one(primary: str, token: Token, timeout: float, config: Config) ->
         position = position_in(token, primary)
     except PositionError:
         return True  # only the primary has that
-    if not position.lsn or not config.ENABLED:
+    if not position.lsn or not config.ENABLED or config.SHADOW:
         return True
     return _wait_for_any(primary, position, timeout, config)
 

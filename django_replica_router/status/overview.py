@@ -21,6 +21,8 @@ NOT_SHARED = "SHARE_COUNTS is off"
 NO_CACHE = "the cache does not answer"
 NOBODY = "no process has told of itself yet"
 
+_DECISIONS = ("reads_", "shadow_reads_")
+
 logger = logging.getLogger("django_replica_router")
 
 
@@ -153,7 +155,7 @@ def _others(told: Iterable[Mapping[str, int]]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for one in told:
         counts.update(one)
-    return {name: n for name, n in sorted(counts.items()) if not name.startswith("reads_")}
+    return {name: n for name, n in sorted(counts.items()) if not name.startswith(_DECISIONS)}
 
 
 def as_document(overview: Overview) -> dict[str, Any]:

@@ -94,7 +94,9 @@ def page_context(request: HttpRequest) -> dict[str, Any]:
             {**_cluster(one, overview), "number": str(number)}
             for number, one in enumerate(overview.clusters, 1)
         ],
-        "reasons": _reasons(reads),
+        "reasons": _reasons(reads.by_reason),
+        "shadow_reasons": _reasons(reads.shadow_by_reason),
+        "shadow_servers": _bars(reads.shadow_by_alias),
         "counts": [
             Count(name, told_of_count(name), overview.lately.get(name, 0), ever)
             for name, ever in overview.counts.items()
@@ -193,11 +195,16 @@ def _dissent(cluster: ClusterStatus, overview: Overview) -> Iterator[dict[str, A
             }
 
 
-def _reasons(reads: Reads) -> list[Bar]:
-    total = sum(reads.by_reason.values())
+def _reasons(numbers: Mapping[str, int]) -> list[Bar]:
+    return [bar._replace(sentence=told(Reason[bar.name].value)) for bar in _bars(numbers)]
+
+
+def _bars(numbers: Mapping[str, int]) -> list[Bar]:
+    """Return the shares of a whole, the largest first."""
+    total = sum(numbers.values())
     return [
-        Bar(name, told(Reason[name].value), number, round(100 * number / total, 1))
-        for name, number in sorted(reads.by_reason.items(), key=lambda item: -item[1])
+        Bar(name, "", number, round(100 * number / total, 1))
+        for name, number in sorted(numbers.items(), key=lambda item: -item[1])
         if number
     ]
 

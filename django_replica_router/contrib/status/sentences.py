@@ -37,6 +37,7 @@ OF_REASONS = (
     _("the primary is down, and the site goes on reading"),
     _("no replica has replayed the token, or all lag too far"),
     _("no replica is in good health"),
+    _("by SHADOW or ROLLOUT this reader is not sent to replicas yet"),
 )
 
 OF_STATES = (
