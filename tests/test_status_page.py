@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 
 from django_replica_router import scope
 from django_replica_router.contrib.status.admin import ReplicasAdmin
-from django_replica_router.contrib.status.charts import draw_lags
+from django_replica_router.contrib.status.charts import draw_lags, draw_positions
 from django_replica_router.contrib.status.models import Replicas
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.replicas import registry
@@ -25,7 +25,7 @@ from django_replica_router.replicas.census import Census, ProcessCounts, own_cen
 from django_replica_router.replicas.registry import find_monitor, find_trail, stop_monitors
 from django_replica_router.replicas.telling import Trails
 from django_replica_router.stats import count
-from django_replica_router.status.servers import look
+from django_replica_router.status.servers import LAGS, look
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until
@@ -161,6 +161,8 @@ def test_a_replica_whose_replay_is_paused_is_told_of(
     note_now()
     page = text_of(operator)
     assert "This site serves, and some servers do not" in page
+    (reason,) = operator.get("/replicas/health/").json()["reasons"]
+    assert reason["sentence"] == LAGS  # of which no detail is told to everybody
     assert "rr-state rr-lags" in page
     (*_, last) = operator.get(DOCUMENT).json()["past"]["default"]["points"]
     assert last["servers"]["replica1"]["condition"] == "LAGGING"
@@ -195,6 +197,8 @@ def test_a_replica_that_was_out_leaves_a_gap(operator: Client, healed: Cluster) 
     ]
     lines = {line.name: line.path.count("M") for line in draw_lags(points, 10.0).lines}
     assert lines == {"replica1": 2, "replica2": 1}
+    lines = {line.name: line.path.count("M") for line in draw_positions(points).lines}
+    assert lines == {"default": 1, "replica1": 2, "replica2": 1}
 
 
 def test_the_page_says_when_the_site_cannot_serve(
@@ -269,6 +273,14 @@ def test_one_process_tells_of_itself_alone_and_how_to_see_all(operator: Client) 
     assert "Of this process alone: SHARE_COUNTS is off." in page
     assert "Set SHARE_COUNTS to True" in page
     assert operator.get(DOCUMENT).json()["all_processes"] is False
+
+
+def test_a_site_without_replicas_has_the_page_as_well(operator: Client, settings: Any) -> None:
+    """It tells of the primary."""
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "CLUSTERS": {}}
+    page = text_of(operator)
+    assert "0 of 0" in page
+    assert "takes writes" in page
 
 
 def test_a_cache_that_is_down_is_told_of(
