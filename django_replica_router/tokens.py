@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS
@@ -131,9 +130,17 @@ def _check_arguments(using: str, **seconds: float | None) -> None:
             raise ConfigurationError(message)
 
 
-async def await_for_replicas(**kwargs: Any) -> None:
+async def await_for_replicas(
+    *,
+    token: str | Token | None = None,
+    max_lag: float | None = None,
+    timeout: float = 60.0,
+    using: str = DEFAULT_DB_ALIAS,
+) -> None:
     """Do the same as ``wait_for_replicas`` in async code."""
-    await sync_to_async(wait_for_replicas)(**kwargs)
+    await sync_to_async(wait_for_replicas)(
+        token=token, max_lag=max_lag, timeout=timeout, using=using
+    )
 
 
 def _wanted_lsn(primary: str, token: str | Token | None, max_lag: float | None) -> int:

@@ -167,7 +167,13 @@ def _open_token(primary: str, connection: Any) -> Token:
 def _tell(task: str, through: tuple[str, ...], what: str) -> None:
     if task not in _told:
         _told.add(task)
-        logger.warning("%s publishes the task %s %s.", _line(through), task, what)
+        logger.warning(
+            "%s publishes the task %s %s.",
+            _line(through),
+            task,
+            what,
+            extra={"event": "task_too_soon", "task": task},
+        )
 
 
 def _line(through: tuple[str, ...]) -> str:
@@ -191,7 +197,11 @@ def hand_on(name: str, token: Token) -> None:
     try:
         caches[config.CACHE].set(_handed_key(name), str(token), config.SESSION_TTL)
     except Exception as error:  # whatever a cache backend raises, the task is published
-        logger.warning("The token of a task could not be kept: %s", error)
+        logger.warning(
+            "The token of a task could not be kept: %s",
+            error,
+            extra={"event": "task_token_unkept", "error": type(error).__name__},
+        )
 
 
 # Who runs it.
@@ -214,7 +224,11 @@ def handed_on(name: str, patience: float) -> str | None:
         cache.delete(key)  # another run of it may need more: it goes by all that there is then
         return str(text)
     except Exception as error:  # whatever a cache backend raises, the task is run
-        logger.warning("The token of a task could not be read: %s", error)
+        logger.warning(
+            "The token of a task could not be read: %s",
+            error,
+            extra={"event": "task_token_unread", "error": type(error).__name__},
+        )
         return None
 
 
@@ -340,7 +354,16 @@ def _records(token: Token, config: Config) -> Iterator[tuple[str, Record]]:
         try:
             own = token.entries.get(system_of(primary))
         except Exception as error:  # which entry is of this cluster is not known
-            logger.warning("It is not known which cluster %r is: %s", primary, error)
+            logger.warning(
+                "It is not known which cluster %r is: %s",
+                primary,
+                error,
+                extra={
+                    "event": "cluster_unknown",
+                    "primary": primary,
+                    "error": type(error).__name__,
+                },
+            )
             own = Entry(pin(config))
         if own is not None:
             entry = own if entry is None else entry.merge(own)

@@ -295,7 +295,11 @@ def _decide_without_store(
     max_lag: float,
     error: StoreError,
 ) -> Decision:
-    logger.warning("%s", error)
+    logger.warning(
+        "%s",
+        error,
+        extra={"event": "store_failed", "primary": primary, "error": type(error).__name__},
+    )
     note_unstored_reads(primary)
     state.reader.store_failed = True
     count(Reason.STORE_ERROR.event)

@@ -120,7 +120,7 @@ def _read_census(config: Config) -> tuple[list[ProcessCounts], str]:
     try:
         told = read_census(config.CACHE)
     except Exception as error:  # whatever a cache backend raises, this process's own can be told of
-        logger.info("What processes have counted cannot be read from %r: %s", config.CACHE, error)
+        logger.debug("What processes have counted cannot be read from %r: %s", config.CACHE, error)
         return [own_census.own()], NO_CACHE
     return (told, "") if told else ([own_census.own()], NOBODY)
 
@@ -132,7 +132,7 @@ def _read_past(primary: str, config: Config, wall: float) -> Past:
         try:
             told = read_trail(config.CACHE, primary)
         except Exception as error:  # whatever a cache backend raises
-            logger.info("The last minutes cannot be read from %r: %s", config.CACHE, error)
+            logger.debug("The last minutes cannot be read from %r: %s", config.CACHE, error)
             told = None
         if told is not None:
             age = told.age(wall)
