@@ -63,6 +63,7 @@ def get_stats() -> Mapping[str, int]:
     - ``wal_flushes``: records that made the primary write out WAL for which somebody waited.
     - ``readers_unknown``: readers without a record in a cache that drops keys: they were shown what
       the primary had at that moment, or more.
+    - ``tokens_stored``: scopes whose token, of what their reader has written or seen, the store has taken.
     - ``tokens_unstored``: writes whose token the store refused.
     - ``writes_unlocated``: writes that could not be located in the WAL, so that their user is
       pinned to the primary.

@@ -64,7 +64,7 @@ ROUTING_MIDDLEWARE = {
 }
 
 DATABASE_ROUTERS = [router for router in [ROUTERS[ROUTING]] if router]
-REPLICA_ROUTER: dict[str, Any] = {"DEBUG": INSPECT}
+REPLICA_ROUTER: dict[str, Any] = {"DEBUG": INSPECT, "SHARE_COUNTS": INSPECT}
 
 # 3. The site -----------------------------------------------------------------------------------
 
@@ -90,7 +90,11 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
-    *(["django_replica_router"] if ROUTING == "package" else []),
+    *(
+        ["django_replica_router", "django_replica_router.contrib.status"]
+        if ROUTING == "package"
+        else []
+    ),
 ]
 
 MIDDLEWARE = [
