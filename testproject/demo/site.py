@@ -38,8 +38,12 @@ def environment(
     cluster: Cluster, routing: str, *, inspect: bool = False, cookies: str = ""
 ) -> dict[str, str]:
     """Return the environment that tells the settings where the servers are."""
+    databases = cluster.django_databases()
+    for database in databases.values():
+        # Servers are restarted under a site that is looked at: else each thread of it fails once more.
+        database["CONN_HEALTH_CHECKS"] = inspect
     return site_environment(
-        cluster.django_databases(),
+        databases,
         require_cache(cluster).url,
         routing=routing,
         TESTPROJECT_INSPECT="1" if inspect else "",

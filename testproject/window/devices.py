@@ -118,9 +118,16 @@ class Device:
             user=user[1] if user else "",
             queries=[
                 _query(self._copy.routing, *query)
-                for query in json.loads(response.headers.get("X-Queries", "[]"))
+                for hop in _hops_of_page(response)
+                for query in json.loads(hop.headers.get("X-Queries", "[]"))
             ],
         )
+
+
+def _hops_of_page(response: httpx.Response) -> list[httpx.Response]:
+    """Return what led to the page after a form was taken; who is sent to sign in asked for another."""
+    hops = [*response.history, response]
+    return [hop for hop in hops if hop.request.method == "GET"] or hops
 
 
 def _query(routing: str, alias: str, verb: str, table: str, reason: str) -> Query:

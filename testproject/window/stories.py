@@ -19,15 +19,14 @@ from testproject.window.devices import PATIENCE_SECONDS, Copy, Device, NoPageErr
 from testproject.window.errors import UnknownError
 from testproject.window.judging import (
     NEWCOMER,
-    READER,
     Verdict,
     judge_note,
-    judge_reading,
     judge_sign_in,
 )
 
 WRITER = "ada"
-NAMES = [WRITER, NEWCOMER, READER]
+NAMES = [WRITER, NEWCOMER, "grace"]
+WRITING = {"save", "phone"}
 WARM_UP_SECONDS = 15.0
 WARM_PAGES = 8
 """Pages in a row that replicas served: any of the workers may answer each."""
@@ -62,16 +61,16 @@ STORIES = {
         Story("login", "Sign in", "Linus signs in. The site sends him to his notes."),
         Story(
             "phone",
-            "Save here, look on the phone",
+            "Save, look on the phone",
             "Ada changes her note on her laptop, and opens it on her phone.",
         ),
-        Story("read", "Only read", "Grace, who has written nothing today, opens her notes."),
+        Story("read", "Read on", "Ada opens her note once more, on her laptop."),
     ]
 }
 
 
 class Visitors:
-    """Ada, Linus and Grace on one of the sites, with the devices that they keep."""
+    """Ada and Linus on one of the sites, with the devices that Ada keeps."""
 
     def __init__(
         self,
@@ -79,26 +78,26 @@ class Visitors:
         context: ssl.SSLContext,
         *,
         note: int,
-        writer: Sequence[str],
-        reader: str,
+        title: str,
+        sessions: Sequence[str],
     ) -> None:
         self.copy = copy
         self._context = context
-        self._note = note
-        self._laptop, self._phone = (Device(copy, context, session) for session in writer)
-        self._reader = Device(copy, context, reader)
+        self._path = f"/notes/{note}/"
+        self._saved = title
+        self._laptop, self._phone = (Device(copy, context, session) for session in sessions)
 
     def save(self, title: str) -> tuple[Page, Verdict]:
         """Change the note, and look at it where the site leads."""
-        page = self._laptop.submit(f"/notes/{self._note}/edit/", {"title": title})
+        page = self._save(title)
         return page, judge_note(page, title)
 
     def phone(self, title: str) -> tuple[Page, Verdict]:
         """Change the note on one device, and look at it on another."""
-        saved = self._laptop.submit(f"/notes/{self._note}/edit/", {"title": title})
+        saved = self._save(title)
         if saved.status >= httpx.codes.INTERNAL_SERVER_ERROR:
             return saved, judge_note(saved, title)
-        page = self._phone.open(f"/notes/{self._note}/")
+        page = self._phone.open(self._path)
         return page, judge_note(page, title)
 
     def login(self, title: str) -> tuple[Page, Verdict]:
@@ -111,19 +110,24 @@ class Visitors:
         return page, judge_sign_in(page)
 
     def read(self, title: str) -> tuple[Page, Verdict]:
-        """Open the list of one's notes."""
-        page = self._reader.open("/")
-        return page, judge_reading(page)
+        """Open the note as it was saved last."""
+        page = self._laptop.open(self._path)
+        return page, judge_note(page, self._saved)
+
+    def _save(self, title: str) -> Page:
+        page = self._laptop.submit(f"{self._path}edit/", {"title": title})
+        if page.status < httpx.codes.INTERNAL_SERVER_ERROR:
+            self._saved = title
+        return page
 
     def arrive(self) -> None:
-        """Open the note on each device of the writer."""
-        for device in (self._laptop, self._phone):
-            device.open(f"/notes/{self._note}/")
+        """Open the note on the phone, whose session is known from then on."""
+        self._phone.open(self._path)
 
     def close(self) -> None:
         """Close all their devices."""
-        for device in (self._laptop, self._phone, self._reader):
-            device.close()
+        self._laptop.close()
+        self._phone.close()
 
 
 class Stories:
@@ -136,16 +140,15 @@ class Stories:
 
     def __init__(self, sites: Sequence[Copy], accounts: Sequence[Account]) -> None:
         self.sites = sites
-        by_name = {account.name: account for account in accounts}
-        writer, reader = by_name[WRITER], by_name[READER]
+        [writer] = [account for account in accounts if account.name == WRITER]
         context = ssl.create_default_context()
         self._visitors = [
             Visitors(
                 site,
                 context,
                 note=writer.notes[number],
-                writer=writer.sessions[number * DEVICES : (number + 1) * DEVICES],
-                reader=reader.sessions[number],
+                title=f"Note {number + 1} of {WRITER}",
+                sessions=writer.sessions[number * DEVICES : (number + 1) * DEVICES],
             )
             for number, site in enumerate(sites)
         ]
@@ -161,7 +164,7 @@ class Stories:
         if name not in STORIES:
             raise UnknownError(f"There is no story {name!r}.")
         with self._telling, ThreadPoolExecutor(len(self._visitors)) as pool:
-            title = f"Change {next(self._numbers)}"
+            title = f"Change {next(self._numbers)}" if name in WRITING else ""
             told = pool.map(lambda visitors: _tell(visitors, name, title), self._visitors)
             return {"story": name, "told": STORIES[name].told, "sites": list(told)}
 

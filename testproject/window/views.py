@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from threading import BoundedSemaphore
 
@@ -18,6 +19,9 @@ from testproject.window.watching import Watcher
 
 MOST_STREAMS = 8
 """Each keeps a thread."""
+
+TICK_SECONDS = 0.25
+"""Between two events: more often than that nobody sees."""
 
 SILENCE_SECONDS = 5.0
 _streams = BoundedSemaphore(MOST_STREAMS)
@@ -93,11 +97,14 @@ class Stream:
         self._watcher = watcher
         self._number = -1
         self._is_open = True
+        self._next_at = 0.0
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
+        time.sleep(max(0.0, self._next_at - time.monotonic()))
+        self._next_at = time.monotonic() + TICK_SECONDS
         # What is sent without news shows whether the browser is still there.
         self._number, described = self._watcher.wait(self._number, SILENCE_SECONDS)
         if self._watcher.has_ended:

@@ -17,7 +17,7 @@ import psycopg
 from testproject.cluster import Cluster, PostgresServer
 from testproject.cluster.postgres import fetch_rows
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.1
 REMEMBERED_SECONDS = 600.0
 CONNECT_SECONDS = 2
 """The least that libpq knows."""
@@ -78,8 +78,16 @@ class Progress:
         return self._marks[-1][1] if self._marks else 0
 
     def age(self, now: float, position: int) -> float:
-        """Return for how long the primary has been past a position; 0 if it is not."""
-        return next((now - seen for seen, passed in self._marks if passed > position), 0.0)
+        """Return for how long the primary has been past a position; 0 if it is not.
+
+        It went past at some time between two looks; the middle is taken.
+        """
+        before: float | None = None
+        for seen, passed in self._marks:
+            if passed > position:
+                return now - (seen if before is None else (seen + before) / 2)
+            before = seen
+        return 0.0
 
 
 class Line:
@@ -113,7 +121,7 @@ class Line:
 
 
 class Watcher:
-    """Looks at all servers four times a second, and commits as often, so that there is something to see.
+    """Looks at all servers ten times a second, and commits as often, so that there is something to see.
 
     Args:
         cluster: the servers.

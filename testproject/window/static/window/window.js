@@ -1,6 +1,10 @@
 "use strict";
 
-const TIMES = 20;
+// Whoever saves reads for a while, with a moment in between.
+const TEN_VISITS = ["save", "read", "read", "read", "read", "phone", "read", "read", "login", "read"];
+const VISITS = [...TEN_VISITS, ...TEN_VISITS];
+const PAUSE_MS = 350;
+const AGAIN = `${VISITS.length} visits`;
 const CHART_SECONDS = 60;
 const CHART_TOPS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600];
 const STATES = {
@@ -25,8 +29,7 @@ const $$ = (selector, from = document) => [...from.querySelectorAll(selector)];
 const token = $("[name=csrfmiddlewaretoken]").value;
 const tallies = {};
 const histories = {};
-let chosen = "save";
-let isTelling = false;
+let isVisiting = false;
 let isStopped = false;
 
 function element(tag, className, text) {
@@ -55,28 +58,34 @@ async function post(path, values = {}) {
 
 /* 1. The stories */
 
-async function tell(name, times) {
-  if (isTelling) {
+async function visit(names, pause) {
+  if (isVisiting) {
     isStopped = true;
     return;
   }
-  chosen = name;
-  isTelling = true;
+  isVisiting = true;
   isStopped = false;
-  document.body.classList.add("is-busy");
+  say("");
+  $("#again").textContent = names.length > 1 ? "Stop" : AGAIN;
+  for (const [number, name] of names.entries()) {
+    if (isStopped || !(await tell(name))) break;
+    if (names.length > 1) say(`Visit ${number + 1} of ${names.length}`);
+    if (number + 1 < names.length) await new Promise((resolve) => setTimeout(resolve, pause));
+  }
+  if (names.length > 1) $("#heard").textContent = summary();
+  $("#again").textContent = AGAIN;
+  isVisiting = false;
+}
+
+async function tell(name) {
   const button = $(`[data-story=${name}]`);
   for (const other of $$("[data-story]")) other.setAttribute("aria-pressed", String(other === button));
   $("#told").textContent = button.dataset.told;
-  $("#again").textContent = times > 1 ? "Stop" : `${TIMES} times`;
-  for (let done = 1; done <= times && !isStopped; done += 1) {
-    const told = await post(`stories/${name}/`);
-    if (!told) break;
-    told.sites.forEach(showSite);
-    say(times > 1 ? `${done} of ${times}: ${summary()}` : told.sites.map(sentence).join(" "));
-  }
-  $("#again").textContent = `${TIMES} times`;
-  document.body.classList.remove("is-busy");
-  isTelling = false;
+  const told = await post(`stories/${name}/`);
+  if (!told) return false;
+  told.sites.forEach(showSite);
+  $("#heard").textContent = told.sites.map(sentence).join(" ");
+  return true;
 }
 
 function titleOf(routing) {
@@ -221,8 +230,8 @@ async function move(path, values) {
 
 /* 3. What the visitor does */
 
-for (const button of $$("[data-story]")) button.addEventListener("click", () => tell(button.dataset.story, 1));
-$("#again").addEventListener("click", () => tell(chosen, TIMES));
+for (const button of $$("[data-story]")) button.addEventListener("click", () => visit([button.dataset.story], 0));
+$("#again").addEventListener("click", () => visit(VISITS, PAUSE_MS));
 $("#reset").addEventListener("click", () => move("reset/"));
 for (const button of $$("[data-action]")) {
   const name = button.closest(".server").id.replace("server-", "");
