@@ -25,7 +25,7 @@ SECONDS = 30.0
 def url() -> Iterator[str]:
     """The address of a window whose replicas replay at once."""
     require_chromium()
-    with running_window("--lag", "0") as url:
+    with running_window("--lag", "0", "--workers", "1") as url:
         yield url
 
 

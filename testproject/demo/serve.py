@@ -50,7 +50,11 @@ def _start_sites(stack: ExitStack, cluster: Cluster, workers: int) -> dict[str, 
         )
 
     with ThreadPoolExecutor(len(ROUTINGS)) as pool:
-        return dict(zip(ROUTINGS, pool.map(start, ROUTINGS), strict=True))
+        sites = dict(zip(ROUTINGS, pool.map(start, ROUTINGS), strict=True))
+    # All are asked to end before the first is waited for.
+    for site in sites.values():
+        stack.callback(site.process.terminate)
+    return sites
 
 
 @contextmanager

@@ -55,5 +55,6 @@ def _asked_last(page: Page) -> str:
 
 
 def _served_by(page: Page) -> str:
-    servers = list(dict.fromkeys(query.server for query in page.queries))
+    names = dict.fromkeys(query.server for query in page.queries)
+    servers = ["the primary" if name == "primary" else name for name in names]
     return f"Read from {' and '.join(servers)}." if servers else ""

@@ -1,9 +1,9 @@
 "use strict";
 
-// Whoever saves reads for a while, with a moment in between.
+// Whoever has written looks at it for a moment, as people do, and then clicks through some pages.
 const TEN_VISITS = ["save", "read", "read", "read", "read", "phone", "read", "read", "login", "read"];
 const VISITS = [...TEN_VISITS, ...TEN_VISITS];
-const PAUSE_MS = 350;
+const PAUSE_MS = { save: 1500, phone: 1500, login: 1500, read: 350 };
 const AGAIN = `${VISITS.length} visits`;
 const CHART_SECONDS = 60;
 const CHART_TOPS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600];
@@ -58,7 +58,7 @@ async function post(path, values = {}) {
 
 /* 1. The stories */
 
-async function visit(names, pause) {
+async function visit(names) {
   if (isVisiting) {
     isStopped = true;
     return;
@@ -70,7 +70,7 @@ async function visit(names, pause) {
   for (const [number, name] of names.entries()) {
     if (isStopped || !(await tell(name))) break;
     if (names.length > 1) say(`Visit ${number + 1} of ${names.length}`);
-    if (number + 1 < names.length) await new Promise((resolve) => setTimeout(resolve, pause));
+    if (number + 1 < names.length) await new Promise((resolve) => setTimeout(resolve, PAUSE_MS[name]));
   }
   if (names.length > 1) $("#heard").textContent = summary();
   $("#again").textContent = AGAIN;
@@ -142,7 +142,7 @@ function showQueries(list, queries) {
     list.append(line);
     const next = queries[number + 1];
     // A reason that holds for several in a row is told once, below them.
-    if (!next || next.server !== query.server || next.sentence !== query.sentence) {
+    if (!next || next.sentence !== query.sentence) {
       const reason = query.reason ? `${query.reason}: ${query.sentence}` : query.sentence;
       list.append(element("li", "why", reason));
     }
@@ -230,8 +230,8 @@ async function move(path, values) {
 
 /* 3. What the visitor does */
 
-for (const button of $$("[data-story]")) button.addEventListener("click", () => visit([button.dataset.story], 0));
-$("#again").addEventListener("click", () => visit(VISITS, PAUSE_MS));
+for (const button of $$("[data-story]")) button.addEventListener("click", () => visit([button.dataset.story]));
+$("#again").addEventListener("click", () => visit(VISITS));
 $("#reset").addEventListener("click", () => move("reset/"));
 for (const button of $$("[data-action]")) {
   const name = button.closest(".server").id.replace("server-", "");
