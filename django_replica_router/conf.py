@@ -146,6 +146,8 @@ _SHARE = (
 
 _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "ENABLED": (_is_bool, "True or False"),
+    "SHADOW": (_is_bool, "True or False"),
+    "ROLLOUT": _SHARE,
     "CLUSTERS": (
         _is_clusters,
         "a dict of primary alias to a list of replica aliases, or to a dict of replica alias "
@@ -197,6 +199,8 @@ class Config:
     """The values of ``REPLICA_ROUTER``, one field a key. Durations are seconds."""
 
     ENABLED: bool = True
+    SHADOW: bool = False
+    ROLLOUT: float = 1.0
     CLUSTERS: Mapping[str, Sequence[str] | Mapping[str, float]] | None = None
     DISCOVERY: Mapping[str, Mapping[str, Any]] | None = None
     MAX_LAG: float = 10.0
@@ -242,6 +246,11 @@ class Config:
     def token_bound(self) -> float:
         """Seconds beyond which a replica's data may lack a write whose token has expired."""
         return self.TOKEN_TTL - self.WAIT - AGE_ERROR
+
+    @cached_property
+    def shadows(self) -> bool:
+        """Whether there are readers who are not routed yet."""
+        return self.SHADOW or self.ROLLOUT < 1
 
     @cached_property
     def yields(self) -> bool:

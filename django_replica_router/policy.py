@@ -20,6 +20,7 @@ class Reason(enum.Enum):
     REPLICA_FAILED = "the replica failed while it served this scope"
     UNSAFE_METHOD = "the request may write"
     LEARNED = "this view has saved what it had read from a replica"
+    SHADOW = "by SHADOW or ROLLOUT this reader is not sent to replicas yet"
     EVENT_LOOP = "the event loop may not be blocked, and nothing is decided yet"
     STORE_ERROR = "the token store cannot be read"
     UNKNOWN_SESSION = "the token store does not know this session or credential"

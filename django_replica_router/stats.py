@@ -7,6 +7,8 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
+from django_replica_router.observations import Observing, note_events
+
 _lock = threading.Lock()
 _counts: Counter[str] = Counter()
 
@@ -26,6 +28,8 @@ def count(*events: str) -> None:
     with _lock:
         for event in events:
             _counts[event] += 1
+    if Observing.is_on:
+        note_events(*events)
 
 
 def get_stats() -> Mapping[str, int]:
@@ -33,6 +37,8 @@ def get_stats() -> Mapping[str, int]:
 
     - ``reads_<reason>``: first decisions of a scope, by the reason in lower case; ``reads_from_<alias>``: the
       same, by the server.
+    - ``shadow_reads_from_<alias>``, ``shadow_reads_<reason>``: where reads would have gone, and why, of who is not
+      routed yet by SHADOW or ROLLOUT. They are counted as ``reads_shadow`` as well.
     - ``retried_<cause>``: statements that were run again on the primary: ``refused_write``,
       ``replica_fault``, ``unsupported`` (what only that server cannot do, as read an unlogged table),
       ``replayed_lock`` (a lock was replayed, and not yet the commit that frees it), ``elsewhere`` (a replica

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,9 @@ from django_replica_router.status.servers import ClusterStatus, look
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until
+from tests.reading import note
+
+__all__ = ["note"]
 
 PATIENCE = 20.0
 
@@ -199,6 +203,24 @@ def test_what_processes_have_counted_is_summed_up(counting: Census) -> None:
     assert code == 0
     assert "Reads of the last minute, of 2 processes:" in text
     assert "100%" in text
+
+
+def test_what_going_live_would_bring_is_told(
+    counting: Census, settings: Any, note: Note, cluster: Cluster
+) -> None:
+    """In shadow: where reads would have gone, and why; and that they have not is a step of the explanation."""
+    settings.REPLICA_ROUTER = {"SHARE_COUNTS": True, "SHADOW": True}
+    with scope():
+        list(Note.objects.all())
+    counting.tell("default")
+    text = run("replica_status", "--timeout", str(PATIENCE))[1]
+    assert re.search(
+        r"Of 1 that are not routed yet .* would have been read: replica\d 100%\.", text
+    )
+    assert "The reasons: CAUGHT_UP 1." in text
+    explained = run("replica_explain", "notes.Note")[1]
+    assert "Of all readers nobody may be sent to replicas so far" in explained
+    assert "-> default  SHADOW" in explained
 
 
 def test_only_the_last_minute_counts(counting: Census) -> None:

@@ -13,11 +13,13 @@ from django_replica_router.conf import Present, get_config
 from django_replica_router.connections.cursors import WatchedCursor, watched
 from django_replica_router.connections.leading import led_operations
 from django_replica_router.connections.mending import REPLICA_FAULT, leave, was_sent
+from django_replica_router.connections.observed import Observed
 from django_replica_router.connections.on_primary import OnPrimary
 from django_replica_router.connections.on_replica import OnPooledReplica, OnReplica
 from django_replica_router.connections.read_only import Unrouted
 from django_replica_router.connections.rerouting import open_on_primary
-from django_replica_router.policy import ReplicaState
+from django_replica_router.observations import Observing, note_decision
+from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.recording.writes import note_shown
 from django_replica_router.replicas.attributes import Around, Attributes
 from django_replica_router.replicas.connecting import (
@@ -66,7 +68,8 @@ class ClusterConnection(Attributes, _Wrapper):
         if primary is not None and config.ENABLED:
             is_replica = alias != primary
             kind = (OnPooledReplica if is_pooled(self) else OnReplica) if is_replica else OnPrimary
-        self.around = kind(alias, primary or alias, config, edition)
+        around = kind(alias, primary or alias, config, edition)
+        self.around = Observed(around) if Observing.is_on else around
         return self.around
 
     def get_new_connection(self, conn_params: Any) -> Any:
@@ -87,6 +90,9 @@ class ClusterConnection(Attributes, _Wrapper):
             leave(self.alias, primary, self, ReplicaState.UNREACHABLE, str(error))
         count(REPLICA_FAULT)
         note_shown(primary)
+        if Observing.is_on:
+            reason = Reason.REPLICA_FAILED
+            note_decision(primary, reason.name, reason.value, 0.0)
         return open_on_primary(primary, server_side=name is not None)
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:

@@ -18,6 +18,7 @@ from django.db import connections
 from django_replica_router.conf import Config, get_config
 from django_replica_router.decorators import OpenedScope, scope
 from django_replica_router.errors import PositionError
+from django_replica_router.observations import TASK_TOO_SOON, Observing, warn
 from django_replica_router.policy import IN_SERVICE, may_serve
 from django_replica_router.recording.carrying import (
     OPEN_WAIT,
@@ -91,6 +92,8 @@ def token_to_publish(task: str, through: tuple[str, ...], *, commits_with: bool 
         connection = _find_connection(primary)
         if connection is not None and _is_in_transaction(connection):
             _tell(task, through, _IN_TRANSACTION)
+            if Observing.is_on:
+                warn(TASK_TOO_SOON, task, _line(through))
             token |= _open_token(primary, connection)
     return token
 
@@ -293,7 +296,7 @@ def _wait_for_one(primary: str, token: Token, timeout: float, config: Config) ->
         position = position_in(token, primary)
     except PositionError:
         return True  # only the primary has that
-    if not position.lsn or not config.ENABLED:
+    if not position.lsn or not config.ENABLED or config.SHADOW:
         return True
     return _wait_for_any(primary, position, timeout, config)
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
-from functools import cache
-from importlib.util import find_spec
-from types import FrameType
 from typing import Any
 
 from django.db import connections
 
+from django_replica_router.callers import find_caller
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import StaleSaveError
 from django_replica_router.recording.learning import learn
@@ -121,7 +117,7 @@ def _react(model: Any, instance: Any, origin: str, config: Config) -> None:
     # So that it is known afterwards, also where the code has named the alias.
     adopt(instance, config)
     count("saved_from_replica")
-    line = _find_caller()
+    line = find_caller()
     what = f"{model._meta.label} was read from the replica {origin!r} and is saved in {line}"
     if config.STALE_SAVES == "raise":
         message = f"{what}: that may overwrite what others have written meanwhile. {_ADVICE}"
@@ -136,22 +132,3 @@ def _react(model: Any, instance: Any, origin: str, config: Config) -> None:
     logger.warning(
         "%s: what others have written meanwhile is overwritten.%s %s", what, since, _ADVICE
     )
-
-
-@cache
-def _passed_by() -> tuple[str, ...]:
-    """Return the folders of code that calls nothing by itself."""
-    packages = ("django", "asgiref", "concurrent", "django_replica_router")
-    found = (find_spec(name) for name in packages)
-    folders = [os.path.dirname(str(spec.origin)) + os.sep for spec in found if spec is not None]
-    return (*folders, "<frozen", str(getattr(sys.modules["threading"], "__file__", "")))
-
-
-def _find_caller() -> str:
-    """Return the file and line of the site's code that is running."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(_passed_by()):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "code of no known line"

@@ -126,7 +126,8 @@ def note_read(primary: str, state: ClusterScope, connection: Any, sql: Any) -> N
     table, connection.unseen_table = connection.unseen_table, None
     if state.seen_elsewhere_on == primary or not reads_rows(sql) or (table and table in str(sql)):
         return
-    if get_config().MONOTONIC_READS:
+    config = get_config()
+    if config.MONOTONIC_READS and not (config.SHADOW or state.reader.is_shadowed):
         state.seen_elsewhere_on = primary
 
 

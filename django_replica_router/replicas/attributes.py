@@ -50,7 +50,7 @@ class Around:
         edition: stands for these: see ``Present``.
     """
 
-    is_of_replica = False
+    is_of_replica: bool = False
 
     def __init__(self, alias: str, primary: str, config: Any, edition: object) -> None:
         self.alias = alias

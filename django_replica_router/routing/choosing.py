@@ -21,6 +21,7 @@ from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.routing.balancers import Order, order_for, rendezvous
 from django_replica_router.routing.candidates import Target
 from django_replica_router.routing.search import Found, Search, find_at_once
+from django_replica_router.routing.shadowing import choose_in_shadow
 from django_replica_router.scopes.keys import EVERYBODY
 from django_replica_router.scopes.scope import ClusterScope, Override, Scope, Terms
 from django_replica_router.scopes.written import WriteMark
@@ -54,6 +55,7 @@ class Case:
         max_lag: seconds that a replica's data may be old.
         choice: what was chosen before the user became known, or None.
         override: what a block around the code asks for.
+        is_shadowed: the primary serves the reader, whatever is decided.
     """
 
     primary: str
@@ -65,6 +67,7 @@ class Case:
     max_lag: float
     choice: Decision | None
     override: Override
+    is_shadowed: bool = False
 
     @property
     def spares_primary(self) -> bool:
@@ -121,6 +124,8 @@ def choose_server(case: Case, floor: Floor) -> Found:
     if isinstance(bound, Reason):
         return Found(Decision(case.primary, bound))
     wish = _wish(case, bound)
+    if case.is_shadowed:
+        return Found(_choose_in_shadow(case, wish))
     found = None
     if wish.order.first is not None and not wish.is_moved:
         found = find_at_once(
@@ -132,6 +137,18 @@ def choose_server(case: Case, floor: Floor) -> Found:
         )
     found = found or _search(case, wish)
     return found if found.decision.alias == case.primary else _admit(case, wish, found)
+
+
+def _choose_in_shadow(case: Case, wish: Wish) -> Decision:
+    return choose_in_shadow(
+        case.primary,
+        case.monitor,
+        wish.order,
+        wish.floor,
+        wish.max_lag,
+        case.config,
+        may_yield=wish.may_yield,
+    )
 
 
 def _bind(case: Case, floor: Floor) -> Floor | Reason:

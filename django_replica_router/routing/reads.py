@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from django.db import connections
@@ -11,6 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import StoreError, TooStale
+from django_replica_router.observations import Observing, note_decision
 from django_replica_router.policy import (
     Decision,
     Reason,
@@ -31,6 +33,7 @@ from django_replica_router.routing.choosing import (
     identifies_unknown_reader,
     note_unstored_reads,
 )
+from django_replica_router.routing.shadowing import count_in_shadow, is_shadowed
 from django_replica_router.scopes.scope import ClusterScope, Frame, Override, Scope, Shortcut
 from django_replica_router.stats import count
 from django_replica_router.transactions.blocks import (
@@ -52,6 +55,7 @@ _UNSEEN = (
     Reason.NO_SCOPE,
     Reason.EVENT_LOOP,
     Reason.UNKNOWN_SESSION,
+    Reason.SHADOW,
 )
 
 # Reasons for the primary that give way where the primary is down: the code has not asked for it, and
@@ -85,6 +89,7 @@ def route_read(
     Beside it stands the shortcut to it, where the decision holds for more than this read. The alias of
     a replica is a ``RoutedAlias``.
     """
+    began = time.perf_counter() if Observing.is_on else 0.0
     connection, scope = connections[primary], frame.scope
     decision = _decide(primary, connection, model, config, frame)
     may_stand_in = (
@@ -97,12 +102,14 @@ def route_read(
         alias = routed_alias(alias, primary, config.topology.members[primary])
     elif scope is not None:
         _note_shown(primary, reason, connection, model, scope, config)
+    if Observing.is_on:
+        note_decision(str(alias), reason.name, reason.value, time.perf_counter() - began)
     if scope is None:
         return alias, None
     if scope.decisions is not None:
         scope.note_decision(decision)
     elif (
-        not may_stand_in
+        not (may_stand_in or Observing.is_on)
         and frame.override is None
         and not (config.replica_models and config.wants_replica(model))
         and _is_kept(primary, decision, scope, config)
@@ -211,7 +218,7 @@ def _decide_without_primary(
     if kept is not None and kept.alias == primary:
         del state.choices[max_lag]  # a replica may have caught up since
     decision = _decide_by_token(primary, connection, model, scope, max_lag, config, override)
-    if decision.alias == primary and decision.reason is not Reason.EVENT_LOOP:
+    if decision.alias == primary and decision.reason not in (Reason.EVENT_LOOP, Reason.SHADOW):
         monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
         late = {replica.alias: replica.age for replica in monitor.health.replicas()}
         told = ", ".join(f"{alias!r} {age:.1f} s" for alias, age in late.items())
@@ -259,10 +266,14 @@ def _decide_by_token(
         return Decision(primary, Reason.UNKNOWN_SESSION)
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
     case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
+    case.is_shadowed = config.shadows and is_shadowed(state.reader, config)
     decision, life, _ = choose_server(case, floor)
-    if decision.alias != primary:
-        state.lives[decision.alias] = life
-    _count(decision, config)
+    if case.is_shadowed:
+        decision = count_in_shadow(primary, decision)
+    else:
+        if decision.alias != primary:
+            state.lives[decision.alias] = life
+        _count(decision, config)
     decision = _keep(case, choices, decision)
     if was_raised or before not in (None, floor):
         _leave_others(primary, choices, max_lag, decision)

@@ -164,6 +164,7 @@ class Reader:
         may_be_forgotten: the store has no record of somebody whom the reader is, and may have had one.
         primary_when_met: where the primary was when the store knew nothing of the reader, and may have dropped
             what it knew.
+        is_shadowed: by SHADOW or ROLLOUT the primary serves; None before that is asked. It stays so in the scope.
     """
 
     floor: Floor | None = None
@@ -174,6 +175,7 @@ class Reader:
     store_failed: bool = False
     may_be_forgotten: bool = False
     primary_when_met: Position | None = None
+    is_shadowed: bool | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -100,6 +100,9 @@ def _steps_of_request(
     """Return the questions that need neither the token store nor a server."""
     label = model._meta.label
     steps = [f"ENABLED is {'on' if config.ENABLED else 'off: all goes to the primary'}."]
+    if config.shadows:
+        share = "nobody" if config.SHADOW else f"{config.ROLLOUT:.0%} of the users"
+        steps.append(f"Of all readers {share} may be sent to replicas so far (SHADOW, ROLLOUT).")
     if request.resolver_match is not None:
         name = request.resolver_match.view_name or request.resolver_match._func_path
         where = "neither PRIMARY_VIEWS nor REPLICA_VIEWS names"

@@ -12,6 +12,7 @@ from django_replica_router.policy import Reason
 from django_replica_router.replicas.census import ProcessCounts, read_census
 
 _FROM = "reads_from_"
+_IN_SHADOW = "shadow_"
 
 logger = logging.getLogger("django_replica_router")
 
@@ -23,11 +24,15 @@ class Reads(NamedTuple):
         processes: how many have told.
         by_alias: by the server.
         by_reason: by the name of the reason.
+        shadow_by_alias: of the reads of who is not routed yet, by SHADOW or ROLLOUT: where each would have gone.
+        shadow_by_reason: of these, the reason why.
     """
 
     processes: int
     by_alias: Mapping[str, int]
     by_reason: Mapping[str, int]
+    shadow_by_alias: Mapping[str, int]
+    shadow_by_reason: Mapping[str, int]
 
     def share(self, alias: str, aliases: Iterable[str]) -> float | None:
         """Return what part of the reads of these servers one of them has had; None where there were none."""
@@ -54,9 +59,24 @@ def sum_up(told: Iterable[ProcessCounts]) -> Reads:
     for one in told:
         counts.update(one.lately)
         processes += 1
-    reasons = {reason.event: reason.name for reason in Reason}
+    in_shadow = {
+        name.removeprefix(_IN_SHADOW): n
+        for name, n in counts.items()
+        if name.startswith(_IN_SHADOW)
+    }
     return Reads(
         processes,
-        {name.removeprefix(_FROM): n for name, n in counts.items() if name.startswith(_FROM)},
-        {reasons[name]: n for name, n in counts.items() if name in reasons},
+        _by_alias(counts),
+        _by_reason(counts),
+        _by_alias(in_shadow),
+        _by_reason(in_shadow),
     )
+
+
+def _by_alias(counts: Mapping[str, int]) -> dict[str, int]:
+    return {name.removeprefix(_FROM): n for name, n in counts.items() if name.startswith(_FROM)}
+
+
+def _by_reason(counts: Mapping[str, int]) -> dict[str, int]:
+    reasons = {reason.event: reason.name for reason in Reason}
+    return {reasons[name]: n for name, n in counts.items() if name in reasons}

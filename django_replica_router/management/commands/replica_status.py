@@ -134,9 +134,23 @@ def _told_by(reads: Reads | None) -> str:
         return f"Which share of the reads each has had is not known: {why}."
     if not reads.by_alias:
         return "No process has told of reads in the last minute."
-    reasons = sorted(reads.by_reason.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{name} {number}" for name, number in reasons)
-    return f"Reads of the last minute, of {reads.processes} processes: {told}."
+    told = _listed(reads.by_reason)
+    lines = [f"Reads of the last minute, of {reads.processes} processes: {told}."]
+    if reads.shadow_by_alias:
+        total = sum(reads.shadow_by_alias.values())
+        servers = ", ".join(
+            f"{alias} {n / total:.0%}" for alias, n in reads.shadow_by_alias.items()
+        )
+        lines += [
+            f"Of {total} that are not routed yet (SHADOW, ROLLOUT) would have been read: {servers}.",
+            f"The reasons: {_listed(reads.shadow_by_reason)}.",
+        ]
+    return "\n".join(lines)
+
+
+def _listed(numbers: Mapping[str, int]) -> str:
+    ordered = sorted(numbers.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {number}" for name, number in ordered)
 
 
 def _document(clusters: Sequence[ClusterStatus], reads: Reads | None, code: int) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""SHADOW and ROLLOUT: what going live would bring is counted before anybody is sent to a replica."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.http import HttpRequest
+from django.test import Client
+
+from django_replica_router import get_stats, pop_stats, scope, use_replica
+from django_replica_router.errors import TooStale
+from django_replica_router.routing import shadowing
+from testproject.cluster import Cluster
+from testproject.notes.models import Note, Tag
+from tests.conftest import stand_still
+from tests.reading import browser, note
+from tests.site import visit
+
+__all__ = ["browser", "note"]
+
+pytestmark = pytest.mark.usefixtures("test_site")
+
+
+def configure(settings: Any, **values: object) -> None:
+    """Add to the package's settings."""
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, **values}
+
+
+def read(*, user: User | None = None) -> str:
+    """Return the alias that a scope of its own reads from."""
+    with scope(user=user):
+        return str(Note.objects.all()[0]._state.db)
+
+
+def in_shadow() -> dict[str, int]:
+    """Return what was counted of where reads would have gone."""
+    return {name: n for name, n in get_stats().items() if name.startswith("shadow_")}
+
+
+def users(number: int) -> list[User]:
+    """Return users of different names, whom no database knows."""
+    return [User(pk=1000 + n, username=f"user {n}") for n in range(number)]
+
+
+def test_in_shadow_the_primary_serves_and_what_would_be_is_counted(
+    note: Note, ann: User, cluster: Cluster, settings: Any
+) -> None:
+    """By server and reason; without it the replica serves that the count has named."""
+    configure(settings, SHADOW=True)
+    pop_stats()
+    assert read(user=ann) == "default"
+    counted = in_shadow()
+    assert get_stats()["reads_shadow"] == get_stats()["reads_from_default"] == 1
+    configure(settings, SHADOW=False)
+    served = read(user=ann)
+    assert served != "default"
+    assert counted == {f"shadow_reads_from_{served}": 1, "shadow_reads_caught_up": 1}
+
+
+def test_in_shadow_what_a_user_has_written_counts(
+    browser: Client, note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """Who has written what no replica has would have been sent to the primary, because of that."""
+    configure(settings, SHADOW=True)
+    stand_still(cluster)
+    visit(browser, lambda request: Note.objects.filter(pk=note.pk).update(title="mine"), "post")
+    pop_stats()
+    visit(browser, lambda request: Note.objects.count())
+    assert in_shadow() == {"shadow_reads_from_default": 1, "shadow_reads_lagging": 1}
+
+
+def test_in_shadow_no_replica_is_connected_to(
+    note: Note, cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor waited for, whatever a block asks for."""
+    configure(settings, SHADOW=True, WAIT=5.0)
+    stand_still(cluster)
+    Tag.objects.create(name="later")
+
+    def refuse(*args: Any) -> None:
+        pytest.fail("a replica was asked")
+
+    monkeypatch.setattr("django_replica_router.routing.search.connect_to_replica", refuse)
+    monkeypatch.setattr("django_replica_router.routing.waiting.ask_over_connection", refuse)
+    with scope(), use_replica(max_lag=0.001, on_stale="raise"):
+        assert str(Note.objects.all()[0]._state.db) == "default"
+    with scope():
+        Note.objects.update(title="mine")
+        with use_replica(on_stale="wait", timeout=30.0):
+            assert str(Note.objects.all()[0]._state.db) == "default"
+    configure(settings, SHADOW=False)
+    with scope(), use_replica(max_lag=0.001, on_stale="raise"), pytest.raises(TooStale):
+        Note.objects.count()
+
+
+def test_in_shadow_what_is_seen_on_the_primary_binds_nobody(
+    browser: Client, note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """Else each page would have to be read there after the first: what would be would be told wrongly."""
+    configure(settings, SHADOW=True)
+    visit(browser, lambda request: Note.objects.count())
+    Tag.objects.create(name="of somebody else")
+    stand_still(cluster)
+    Tag.objects.create(name="of somebody else, and later")
+    for _ in range(2):
+        pop_stats()
+        visit(browser, lambda request: [Note.objects.count(), Tag.objects.count()])
+        assert in_shadow()["shadow_reads_caught_up"] == 1
+
+
+def test_of_a_share_each_user_is_or_is_not(note: Note, cluster: Cluster, settings: Any) -> None:
+    """On each request alike; about that share of them; and whoever is stays so where it grows."""
+    many = users(200)
+    routed: list[set[str]] = []
+    for share in (0.2, 0.2, 0.6):
+        configure(settings, ROLLOUT=share)
+        routed.append({user.username for user in many if read(user=user) != "default"})
+    few, again, more = routed
+    assert few == again
+    assert few < more
+    assert 15 <= len(few) <= 70
+    assert 80 <= len(more) <= 160
+
+
+def test_of_visitors_a_share_of_requests_is_routed(
+    note: Note, cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a request stays with what was drawn for it."""
+    configure(settings, ROLLOUT=0.5)
+    drawn = iter([0.4, 0.6])
+
+    class Draw:
+        @staticmethod
+        def random() -> float:
+            return next(drawn)
+
+    monkeypatch.setattr(shadowing, "_draw", Draw)
+
+    def pages(request: HttpRequest) -> list[str]:
+        found = []
+        for _ in range(2):
+            found.append(str(Note.objects.all()[0]._state.db))
+            with use_replica(max_lag=100.0):
+                found.append(str(Note.objects.all()[0]._state.db))
+        return found
+
+    assert "default" not in visit(Client(), pages)
+    assert set(visit(Client(), pages)) == {"default"}
+
+
+def test_a_share_of_none_and_of_all_are_exact(note: Note, cluster: Cluster, settings: Any) -> None:
+    """0 routes nobody, and 1 everybody."""
+    for share, expected in ((0.0, True), (1.0, False)):
+        configure(settings, ROLLOUT=share)
+        found = Counter(read(user=user) == "default" for user in [*users(50), None])
+        assert found == {expected: 51}
