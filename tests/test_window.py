@@ -24,13 +24,12 @@ SECONDS = 30.0
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The address of a window whose replicas replay at once."""
-    require_chromium()
     with running_window("--lag", "0", "--workers", "1") as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def browser(url: str) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     """A browser."""
     with running_chromium(require_chromium()) as browser:
         yield browser

@@ -16,7 +16,7 @@ from django_replica_router.policy import Reason
 from testproject.demo.browser import LOGIN, user_on_page
 
 PRIMARY = "default"
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 10.0
 
 heading_on_page = re.compile(r"<h1>(.*?)</h1>", re.DOTALL)
 
