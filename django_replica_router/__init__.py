@@ -74,12 +74,22 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message) from None
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # who checks types knows the names, and is to be told of others
+
+    def __getattr__(name: str) -> Any:
+        try:
+            home = _HOMES[name]
+        except KeyError:
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message) from None
+        try:
+            value = getattr(importlib.import_module(home), name)
+        except ImportError:
+            from django_replica_router.driver import find_problem
+
+            problem = find_problem()
+            if problem is None:
+                raise
+            raise ImportError(problem) from None
+        globals()[name] = value
+        return value

@@ -145,7 +145,7 @@ def _check_engines(config: Config) -> Iterator[checks.CheckMessage]:
         yield _warning(
             "W002",
             f"The database {alias!r} {problem}: no replica of its cluster will ever serve a read.",
-            "Use PostgreSQL with psycopg 3 ('pip install psycopg').",
+            "Use PostgreSQL with psycopg 3 ('pip install \"psycopg[binary]\"').",
         )
 
 

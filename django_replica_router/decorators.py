@@ -64,7 +64,7 @@ class Routed:
         self._scope = scope
         self._source = source
 
-    def __enter__(self) -> Routed:
+    def __enter__(self) -> Self:
         outer = current_frame.get()
         scope = outer.scope or self._scope
         owns_scope = scope is None and self._needs_scope

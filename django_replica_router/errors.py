@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 
@@ -56,6 +57,15 @@ class StaleSaveError(ReplicaRouterError):
 
 class PositionError(ReplicaRouterError):
     """A server did not tell its WAL position in a usable form."""
+
+
+def tell_ages(late: Mapping[str, float]) -> str:
+    """Return how old the data of replicas may be, by alias, in seconds; infinite where nobody knows."""
+    told = (
+        f"{alias!r} ({f'{age:.1f} s old' if math.isfinite(age) else 'nobody knows yet how old'})"
+        for alias, age in late.items()
+    )
+    return ", ".join(told) or "there is none"
 
 
 def tell_import_failure(key: str, path: str, error: ImportError) -> str:

@@ -91,7 +91,7 @@ class ReplicaRouterMiddleware:
         """Answer 503 where the replicas lag and the primary's share of reads is used up."""
         if not isinstance(exception, ReplicasLagError):
             return None
-        logger.warning("%s", exception)
+        logger.warning("%s", exception, extra={"event": "read_refused"})
         return HttpResponse(
             "The service is overloaded. Please try again in a moment.",
             status=503,

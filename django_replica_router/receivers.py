@@ -104,6 +104,7 @@ def on_post_migrate(
             "replicas have replayed it.",
             using,
             error,
+            extra={"event": "migration_untold", "primary": using, "error": type(error).__name__},
         )
     with_models = [config for config in apps.get_app_configs() if config.models_module]
     if sender is with_models[-1] and not is_under_test():
@@ -125,6 +126,7 @@ def _tell_where_nobody_learns_of_it(using: str, config: Config) -> None:
         "missing, and is run on the primary then. Give the job that migrates the cache of the site.",
         using,
         config.CACHE,
+        extra={"event": "migration_unshared", "primary": using, "cache": config.CACHE},
     )
 
 

@@ -11,12 +11,14 @@ from django_replica_router.observations import Observing, note_events
 
 _lock = threading.Lock()
 _counts: Counter[str] = Counter()
+_popped: Counter[str] = Counter()
 
 
 def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()  # whoever holds the other one does not exist in the child
     _counts.clear()  # the parent has counted that
+    _popped.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -74,5 +76,12 @@ def pop_stats() -> Mapping[str, int]:
     """Return the same, and begin to count anew."""
     with _lock:
         counts = dict(_counts)
+        _popped.update(counts)
         _counts.clear()
         return counts
+
+
+def get_totals() -> Mapping[str, int]:
+    """Return how often each event has happened since the process started, whoever has popped what."""
+    with _lock:
+        return _popped + _counts

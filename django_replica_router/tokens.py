@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS
 from django.utils.asyncio import async_unsafe
 
 from django_replica_router.conf import get_config, is_seconds
-from django_replica_router.errors import ConfigurationError, PositionError, TooStale
+from django_replica_router.errors import ConfigurationError, PositionError, TooStale, tell_ages
 from django_replica_router.policy import IN_SERVICE
 from django_replica_router.recording.carrying import position_in, token_of
 from django_replica_router.recording.tracking import track, tracked_key
@@ -111,16 +109,13 @@ def wait_for_replicas(
     while late := _late(monitor, lsn, bound):
         left = deadline - monitor.clock()
         if left <= 0:
-            told = ", ".join(f"{alias!r} ({_age_told(age)})" for alias, age in late.items())
-            message = f"After {timeout:g} s these replicas of {using!r} are late: {told}."
+            message = (
+                f"After {timeout:g} s these replicas of {using!r} are late: {tell_ages(late)}."
+            )
             raise TooStale(message, late)
         monitor.waiting.wait_closely(
             lsn, bound, lambda: not _late(monitor, lsn, bound) or None, left
         )
-
-
-def _age_told(age: float) -> str:
-    return f"{age:.1f} s old" if math.isfinite(age) else "nobody knows yet how old"
 
 
 def _check_arguments(using: str, **seconds: float | None) -> None:
@@ -135,9 +130,17 @@ def _check_arguments(using: str, **seconds: float | None) -> None:
             raise ConfigurationError(message)
 
 
-async def await_for_replicas(**kwargs: Any) -> None:
+async def await_for_replicas(
+    *,
+    token: str | Token | None = None,
+    max_lag: float | None = None,
+    timeout: float = 60.0,
+    using: str = DEFAULT_DB_ALIAS,
+) -> None:
     """Do the same as ``wait_for_replicas`` in async code."""
-    await sync_to_async(wait_for_replicas)(**kwargs)
+    await sync_to_async(wait_for_replicas)(
+        token=token, max_lag=max_lag, timeout=timeout, using=using
+    )
 
 
 def _wanted_lsn(primary: str, token: str | Token | None, max_lag: float | None) -> int:

@@ -6,11 +6,13 @@ import json
 import signal
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from testproject.cluster import ClusterError
+from testproject.demo.bare import run_bare
 from testproject.demo.orders import broken, picture, walk
 from testproject.demo.report import document, examples, failures, table
 from testproject.demo.run import Plan, run
@@ -81,7 +83,12 @@ def _orders(options: Namespace) -> int:
     return 1 if failed else 0
 
 
-COMMANDS = {"run": _run, "serve": _serve, "orders": _orders}
+def _cluster(options: Namespace) -> int:
+    run_bare(Console(), file=options.write, lag_ms=options.lag, replicas=options.replicas)
+    return 0
+
+
+COMMANDS = {"run": _run, "serve": _serve, "orders": _orders, "cluster": _cluster}
 
 
 def _progress() -> Progress:
@@ -120,8 +127,14 @@ def _parser() -> ArgumentParser:
         "--lag", type=_natural, default=2000, metavar="MS", help="of the replicas"
     )
     ordering.add_argument("--routing", choices=["package", "random"], default="package")
+    bare = commands.add_parser("cluster", help="run the servers alone, for a project of your own")
+    bare.add_argument("--lag", type=_natural, default=0, metavar="MS", help="of the replicas")
+    bare.add_argument(
+        "--write", type=Path, required=True, metavar="FILE", help="module for DATABASES and CACHES"
+    )
     for command in [running, serving, ordering]:
         command.add_argument("--workers", type=_positive_int, default=2, help="of the site")
+    for command in [running, serving, ordering, bare]:
         command.add_argument("--replicas", type=_positive_int, default=2)
     return parser
 

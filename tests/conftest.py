@@ -21,7 +21,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 from benchmarks.__main__ import read_results
-from django_replica_router import pop_stats
+from django_replica_router import pop_stats, stats
 from django_replica_router.conf import get_config
 from django_replica_router.connections import mending, on_replica
 from django_replica_router.policy import ReplicaState
@@ -308,6 +308,7 @@ def clean_up(cluster: Cluster) -> None:
 def _counts_begin_anew() -> None:
     """What an earlier test has counted is nothing to the next one."""
     pop_stats()
+    stats._popped.clear()
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from django_replica_router.routing.search import Search
 from django_replica_router.scopes import keys
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.scopes.scope import ClusterScope, Frame, Scope, current_scope
+from django_replica_router.status import metrics
 from django_replica_router.stores import scripts
 from django_replica_router.stores import store as stores
 from django_replica_router.stores.redis import RedisServer
@@ -418,6 +419,17 @@ def name_of(control: tuple[Callable[[Patch], None], Callable[..., None], dict[st
     way = f"-{arguments['way'].__name__}" if "way" in arguments else ""
     way += f"-{arguments['place']}" if "place" in arguments else ""
     return f"{take_out.__name__}-{test.__name__.removeprefix('test_')}{way}"
+
+
+def take_unknown_lag_for_none(patch: Patch) -> None:
+    """Tell that a replica is not behind where nobody knows."""
+    original = metrics._gauges_of
+
+    def tell(primary: str, server: Any) -> Any:
+        lag, behind = server.seconds_behind or 0.0, server.bytes_behind or 0
+        return original(primary, server._replace(seconds_behind=lag, bytes_behind=behind))
+
+    patch.setattr(metrics, "_gauges_of", tell)
 
 
 def fail_without(

@@ -130,7 +130,7 @@ def test_other_database_is_told_that_nothing_will_be_routed() -> None:
     assert the_only(run({"CLUSTERS": {"default": ["replica1", "lite"]}})) == (
         "W002",
         "The database 'lite' is SQLite: no replica of its cluster will ever serve a read.",
-        "Use PostgreSQL with psycopg 3 ('pip install psycopg').",
+        "Use PostgreSQL with psycopg 3 ('pip install \"psycopg[binary]\"').",
     )
 
 
@@ -149,7 +149,7 @@ def test_older_driver_is_told_that_nothing_will_be_routed(monkeypatch: pytest.Mo
         "W002",
         "The database 'replica1' uses the driver psycopg2: no replica of its cluster will ever "
         "serve a read.",
-        "Use PostgreSQL with psycopg 3 ('pip install psycopg').",
+        "Use PostgreSQL with psycopg 3 ('pip install \"psycopg[binary]\"').",
     )
 
 

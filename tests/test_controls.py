@@ -18,6 +18,7 @@ from tests import (
     test_eviction,
     test_faults,
     test_faults_of_servers,
+    test_metrics,
     test_monotonic,
     test_reads,
     test_reads_on_the_primary,
@@ -101,6 +102,7 @@ from tests.controls import (
     take_store_errors_for_no_token,
     take_the_end_of_a_wait_for_success,
     take_the_session_for_the_querys,
+    take_unknown_lag_for_none,
     trust_an_empty_store,
     trust_any_replica,
     trust_given_connections,
@@ -112,6 +114,7 @@ from tests.controls import (
 from tests.reading import browser, note  # noqa: F401 - fixtures
 from tests.test_autocommit_positions import ask_for_the_position_too_early
 from tests.test_eviction import dropping, redis  # noqa: F401 - fixtures
+from tests.test_metrics import reader, registry  # noqa: F401 - fixtures
 from tests.test_refusals import site  # noqa: F401 - fixtures
 from tests.test_store_lives import saved  # noqa: F401 - fixtures
 from tests.test_stores import danish_server  # noqa: F401 - fixtures
@@ -130,6 +133,7 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     (compare_nothing, test_reads.test_login_works_under_lag, {}),
     (compare_nothing, test_reads.test_a_session_value_is_read_back_under_lag, {}),
     (compare_nothing, test_reads.test_a_second_device_sees_the_write, {}),
+    (take_unknown_lag_for_none, test_metrics.test_of_a_stopped_replica_no_lag_is_told, {}),
     (take_position_too_early, test_reads.test_a_second_device_sees_the_write, {}),
     (store_for_no_user, test_reads.test_a_second_device_sees_the_write, {}),
     (link_no_owner, test_reads.test_signing_out_a_second_device_works_under_lag, {}),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+from django.core.management import get_commands
+
 import django_replica_router
 from django_replica_router.conf import Config
 from django_replica_router.policy import Reason
+from tests.documents import PAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,3 +84,42 @@ def test_each_picture_is_there() -> None:
         )
         for picture in shown:
             assert (document.parent / picture).is_file(), (document.name, picture)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_each_name_in_a_page_exists(page: Path) -> None:
+    """Dotted paths can be imported, checks and settings have their heading, and commands are there."""
+    text = page.read_text()
+    checks = set(re.findall(r"`(?:django_replica_router\.)?([EW]\d{3})`", text))
+    assert checks <= {*headings("checks.md"), "E001", "W001"}
+    for path in set(re.findall(r"\bdjango_replica_router(?:\.[a-zA-Z]\w*)+", text)):
+        assert path.endswith((".py", ".md")) or _exists(path), path
+    for target in set(re.findall(r"settings\.md#(\w+)", text)):
+        assert target.upper() in headings("settings.md"), target
+    for command in set(re.findall(r"manage\.py ([a-z_]+)", text)):
+        assert command in get_commands(), command
+
+
+def _exists(path: str) -> bool:
+    """Tell whether a dotted path leads to something: a module, or what stands in one."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[end:]:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
+
+
+def test_a_name_that_does_not_exist_is_found() -> None:
+    """Each of the ways to name something is really looked up."""
+    assert _exists("django_replica_router.middleware.ReplicaRouterMiddleware")
+    assert not _exists("django_replica_router.middleware.Other")
+    assert not _exists("django_replica_router.nowhere")

@@ -69,7 +69,7 @@ def test_every_public_name_has_its_home_and_no_other() -> None:
     """The list of names, the table of their homes and the imports for type checkers agree."""
     assert sorted(django_replica_router._HOMES) == django_replica_router.__all__
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    (guard,) = [node for node in tree.body if isinstance(node, ast.If)]
+    guard = next(node for node in tree.body if isinstance(node, ast.If))
     for_checkers = {
         alias.name: node.module
         for node in guard.body

@@ -170,7 +170,11 @@ def _read_answer(wrote: PGresult, position: PGresult) -> CommitAnswer:
     try:
         return CommitAnswer(has_written, _read_position(position))
     except PositionError as error:
-        logger.warning("The server told no position with a COMMIT: %s", error)
+        logger.warning(
+            "The server told no position with a COMMIT: %s",
+            error,
+            extra={"event": "commit_untold", "error": type(error).__name__},
+        )
         return CommitAnswer(has_written, None)
 
 

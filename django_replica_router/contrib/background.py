@@ -13,7 +13,6 @@ from types import CodeType, FrameType
 from typing import Any
 
 from django.core.cache import caches
-from django.db import connections
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.decorators import OpenedScope, scope
@@ -29,6 +28,7 @@ from django_replica_router.recording.carrying import (
 from django_replica_router.recording.floors import pin
 from django_replica_router.recording.tracking import store_under, tracked_key
 from django_replica_router.replicas import postgres
+from django_replica_router.replicas.connecting import find_connection
 from django_replica_router.replicas.registry import find_monitor, get_monitor
 from django_replica_router.replicas.systems import system_of
 from django_replica_router.scopes.identity import NamedIdentity
@@ -89,7 +89,7 @@ def token_to_publish(task: str, through: tuple[str, ...], *, commits_with: bool 
         return Token({0: Entry(pin(config))})
     token = token_now(config, connected=not _works.get()) if opened is None else _token(opened)
     for primary in () if commits_with else config.topology.clusters:
-        connection = _find_connection(primary)
+        connection = find_connection(primary)
         if connection is not None and _is_in_transaction(connection):
             _tell(task, through, _IN_TRANSACTION)
             if Observing.is_on:
@@ -128,7 +128,7 @@ def _known(state: ClusterScope) -> tuple[object, ...]:
 
 
 def _is_open(primary: str) -> bool:
-    connection = _find_connection(primary)
+    connection = find_connection(primary)
     return connection is not None and connection.in_atomic_block
 
 
@@ -141,14 +141,10 @@ def token_now(config: Config, *, connected: bool = False) -> Token:
     """
     everything = Scope(NamedIdentity())
     for primary in config.topology.clusters:
-        connection = _find_connection(primary)
+        connection = find_connection(primary)
         if not connected or (connection is not None and connection.connection is not None):
             everything.cluster(primary).add_write(WriteMark(committed=True))
     return token_of(everything) if everything.clusters else Token()
-
-
-def _find_connection(alias: str) -> Any:
-    return getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
 
 
 def _is_in_transaction(connection: Any) -> bool:
@@ -171,7 +167,13 @@ def _open_token(primary: str, connection: Any) -> Token:
 def _tell(task: str, through: tuple[str, ...], what: str) -> None:
     if task not in _told:
         _told.add(task)
-        logger.warning("%s publishes the task %s %s.", _line(through), task, what)
+        logger.warning(
+            "%s publishes the task %s %s.",
+            _line(through),
+            task,
+            what,
+            extra={"event": "task_too_soon", "task": task},
+        )
 
 
 def _line(through: tuple[str, ...]) -> str:
@@ -195,7 +197,11 @@ def hand_on(name: str, token: Token) -> None:
     try:
         caches[config.CACHE].set(_handed_key(name), str(token), config.SESSION_TTL)
     except Exception as error:  # whatever a cache backend raises, the task is published
-        logger.warning("The token of a task could not be kept: %s", error)
+        logger.warning(
+            "The token of a task could not be kept: %s",
+            error,
+            extra={"event": "task_token_unkept", "error": type(error).__name__},
+        )
 
 
 # Who runs it.
@@ -218,7 +224,11 @@ def handed_on(name: str, patience: float) -> str | None:
         cache.delete(key)  # another run of it may need more: it goes by all that there is then
         return str(text)
     except Exception as error:  # whatever a cache backend raises, the task is run
-        logger.warning("The token of a task could not be read: %s", error)
+        logger.warning(
+            "The token of a task could not be read: %s",
+            error,
+            extra={"event": "task_token_unread", "error": type(error).__name__},
+        )
         return None
 
 
@@ -344,7 +354,16 @@ def _records(token: Token, config: Config) -> Iterator[tuple[str, Record]]:
         try:
             own = token.entries.get(system_of(primary))
         except Exception as error:  # which entry is of this cluster is not known
-            logger.warning("It is not known which cluster %r is: %s", primary, error)
+            logger.warning(
+                "It is not known which cluster %r is: %s",
+                primary,
+                error,
+                extra={
+                    "event": "cluster_unknown",
+                    "primary": primary,
+                    "error": type(error).__name__,
+                },
+            )
             own = Entry(pin(config))
         if own is not None:
             entry = own if entry is None else entry.merge(own)

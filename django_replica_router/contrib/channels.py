@@ -7,15 +7,18 @@ from io import BytesIO
 from types import CodeType
 from typing import Any
 
-from channels.consumer import AsyncConsumer, get_handler_name
 from django.core.handlers.asgi import ASGIRequest
 from django.utils.functional import LazyObject
 
 from django_replica_router.conf import get_config
+from django_replica_router.contrib.extras import needs
 from django_replica_router.decorators import OpenedScope, ScopeBlock
 from django_replica_router.scopes.headers import read_header
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.scopes.signing import Token
+
+with needs("channels"):
+    from channels.consumer import AsyncConsumer, get_handler_name
 
 TOKEN_KEY = "replica_token"  # noqa: S105 - a name, not a secret
 """Where a message of a channel layer has the token of who sent it."""

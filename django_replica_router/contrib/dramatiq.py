@@ -6,17 +6,19 @@ import functools
 from contextvars import ContextVar
 from typing import Any
 
-from dramatiq import Message, Middleware
-from dramatiq.results.errors import ResultFailure
-
 from django_replica_router.contrib.background import (
     Run,
     remember_result,
     see_result,
     token_to_publish,
 )
+from django_replica_router.contrib.extras import needs
 from django_replica_router.recording.carrying import token_of
 from django_replica_router.scopes.signing import Token
+
+with needs("dramatiq"):
+    from dramatiq import Message, Middleware
+    from dramatiq.results.errors import ResultFailure
 
 _TOKEN = "replica_router"  # noqa: S105 - the name of the option
 _THROUGH = ("dramatiq", "django_dramatiq", "django.db.transaction")

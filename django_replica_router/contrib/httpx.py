@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import httpx
-
+from django_replica_router.contrib.extras import needs
 from django_replica_router.scopes.headers import name_of_header
 from django_replica_router.scopes.signing import Token
 from django_replica_router.tokens import acurrent_token, current_token, see
+
+with needs("httpx"):
+    import httpx
 
 
 class TokenTransport(httpx.BaseTransport):

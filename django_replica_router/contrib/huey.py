@@ -6,10 +6,6 @@ import functools
 from contextvars import ContextVar
 from typing import Any
 
-from huey import signals
-from huey.api import Result
-from huey.constants import EmptyData
-
 from django_replica_router.contrib.background import (
     Run,
     hand_on,
@@ -18,7 +14,13 @@ from django_replica_router.contrib.background import (
     see_result,
     token_to_publish,
 )
+from django_replica_router.contrib.extras import needs
 from django_replica_router.scopes.scope import current_scope
+
+with needs("huey"):
+    from huey import signals
+    from huey.api import Result
+    from huey.constants import EmptyData
 
 _THROUGH = ("huey", "django.db.transaction")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
-
+from django_replica_router.contrib.extras import needs
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.scopes.headers import name_of_header
 from django_replica_router.scopes.signing import Token
 from django_replica_router.tokens import current_token, see
+
+with needs("requests"):
+    import requests
+    from requests.adapters import HTTPAdapter
 
 
 class TokenAdapter(HTTPAdapter):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from rq.job import Job as BaseJob
-from rq.job import JobStatus
-
 from django_replica_router.contrib.background import (
     Run,
     remember_result,
     see_result,
     token_to_publish,
 )
+from django_replica_router.contrib.extras import needs
 from django_replica_router.scopes.signing import Token
+
+with needs("rq"):
+    from rq.job import Job as BaseJob
+    from rq.job import JobStatus
 
 _TOKEN = "replica_router"  # noqa: S105 - the name of it
 _THROUGH = ("rq", "django_rq", "django.db.transaction")

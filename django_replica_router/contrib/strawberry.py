@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from strawberry.extensions import SchemaExtension
-from strawberry.types.graphql import OperationType
-
+from django_replica_router.contrib.extras import needs
 from django_replica_router.decorators import use_replica
+
+with needs("strawberry"):
+    from strawberry.extensions import SchemaExtension
+    from strawberry.types.graphql import OperationType
 
 
 class QueriesFromReplicas(SchemaExtension):

@@ -60,7 +60,16 @@ def token_of(scope: Scope) -> Token:
             try:
                 token |= Token({system_of(primary): entry})
             except Exception as error:  # the reader goes on; whoever is next is sent to the primary
-                logger.warning("No token can be made for %r: %s", primary, error)
+                logger.warning(
+                    "No token can be made for %r: %s",
+                    primary,
+                    error,
+                    extra={
+                        "event": "token_unmade",
+                        "primary": primary,
+                        "error": type(error).__name__,
+                    },
+                )
                 token |= Token({0: Entry(pin(config))})
     return token
 
@@ -82,7 +91,11 @@ def _loaded(primary: str, scope: Scope, config: Config) -> Record | None:
     try:
         load_floor(primary, scope, config)
     except StoreError as error:
-        logger.warning("%s", error)
+        logger.warning(
+            "%s",
+            error,
+            extra={"event": "store_failed", "primary": primary, "error": type(error).__name__},
+        )
         return pin(config)
     records = scope.cluster(primary).reader.records
     now_ms, merged = wall_clock_ms(), Record()
@@ -124,7 +137,11 @@ def _inside_transaction(primary: str, state: ClusterScope, config: Config) -> En
         position = postgres.read_token(raw, in_transaction=True)
         number = postgres.open_transaction(raw)
     except Exception as error:  # one that has failed answers nothing
-        logger.warning("No position can be told from within a transaction: %s", error)
+        logger.warning(
+            "No position can be told from within a transaction: %s",
+            error,
+            extra={"event": "position_untold", "primary": primary, "error": type(error).__name__},
+        )
         return Entry(pin(config))
     numbers = frozenset(() if number is None else (number,))
     return Entry(Record(position, expiry_ms(config)), numbers)
@@ -152,7 +169,12 @@ def _entries_here(primary: str, scope: Scope, carried: Carried, config: Config) 
     try:
         system = system_of(primary)
     except Exception as error:  # which entry is of this cluster is not known
-        logger.warning("It is not known which cluster %r is: %s", primary, error)
+        logger.warning(
+            "It is not known which cluster %r is: %s",
+            primary,
+            error,
+            extra={"event": "cluster_unknown", "primary": primary, "error": type(error).__name__},
+        )
         yield Entry(pin(config))
         return
     entry = carried.entries.get(system)
@@ -184,7 +206,15 @@ def _wait_for_end(primary: str, numbers: frozenset[int]) -> bool:
                     return False
                 time.sleep(_OPEN_PAUSE)
     except Exception as error:  # it may be one of a history that was lost
-        logger.warning("It is not known whether a transaction has ended: %s", error)
+        logger.warning(
+            "It is not known whether a transaction has ended: %s",
+            error,
+            extra={
+                "event": "transaction_unknown",
+                "primary": primary,
+                "error": type(error).__name__,
+            },
+        )
         return False
     return True
 

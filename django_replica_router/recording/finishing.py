@@ -119,7 +119,11 @@ def _look(scope: Scope) -> None:
     try:
         scope.identity.users()
     except Exception as error:  # it is not asked again
-        logger.warning("IDENTITY does not tell whom a request is for: %s", error)
+        logger.warning(
+            "IDENTITY does not tell whom a request is for: %s",
+            error,
+            extra={"event": "identity_failed", "error": type(error).__name__},
+        )
 
 
 def _untouched(scope: Scope, sent_session: str | None) -> tuple[str, ...]:
@@ -314,7 +318,16 @@ def _writers(end: _Ending) -> set[str]:
         try:
             scope.identity.load_user()
         except Exception as error:  # what the request carries must be remembered all the same
-            logger.warning("Nobody tells who has written to %r: %s", primary, error)
+            logger.warning(
+                "Nobody tells who has written to %r: %s",
+                primary,
+                error,
+                extra={
+                    "event": "writer_unknown",
+                    "primary": primary,
+                    "error": type(error).__name__,
+                },
+            )
         users = set(scope.identity.users())
     return users
 

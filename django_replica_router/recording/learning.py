@@ -111,7 +111,13 @@ def _exchange(config: Config) -> None:
             store.save_text(KEY, json.dumps(mine), LIFE)
     except StoreError as error:
         logger.warning(
-            "Which views save what they read is not known from other processes: %s", error
+            "Which views save what they read is not known from other processes: %s",
+            error,
+            extra={
+                "event": "learned_unshared",
+                "cache": config.CACHE,
+                "error": type(error).__name__,
+            },
         )
 
 

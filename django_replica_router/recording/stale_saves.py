@@ -130,5 +130,9 @@ def _react(model: Any, instance: Any, origin: str, config: Config) -> None:
     _told.add(place)
     since = f" From now on {names[0]} reads from the primary." if names else ""
     logger.warning(
-        "%s: what others have written meanwhile is overwritten.%s %s", what, since, _ADVICE
+        "%s: what others have written meanwhile is overwritten.%s %s",
+        what,
+        since,
+        _ADVICE,
+        extra={"event": "stale_save", "alias": origin, "model": model._meta.label, "line": line},
     )

@@ -243,7 +243,12 @@ def _replace_lost(primary: str, connection: Any) -> None:
 
 
 def report_unrecorded(primary: str, error: Exception) -> None:
-    logger.warning("A write to %r has no token: %s", primary, error)
+    logger.warning(
+        "A write to %r has no token: %s",
+        primary,
+        error,
+        extra={"event": "write_unrecorded", "primary": primary, "error": type(error).__name__},
+    )
     signals.write_unrecorded.send_robust(sender=primary, error=error)
 
 
@@ -273,7 +278,12 @@ def locate_seen(primary: str, alias: str, state: ClusterScope | None = None) -> 
             if is_same and answer.in_recovery and answer.replayed is not None:
                 return Position(timeline, answer.replayed)
     except Exception as error:  # whatever has become of the replica, the primary knows an answer
-        logger.info("Replica %r does not tell what was seen on it: %s", alias, error)
+        logger.info(
+            "Replica %r does not tell what was seen on it: %s",
+            alias,
+            error,
+            extra={"event": "seen_untold", "alias": alias, "error": type(error).__name__},
+        )
         connections[alias].close()
     return locate(primary, WriteMark())
 

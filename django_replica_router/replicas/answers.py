@@ -46,6 +46,11 @@ class Answers:
                 "replayed it.",
                 known.primary,
                 sample.position.timeline,
+                extra={
+                    "event": "timeline_changed",
+                    "primary": known.primary,
+                    "timeline": sample.position.timeline,
+                },
             )
         known.history.begin(sample)
         known.ahead.clear()

@@ -96,6 +96,7 @@ class Breaker:
                 error,
                 FIRST_PAUSE,
                 LAST_PAUSE,
+                extra={"event": "connects_refused", "alias": alias, "error": type(error).__name__},
             )
         return present is None
 
@@ -111,4 +112,8 @@ class Breaker:
         with self._lock:
             was_open = self._open.pop(alias, None)
         if was_open is not None:
-            logger.info("New connections to replica %r are opened again.", alias)
+            logger.info(
+                "New connections to replica %r are opened again.",
+                alias,
+                extra={"event": "connects_accepted", "alias": alias},
+            )

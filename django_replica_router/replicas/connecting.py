@@ -34,6 +34,11 @@ _occupied: set[str] = set()
 """Aliases of poolers one of whose servers waits for somebody of this process."""
 
 
+def find_connection(alias: str) -> Any:
+    """Return this thread's connection of an alias, without making one where there is none."""
+    return getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
+
+
 def connect_to_replica(
     alias: str, monitor: Monitor, timeout: float, *, is_tried_again: bool = False
 ) -> Any | None:

@@ -119,7 +119,10 @@ class Discoverer(threading.Thread):
             try:
                 self._drain()
             except Exception:  # as that of a pool which does not end
-                logger.exception("Not all that is left of servers which are gone has ended.")
+                logger.exception(
+                    "Not all that is left of servers which are gone has ended.",
+                    extra={"event": "drain_failed"},
+                )
 
     def _look(self) -> float:
         """Look the name up, and use what is found. Return for how many seconds that holds."""
@@ -140,6 +143,11 @@ class Discoverer(threading.Thread):
                 self._entry["NAME"],
                 self._template,
                 error,
+                extra={
+                    "event": "name_unresolved",
+                    "alias": self._template,
+                    "error": type(error).__name__,
+                },
             )
         self._has_failed = True
 
@@ -152,9 +160,14 @@ class Discoverer(threading.Thread):
                 self._template,
                 MOST,
                 MOST,
+                extra={"event": "name_cut", "alias": self._template},
             )
         if self._has_failed:
-            logger.info("The name %r can be resolved.", self._entry["NAME"])
+            logger.info(
+                "The name %r can be resolved.",
+                self._entry["NAME"],
+                extra={"event": "name_resolved", "alias": self._template},
+            )
         names = {alias_of(self._template, server): server for server in answer.servers}
         for alias, poller in list(self._ending.items()):
             # A thread that looks at it yet, though it was told to end, may have something old to tell.
@@ -188,12 +201,18 @@ class Discoverer(threading.Thread):
             before = [*(known.before if now < known.settles_at else known.aliases)]
         left = [alias for alias in (*known.former, *known.aliases) if alias not in aliases]
         for alias in set(aliases) - set(known.aliases):
-            logger.info("Replica %r was found by the name %r.", alias, self._entry["NAME"])
+            logger.info(
+                "Replica %r was found by the name %r.",
+                alias,
+                self._entry["NAME"],
+                extra={"event": "replica_found", "alias": alias},
+            )
         for alias in set(known.aliases) - set(aliases):
             logger.info(
                 "The name %r leads to replica %r no more: nobody new is sent there.",
                 self._entry["NAME"],
                 alias,
+                extra={"event": "replica_gone", "alias": alias},
             )
         # By then every process has heard of it, and what was shown elsewhere until it did every
         # replica has that may serve at all.

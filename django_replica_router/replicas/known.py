@@ -208,7 +208,11 @@ class Known:
             if is_led:
                 self.servers.led |= {alias}
         if is_new:
-            logger.info("Replica %r leads to several servers: each is known by itself.", alias)
+            logger.info(
+                "Replica %r leads to several servers: each is known by itself.",
+                alias,
+                extra={"event": "endpoint_found", "alias": alias},
+            )
 
     # Telling the site.
 

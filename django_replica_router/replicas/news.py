@@ -24,14 +24,33 @@ class News(NamedTuple):
     def tell(self, alias: str, primary: str, *, has_another: bool) -> None:
         """Tell it. Signals tell of aliases: not where another server behind the alias serves."""
         if self.state is ReplicaState.STREAMING:
-            logger.info("Replica %r serves.", self.key)
+            logger.info(
+                "Replica %r serves.",
+                self.key,
+                extra={
+                    "event": "replica_restored",
+                    "alias": alias,
+                    "server": self.key,
+                    "primary": primary,
+                },
+            )
             if not has_another:
                 signals.replica_restored.send_robust(sender=alias)
         elif self.state is ReplicaState.PRIMARY and is_test_mirror(alias, primary):
             logger.debug("Replica %r is a mirror, as in every test run.", alias)
         else:
             logger.warning(
-                "Replica %r does not serve: %s. %s", self.key, self.state.value, self.detail
+                "Replica %r does not serve: %s. %s",
+                self.key,
+                self.state.value,
+                self.detail,
+                extra={
+                    "event": "replica_lost",
+                    "alias": alias,
+                    "server": self.key,
+                    "primary": primary,
+                    "state": self.state.name,
+                },
             )
             if self.before is ReplicaState.STREAMING and not has_another:
                 # Else there is only another reason.
@@ -43,4 +62,14 @@ def tell_remark(key: str, old: Reading, reading: Reading, primary: str) -> None:
     # The news of one that does not serve tells it as well.
     is_told = reading.state not in (old.state, ReplicaState.STREAMING)
     if reading.remark != old.remark and not is_told and not is_test_mirror(key, primary):
-        logger.warning("Replica %r: %s.", key, reading.remark or "nothing unusual any more")
+        logger.warning(
+            "Replica %r: %s.",
+            key,
+            reading.remark or "nothing unusual any more",
+            extra={
+                "event": "replica_remark",
+                "server": key,
+                "primary": primary,
+                "remark": reading.remark,
+            },
+        )

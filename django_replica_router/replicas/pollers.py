@@ -162,6 +162,12 @@ class PrimaryPoller(Poller):
     def look(self, connection: psycopg.Connection[Any]) -> None:
         at = self.known.clock()
         self.answers.publish_sample(Sample(at, postgres.sample_primary(connection)))
+        if self.looks.failures:
+            logger.info(
+                "The primary %r answers again.",
+                self.alias,
+                extra={"event": "primary_restored", "primary": self.alias},
+            )
         history = self.known.history
         if history.must_flush(self.known.clock()):
             self._flush(connection, history.wanted.lsn)
@@ -176,13 +182,31 @@ class PrimaryPoller(Poller):
         except psycopg.Error as error:
             if connection.closed:
                 raise
-            logger.warning("The primary %r refuses to flush its WAL: %s", self.alias, error)
+            logger.warning(
+                "The primary %r refuses to flush its WAL: %s",
+                self.alias,
+                error,
+                extra={
+                    "event": "flush_refused",
+                    "primary": self.alias,
+                    "error": type(error).__name__,
+                },
+            )
         else:
             self.known.history.may_flush_at = now + _FLUSH_PAUSE
 
     def failed(self, error: Exception) -> None:
         if self.looks.failures == 1:
-            logger.warning("The primary %r cannot be sampled: %s", self.alias, error)
+            logger.warning(
+                "The primary %r cannot be sampled: %s",
+                self.alias,
+                error,
+                extra={
+                    "event": "primary_lost",
+                    "primary": self.alias,
+                    "error": type(error).__name__,
+                },
+            )
 
 
 class ReplicaPoller(Poller):

@@ -374,7 +374,16 @@ class Sharer(threading.Thread):
             self.is_leading = False
             connections.close_all()
             if not self._has_failed:
-                logger.warning("Readings cannot be shared through %r: %s", self.cache, error)
+                logger.warning(
+                    "Readings cannot be shared through %r: %s",
+                    self.cache,
+                    error,
+                    extra={
+                        "event": "readings_unshared",
+                        "cache": self.cache,
+                        "error": type(error).__name__,
+                    },
+                )
             self._has_failed = True
 
     def _round(self, board: Board) -> None:
@@ -391,7 +400,11 @@ class Sharer(threading.Thread):
                 self._follow(Report.decode(report))
         elif asked_at >= self._abstains_until and board.take_lead(self._next_beat()):
             if not self.is_leading:
-                logger.info("This process looks at %r for all.", self._monitor.primary)
+                logger.info(
+                    "This process looks at %r for all.",
+                    self._monitor.primary,
+                    extra={"event": "leader_begun", "primary": self._monitor.primary},
+                )
             self._lead(board)
 
     def _next_beat(self) -> str:

@@ -183,7 +183,15 @@ def _begin_to_remember(primary: str, config: Config) -> None:
         store_for_everybody(primary, config, None)
         _unstored.discard(primary)
     except ReplicaRouterError as error:
-        logger.warning("%s", error)
+        logger.warning(
+            "%s",
+            error,
+            extra={
+                "event": "everybody_unstored",
+                "primary": primary,
+                "error": type(error).__name__,
+            },
+        )
 
 
 def _with_own_writes(case: Case, floor: Floor) -> Floor | None:

@@ -11,7 +11,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import Config
-from django_replica_router.errors import StoreError, TooStale
+from django_replica_router.errors import StoreError, TooStale, tell_ages
 from django_replica_router.observations import Observing, note_decision
 from django_replica_router.policy import (
     Decision,
@@ -23,7 +23,7 @@ from django_replica_router.policy import (
 from django_replica_router.recording.floors import load_floor
 from django_replica_router.recording.learning import is_learned
 from django_replica_router.recording.writes import leave_unseen
-from django_replica_router.replicas.connecting import connect_to_replica
+from django_replica_router.replicas.connecting import connect_to_replica, find_connection
 from django_replica_router.replicas.registry import get_monitor
 from django_replica_router.routing.balancers import least_in_flight
 from django_replica_router.routing.budget import monotonic_budget, primary_budget
@@ -177,7 +177,7 @@ def _decide(
             forced_primary=override is not None and override.primary,
             asked_for_replica=asked_for_replica,
             primary_in_atomic=keeps_reads(connection),
-            replica_in_atomic=find_replica_in_atomic(_find_connection, members)
+            replica_in_atomic=find_replica_in_atomic(find_connection, members)
             if replicas_in_transaction
             else None,
             primary_only=config.is_primary_only(model),
@@ -221,18 +221,12 @@ def _decide_without_primary(
     if decision.alias == primary and decision.reason not in (Reason.EVENT_LOOP, Reason.SHADOW):
         monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
         late = {replica.alias: replica.age for replica in monitor.health.replicas()}
-        told = ", ".join(f"{alias!r} {age:.1f} s" for alias, age in late.items())
         message = (
-            f"No replica of {primary!r} may serve this read: {decision.reason.value}. How old their "
-            f"data may be: {told}; allowed are {max_lag:g} s."
+            f"No replica of {primary!r} may serve this read: {decision.reason.value}. Their data may be: "
+            f"{tell_ages(late)}; allowed are {max_lag:g} s."
         )
         raise TooStale(message, late)
     return decision
-
-
-def _find_connection(alias: str) -> Any:
-    """Return this thread's connection of an alias, without making one where there is none."""
-    return getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
 
 
 def _decide_by_token(
@@ -301,7 +295,11 @@ def _decide_without_store(
     max_lag: float,
     error: StoreError,
 ) -> Decision:
-    logger.warning("%s", error)
+    logger.warning(
+        "%s",
+        error,
+        extra={"event": "store_failed", "primary": primary, "error": type(error).__name__},
+    )
     note_unstored_reads(primary)
     state.reader.store_failed = True
     count(Reason.STORE_ERROR.event)
@@ -354,7 +352,7 @@ def _follow(primary: str, choice: Decision, state: ClusterScope, config: Config)
 
     Another thread may have chosen; and Django would connect where a failure cannot be mended.
     """
-    connection = _find_connection(choice.alias)
+    connection = find_connection(choice.alias)
     if (connection is not None and connection.connection is not None) or _in_event_loop():
         return choice
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)

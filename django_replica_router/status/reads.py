@@ -48,7 +48,12 @@ def read_counts() -> Reads | None:
     try:
         return sum_up(read_census(config.CACHE))
     except Exception as error:  # whatever a cache backend raises, the servers can be told of
-        logger.info("What processes have counted cannot be read from %r: %s", config.CACHE, error)
+        logger.info(
+            "What processes have counted cannot be read from %r: %s",
+            config.CACHE,
+            error,
+            extra={"event": "counts_unread", "cache": config.CACHE, "error": type(error).__name__},
+        )
         return None
 
 

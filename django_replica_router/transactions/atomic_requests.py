@@ -143,5 +143,10 @@ def _default_level(alias: str, raw: psycopg.Connection[Any] | None) -> str | Non
         try:
             _default_levels[alias] = postgres.default_isolation(raw)
         except Exception as error:  # whatever it is, the view will meet it
-            logger.warning("%r does not tell its default isolation level: %s", alias, error)
+            logger.warning(
+                "%r does not tell its default isolation level: %s",
+                alias,
+                error,
+                extra={"event": "isolation_untold", "alias": alias, "error": type(error).__name__},
+            )
     return _default_levels.get(alias)

@@ -43,7 +43,9 @@ def judge_sign_in(page: Page) -> Verdict:
 
 def _failure(page: Page) -> Verdict | None:
     if page.status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return Verdict("error", "The site fails", f"Error {page.status}. {_asked_last(page)}")
+        return Verdict(
+            "error", "The site fails", f"Error {page.status} instead of a page. {_asked_last(page)}"
+        )
     if page.is_sign_in:
         detail = f"The password was right; the session is not there. {_served_by(page)}"
         return Verdict("logged-out", "Signed out again", detail)

@@ -11,11 +11,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from celery.backends.base import Backend
-from celery.result import AsyncResult, ResultSet
-from celery.states import READY_STATES
-
 from django_replica_router.contrib import background
+from django_replica_router.contrib.extras import needs
+
+with needs("celery"):
+    from celery.backends.base import Backend
+    from celery.result import AsyncResult, ResultSet
+    from celery.states import READY_STATES
 
 
 def _name(task_id: Any) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import signals
-from celery.app.task import Task
-from celery.exceptions import Retry
-
 from django_replica_router.contrib.background import Run, token_to_publish
+from django_replica_router.contrib.extras import needs
 from django_replica_router.errors import TooStale
 from django_replica_router.scopes.scope import current_scope
 from django_replica_router.scopes.signing import Token
+
+with needs("celery"):
+    from celery import signals
+    from celery.app.task import Task
+    from celery.exceptions import Retry
 
 HEADER = "replica_router"
 """In which the token travels. It is there, and empty, where there is nothing to see."""

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from django_replica_router.contrib.background import (
@@ -127,7 +128,17 @@ def _connect(package: str) -> None:
 
 
 def connect() -> None:
-    """Connect to each package of tasks that is installed."""
-    for package in _PACKAGES:
-        if find_spec(package):
-            _connect(package)
+    """Connect to each package of tasks that is installed.
+
+    Raises:
+        ImproperlyConfigured: none is.
+    """
+    found = [package for package in _PACKAGES if find_spec(package)]
+    if not found:
+        message = (
+            "django_replica_router.contrib.django_tasks needs the tasks of Django 6.0 and newer, or django-tasks, "
+            "which is not installed: run 'pip install django-tasks'."
+        )
+        raise ImproperlyConfigured(message)
+    for package in found:
+        _connect(package)

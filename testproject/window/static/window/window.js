@@ -107,11 +107,16 @@ function showSite(site) {
   card.dataset.outcome = site.outcome;
   $(".address", card).textContent = site.page.address + (site.page.status > 299 ? ` (${site.page.status})` : "");
   $(".heading", card).textContent = site.page.heading || "No page";
-  $(".user", card).textContent = site.page.user ? `signed in as ${site.page.user}` : "nobody is signed in";
+  $(".user", card).textContent = whoIsSignedIn(site.page);
   $(".headline", card).textContent = site.headline;
   $(".detail", card).textContent = site.detail;
   showTally(card, count(site));
   showQueries($(".queries", card), site.page.queries);
+}
+
+function whoIsSignedIn(page) {
+  if (page.user) return `signed in as ${page.user}`;
+  return page.status === 200 ? "nobody is signed in" : "";
 }
 
 function count(site) {
@@ -135,6 +140,7 @@ function showTally(card, tally) {
 
 function showQueries(list, queries) {
   list.replaceChildren();
+  if (!queries.length) list.append(element("li", "why", "None was answered."));
   queries.forEach((query, number) => {
     const line = element("li", "", "");
     const kind = query.server === "primary" ? "primary" : "replica";
@@ -181,7 +187,7 @@ function showReplica(card, server, busy) {
   const lag = server.lag;
   $(".lag b", card).textContent = lag === null ? "–" : `${lag.toFixed(1)} s`;
   $(".lag small", card).textContent = lag === null ? "" : `behind, ${server.behind.toLocaleString("en")} bytes`;
-  if (!busy) checkDelay($(".delay", card), server.state === "down" ? null : server.delay_ms);
+  if (!busy) checkDelay($(".delay", card), lag === null ? null : server.delay_ms);
   const history = (histories[server.name] ??= []);
   const now = performance.now() / 1000;
   history.push({ at: now, lag });
