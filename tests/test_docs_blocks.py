@@ -40,6 +40,7 @@ RUN_BY = {
     "from-replicated.md": "test_docs_migrations.py",
     "cqrs.md": "test_examples.py",
     "tasks.md": "test_tasks_examples.py",
+    "testing.md": "test_kit_sites.py",
     "tokens.md": "test_examples.py",
 }
 FILES_RUN_BY = (

@@ -15,29 +15,11 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas import mirrors
 from django_replica_router.replicas.registry import find_monitor, stop_monitors
 from django_replica_router.testing import mirrors_are_replicas, point_mirrors_to_primaries
-from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until
+from tests.mirrored import REPLICAS, addresses, mirrored
 
-REPLICAS = ("replica1", "replica2")
-
-
-@pytest.fixture
-def addresses(cluster: Cluster) -> Iterator[None]:
-    """Puts the addresses of the replicas back."""
-    before = {alias: dict(connections[alias].settings_dict) for alias in REPLICAS}
-    yield
-    stop_monitors()
-    for alias in REPLICAS:
-        connections[alias].close()
-        connections[alias].settings_dict.update(before[alias])
-
-
-@pytest.fixture
-def mirrored(addresses: None) -> None:
-    """Makes both replicas mirrors of the primary."""
-    stop_monitors()
-    point_mirrors_to_primaries()
+__all__ = ["addresses", "mirrored"]
 
 
 def wait_for_primaries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,10 @@ class ClusterConnection(Attributes, _Wrapper):
     _has_plain_cursors = False
     """The wrapper makes its cursors as Django does."""
 
+    around_replicas: Callable[[Around], Around] | None = None
+    """Of all connections: makes what runs around the statements of replicas from what would. A test of a
+    site has them lag by it. Call ``reread()`` when it is changed."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         make: Any = getattr(super(), "make_cursor", None)
@@ -69,6 +74,9 @@ class ClusterConnection(Attributes, _Wrapper):
             is_replica = alias != primary
             kind = (OnPooledReplica if is_pooled(self) else OnReplica) if is_replica else OnPrimary
         around = kind(alias, primary or alias, config, edition)
+        wrap = ClusterConnection.around_replicas
+        if wrap is not None and around.is_of_replica:
+            around = wrap(around)
         self.around = Observed(around) if Observing.is_on else around
         return self.around
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import psycopg
 from django.db import connections
 from psycopg import pq
+from psycopg.sql import SQL
 
 from django_replica_router.errors import PositionError
 from django_replica_router.values.lsn import (
@@ -50,6 +51,8 @@ _COMMIT_TO_FLUSH_SQL = (
     "SELECT set_config('synchronous_commit', 'local', true), "
     "pg_logical_emit_message(true, 'django-replica-router', '')"
 )
+_MARK_SQL = "SELECT pg_logical_emit_message(false, 'django-replica-router', '')"
+_SNAPSHOT_MODE = "ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _IS_UNFLUSHED = (
     " WHERE pg_current_wal_flush_lsn() < %(lsn)s AND %(lsn)s <= pg_current_wal_insert_lsn()"
 )
@@ -412,6 +415,56 @@ def flush(connection: psycopg.Connection[Any], lsn: int) -> bool:
     sql = (_FLUSH_SQL if has_flush else _COMMIT_TO_FLUSH_SQL) + _IS_UNFLUSHED
     found = connection.execute(sql, {"lsn": format_lsn(lsn)}, prepare=False)
     return found.fetchone() is not None
+
+
+def mark_moment(connection: psycopg.Connection[Any]) -> Position:
+    """Return a position of a primary that tells what was committed before now from what is committed later.
+
+    Of a commit before, the token lies at or before it. Of one that is acknowledged later it lies behind:
+    a record is written in between. A snapshot that is taken after this shows all that was before.
+
+    Args:
+        connection: to the primary. What its own transaction, if one is open, has written lies before.
+
+    Raises:
+        PositionError: the server is a standby, or answers something else than expected.
+        psycopg.Error: the server cannot be asked.
+    """
+    position = read_token(connection, in_transaction=True)
+    connection.execute(_MARK_SQL)
+    return position
+
+
+def hold_snapshot(connection: psycopg.Connection[Any]) -> str:
+    """Begin a transaction that shows what is committed now, and return the name of its snapshot.
+
+    Others may read by it for as long as the transaction is open. It holds no lock on any table.
+
+    Args:
+        connection: to the primary, at rest, in autocommit.
+
+    Raises:
+        psycopg.Error: the server cannot be asked.
+    """
+    connection.execute(f"BEGIN {_SNAPSHOT_MODE}")
+    row = connection.execute("SELECT pg_export_snapshot()").fetchone()
+    (name,) = _checked(row, "the name of its snapshot", ((str,),))
+    return str(name)
+
+
+def begin_by_snapshot(connection: psycopg.Connection[Any], snapshot: str) -> None:
+    """Have a transaction that begins now show what a snapshot does, and write nothing.
+
+    Args:
+        connection: with none open yet. In autocommit end it by ``COMMIT``.
+        snapshot: its name.
+
+    Raises:
+        psycopg.Error: the snapshot is gone, or the server cannot be asked.
+    """
+    begin = "BEGIN" if connection.autocommit else "SET TRANSACTION"
+    connection.execute(f"{begin} {_SNAPSHOT_MODE}")
+    connection.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
 
 
 def ask_replica(connection: psycopg.Connection[Any]) -> ReplicaAnswer:
