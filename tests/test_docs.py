@@ -104,6 +104,17 @@ def test_the_ways_of_a_read_and_a_write_name_what_is_there() -> None:
         )
 
 
+def test_each_picture_is_there() -> None:
+    """What a document shows, in either colour scheme, is a file beside it."""
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = document.read_text()
+        shown = re.findall(r'(?:src|srcset)="([^"]+)"', text) + re.findall(
+            r"!\[[^]]*\]\(([^)]+)\)", text
+        )
+        for picture in shown:
+            assert (document.parent / picture).is_file(), (document.name, picture)
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT))
 )
