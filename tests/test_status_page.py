@@ -28,7 +28,7 @@ from django_replica_router.stats import count
 from django_replica_router.status.servers import LAGS, look
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import wait_until
+from tests.conftest import wait_until, wait_until_known
 
 PAGE = "/admin/replica_router_status/replicas/"
 DOCUMENT = "/replicas/status.json"
@@ -41,6 +41,7 @@ def operator(cluster: Cluster) -> Client:
     user.user_permissions.add(Permission.objects.get(codename="view_replicas"))
     client = Client()
     client.force_login(user)
+    wait_until_known(cluster)  # no request has signed in: no token tells of the session
     return client
 
 
@@ -94,6 +95,7 @@ def test_others_do_not(cluster: Cluster) -> None:
         client = Client()
         if who is not None:
             client.force_login(who)
+            wait_until_known(cluster)
         assert client.get(PAGE).status_code == status
         assert client.get(DOCUMENT).status_code == 403
         assert "127.0.0.1" not in client.get(DOCUMENT).content.decode()
