@@ -38,6 +38,7 @@ _OBSERVERS = (
     "debug_toolbar.middleware.DebugToolbarMiddleware",
     f"{APP}.contrib.server_timing.ServerTimingMiddleware",
     f"{APP}.contrib.sqlcommenter.SqlCommenterMiddleware",
+    f"{APP}.contrib.opentelemetry.spans.ReplicaSpanMiddleware",
 )
 """Middlewares that belong in front: they look at what the request does, and read and write nothing themselves."""
 _SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"

@@ -194,6 +194,7 @@ class Running:
 
     def __init__(self, sql: object, asked: str, decided: Decided) -> None:
         self.sql = sql
+        self.asked = asked
         self.alias = asked
         self.decided = decided
         self.events: list[str] = []

@@ -22,7 +22,7 @@ from django_replica_router.observations import (
 )
 from django_replica_router.scopes.scope import current_frame
 
-__all__ = ["Event", "Observation", "Query", "commenting", "observe", "tell_reasons"]
+__all__ = ["Event", "Observation", "Query", "commenting", "observe", "tell_reasons", "telling"]
 
 O = TypeVar("O", bound=Observation)  # noqa: E741 - the kind of observation
 
@@ -67,7 +67,7 @@ def observe_by(make: Callable[[Observation | None], O]) -> Iterator[O]:
 
 
 def tell_reasons(*, is_on: bool = True) -> None:
-    """Have this process be ready for ``commenting``, from now on, or no more."""
+    """Have this process be ready for ``commenting`` and ``telling``, from now on, or no more."""
     global _tells_reasons
     with _lock:
         _tells_reasons = is_on
@@ -80,7 +80,24 @@ def commenting() -> Iterator[None]:
 
     Nothing is kept of them. Only where ``tell_reasons`` was called before.
     """
-    token = observed.set(Observation(observed.get(), keeps=False, comments=True))
+    with _known(comments=True):
+        yield
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Have the server of each statement of the block, and why that was chosen, known while the statement runs.
+
+    Nothing is kept of them. It is for ``contrib.opentelemetry.spans``, and only where ``tell_reasons`` was called
+    before.
+    """
+    with _known(comments=False):
+        yield
+
+
+@contextmanager
+def _known(*, comments: bool) -> Iterator[None]:
+    token = observed.set(Observation(observed.get(), keeps=False, comments=comments))
     try:
         yield
     finally:

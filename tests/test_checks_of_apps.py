@@ -186,6 +186,7 @@ def test_what_only_looks_may_stand_in_front() -> None:
     observers = [
         "django_replica_router.contrib.server_timing.ServerTimingMiddleware",
         "django_replica_router.contrib.sqlcommenter.SqlCommenterMiddleware",
+        "django_replica_router.contrib.opentelemetry.spans.ReplicaSpanMiddleware",
     ]
     assert run(MIDDLEWARE=[*observers, MINE, SESSIONS]) == []
     (found,) = run(MIDDLEWARE=[*observers, COMMON, MINE, SESSIONS])

@@ -30,7 +30,8 @@ class needs:  # noqa: N801 - reads as "with needs(...)"
         traceback: TracebackType | None,
     ) -> None:
         """Tell what to run. What is missing inside of an installed package is told as it is."""
-        if isinstance(error, ModuleNotFoundError) and error.name == self.package:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{self.package}.".startswith(f"{missing}."):
             module = self.extra.replace("-", "_")
             message = (
                 f"django_replica_router.contrib.{module} needs {self.package}, which is not installed: "

@@ -14,7 +14,7 @@ from django_replica_router.status.metrics import (
     read_gauges,
 )
 
-with needs("opentelemetry"):
+with needs("opentelemetry.metrics", "opentelemetry"):
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter
 
 
