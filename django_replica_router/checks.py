@@ -34,6 +34,12 @@ from django_replica_router.stores.store import TokenStore, get_store
 APP = "django_replica_router"
 _ROUTER = f"{APP}.ReplicaRouter"
 _MIDDLEWARE = f"{APP}.middleware.ReplicaRouterMiddleware"
+_OBSERVERS = (
+    "debug_toolbar.middleware.DebugToolbarMiddleware",
+    f"{APP}.contrib.server_timing.ServerTimingMiddleware",
+    f"{APP}.contrib.sqlcommenter.SqlCommenterMiddleware",
+)
+"""Middlewares that belong in front: they look at what the request does, and read and write nothing themselves."""
 _SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
 
 
@@ -321,10 +327,10 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
             "The middleware is inside SessionMiddleware, which writes after it has finished.",
             f"Put {_MIDDLEWARE!r} first in MIDDLEWARE.",
         )
-    elif mine != 0:
+    elif outside := [name for name in settings.MIDDLEWARE[:mine] if name not in _OBSERVERS]:
         yield _warning(
             "W007",
-            f"The middleware is not first in MIDDLEWARE: what {settings.MIDDLEWARE[0]!r} reads and "
+            f"The middleware is not first in MIDDLEWARE: what {outside[0]!r} reads and "
             f"writes is outside of it.",
             f"Put {_MIDDLEWARE!r} first in MIDDLEWARE.",
         )

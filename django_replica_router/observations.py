@@ -12,18 +12,55 @@ from typing import NamedTuple
 from django_replica_router.callers import find_caller
 
 WRITE = "WRITE"
+FOR_WRITE = "FOR_WRITE"
 NAMED = "NAMED"
 SESSION = "SESSION"
-
-TASK_TOO_SOON = "task_too_soon"
-QUERYSET_LEFT_BLOCK = "queryset_left_block"
+INSTEAD = "INSTEAD"
 
 SENTENCES = {
     WRITE: "it writes, or might",
+    FOR_WRITE: "it is read to be written, as by get_or_create() or select_for_update()",
     NAMED: "the code has named the database, and no router was asked",
     SESSION: "it begins or ends a transaction, or sets something for the session",
+    INSTEAD: "a replica was to answer it",
 }
-"""What stands where a statement was no read that the router has decided on."""
+"""What stands where a statement was no read that the router has decided on. INSTEAD only in comments."""
+
+TASK_TOO_SOON = "task_too_soon"
+QUERYSET_LEFT_BLOCK = "queryset_left_block"
+NAMES_PRIMARY_TABLE = "names_primary_table"
+NEEDS_PRIMARY = "needs_primary"
+
+EVENTS = {
+    TASK_TOO_SOON: "a task was published before the commit that it may need",
+    QUERYSET_LEFT_BLOCK: "a queryset that was made in a use_primary block is run outside of it",
+    NAMES_PRIMARY_TABLE: "run on the primary: it names a table that PRIMARY_ONLY keeps there",
+    NEEDS_PRIMARY: "run on the primary: it asks for what only that has, as advisory locks",
+    "retried_refused_write": "run again on the primary: it writes, and the replica has refused that",
+    "retried_replica_fault": "run on the primary: the replica has failed, or could not be reached",
+    "retried_unsupported": "run again on the primary: a replica cannot do that, or has not got it yet",
+    "retried_replayed_lock": "run again on the primary: the replica was replaying a lock on the table",
+    "retried_elsewhere": "run again on the primary: another server has answered than was chosen",
+    "retried_behind": "run again on the primary: the server behind the pooler lacks what must be seen",
+    "retried_first_fetch": "run again on the primary: the replica has failed before the first row",
+    "repeated_after_conflict": "run again on the replica, which had cancelled it to go on replaying",
+    "statements_unproven": "run on the primary: any of several servers might have answered it",
+    "connects_failed": "a connection to a replica could not be opened",
+    "waits_by_server": "the replica's server has told itself that it was there",
+    "waits_by_server_in_vain": "the replica's server was waited for, and did not get there",
+    "reads_yielded": "what the reader has seen, not written, was given up to spare the primary",
+    "fallbacks_refused": "no replica could serve, and PRIMARY_SHARE was used up",
+    "readers_unknown": "the cache has no record of the reader, who is shown what the primary has now",
+    "tokens_unstored": "the cache has refused the token of a write",
+    "writes_unlocated": "a write could not be located, so that its user reads from the primary",
+    "saved_from_replica": "an object that was read from a replica is saved",
+    "reinserted_from_replica": "such an object was inserted anew: its row had been deleted",
+    "writes_in_queries": "a query was refused a write",
+    "cookies_refused": "a cookie with a token was not ours, broken or too old",
+    "tokens_refused": "a text was given as a token and is none, or is signed by another key",
+    "transactions_outwaited": "a token was made in a transaction that had not ended after 5 seconds",
+}
+"""What may happen, by its name, and what that means. All but the first four are counted by ``get_stats()``."""
 
 _MOST = 5000
 """Statements, and events, that are kept of a block: a report may run for hours."""
@@ -41,14 +78,17 @@ class Query(NamedTuple):
     Args:
         sql: its text.
         alias: of the server that has answered it.
-        asked: alias of the server that it was meant for; another one where it was run again on the primary.
-        reason: name of the reason why it was meant for that: one of ``Reason``, or WRITE, NAMED or SESSION.
+        asked: alias of the server that it was meant for; another one where the primary has answered instead.
+        reason: name of the reason why it was meant for that: one of ``Reason``, or WRITE, FOR_WRITE, NAMED or
+            SESSION.
         sentence: what that means.
         writes: it writes, or might.
+        binds: its reader has to see what it writes. Not so where it is run on a replica, or is a write that
+            binds nobody (``ignore_writes``, ``IGNORED_WRITES``, ``PRIMARY_ONLY``).
         seconds: that it took.
         deciding: seconds that the router took to find the server, waiting for a replica included.
         floor: the LSN that the reader had to see, as text, or empty.
-        events: what has happened to it, by the names of ``get_stats()``, as ``retried_replica_fault``.
+        events: what has happened to it: names of ``EVENTS``, as ``retried_replica_fault``.
         line: file and line of the site's code that has run it.
         failed: it has raised an error.
     """
@@ -59,6 +99,7 @@ class Query(NamedTuple):
     reason: str
     sentence: str
     writes: bool
+    binds: bool
     seconds: float
     deciding: float
     floor: str
@@ -71,8 +112,7 @@ class Event(NamedTuple):
     """Something that has happened beside the statements.
 
     Args:
-        name: as ``get_stats()`` counts it; ``task_too_soon``: a task was published before the commit that it may
-            need; ``queryset_left_block``: a queryset that was made in a ``use_primary`` block is run outside.
+        name: one of ``EVENTS``.
         line: file and line of the site's code that was running.
         detail: what it is about, or empty.
     """
@@ -101,9 +141,17 @@ class Observation:
 
     Args:
         outer: that of the block around it, which sees the same.
+        keeps: it keeps what it sees. So does whatever is inside of one that does.
+        comments: each statement is sent with a comment that tells its server and reason. So is whatever is
+            run inside.
     """
 
-    def __init__(self, outer: Observation | None = None) -> None:
+    def __init__(
+        self, outer: Observation | None = None, *, keeps: bool = True, comments: bool = False
+    ) -> None:
+        self._is_kept = keeps
+        self.keeps: bool = keeps or (outer is not None and outer.keeps)
+        self.comments: bool = comments or (outer is not None and outer.comments)
         self.queries: list[Query] = []
         self.events: list[Event] = []
         self.decided: dict[str, Decided] = {}
@@ -111,14 +159,14 @@ class Observation:
 
     def note_query(self, query: Query) -> None:
         """Keep a statement."""
-        if len(self.queries) < _MOST:
+        if self._is_kept and len(self.queries) < _MOST:
             self.queries.append(query)
         if self._outer is not None:
             self._outer.note_query(query)
 
     def note_event(self, event: Event) -> None:
         """Keep an event."""
-        if len(self.events) < _MOST:
+        if self._is_kept and len(self.events) < _MOST:
             self.events.append(event)
         if self._outer is not None:
             self._outer.note_event(event)
@@ -141,11 +189,13 @@ class Running:
     Args:
         sql: its text.
         asked: alias of the server that it was meant for.
+        decided: why it was meant for that.
     """
 
-    def __init__(self, sql: object, asked: str) -> None:
+    def __init__(self, sql: object, asked: str, decided: Decided) -> None:
         self.sql = sql
         self.alias = asked
+        self.decided = decided
         self.events: list[str] = []
 
 
@@ -161,10 +211,15 @@ def note_decision(alias: str, reason: str, sentence: str, seconds: float) -> Non
         observation.note_decision(alias, Decided(reason, sentence, seconds))
 
 
-def note_events(*names: str) -> None:
-    """Keep what was counted, with the statement that runs, or the line of the code."""
+def note_events(*names: str, about: str = "") -> None:
+    """Keep what has happened, with the statement that runs, or the line of the code.
+
+    Args:
+        names: of ``EVENTS``. What a read is counted as is told with its statement.
+        about: what they are about, or empty.
+    """
     observation = observed.get()
-    if observation is None:
+    if observation is None or not observation.keeps:
         return
     statement = running.get()
     if statement is not None:
@@ -172,8 +227,8 @@ def note_events(*names: str) -> None:
         return
     line = find_caller()
     for name in names:
-        if not name.startswith("reads_"):
-            observation.note_event(Event(name, line))
+        if name in EVENTS:
+            observation.note_event(Event(name, line, about))
 
 
 def warn(name: str, detail: str, line: str = "") -> None:
@@ -185,5 +240,5 @@ def warn(name: str, detail: str, line: str = "") -> None:
         line: file and line of the site's code; where it is empty, of what is running.
     """
     observation = observed.get()
-    if observation is not None:
+    if observation is not None and observation.keeps:
         observation.note_event(Event(name, line or find_caller(), detail))

@@ -126,6 +126,11 @@ def _apphooks_are_old(config: Config) -> bool:
     return bool(hooks) and not hasattr(load, "__wrapped__")
 
 
+def _history_is_old(config: Config) -> bool:
+    # It has a model where DEBUG_TOOLBAR_CONFIG keeps the history in the database, and else none.
+    return _reads_from_replicas("debug_toolbar", config)
+
+
 def _celery_is_left_out(config: Config) -> bool:
     is_used = any(name.startswith("CELERY_") for name in dir(settings))
     return is_used and not apps.is_installed("django_replica_router.contrib.celery")
@@ -231,6 +236,14 @@ NEIGHBOURS = (
         "A process of django CMS keeps the addresses of apphooks that it has read from a replica: what was "
         "hooked to a page a moment ago may be missing there for as long as the process lives.",
         f"Put use_primary around cms.appresolver.get_app_patterns. {_APPLICATIONS}",
+    ),
+    Neighbour(
+        "W025",
+        "debug_toolbar",
+        _history_is_old,
+        "django-debug-toolbar keeps its history in the database: where it is read from a replica, the last "
+        "request is missing, and who writes it reads everything else from the primary.",
+        "Add 'debug_toolbar' to 'PRIMARY_ONLY'. See docs/observing.md.",
     ),
 )
 

@@ -9,6 +9,7 @@ from django.db import DEFAULT_DB_ALIAS, router
 
 from django_replica_router.commands import named_replica
 from django_replica_router.conf import get_config
+from django_replica_router.observations import FOR_WRITE, SENTENCES, Observing, note_decision
 from django_replica_router.recording.stale_saves import adopt
 from django_replica_router.routing.reads import route_read
 from django_replica_router.scopes.scope import Frame, current_frame
@@ -86,6 +87,8 @@ class ReplicaRouter:
         asked = self._alias_for("db_for_write", model, hints, self._others())
         primary = config.topology.primary_of.get(asked)
         adopt(hints.get("instance"), config)
+        if Observing.is_on and primary is not None:
+            note_decision(primary, FOR_WRITE, SENTENCES[FOR_WRITE], 0.0)
         return primary
 
     def allow_relation(self, obj1: Any, obj2: Any, **hints: Any) -> bool | None:

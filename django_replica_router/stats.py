@@ -25,13 +25,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def count(*events: str) -> None:
-    """Count something that is not part of every read: a fallback, a retry, a lost token."""
+def count(*events: str, about: str = "") -> None:
+    """Count something that is not part of every read: a fallback, a retry, a lost token.
+
+    Args:
+        events: their names.
+        about: what they are about, for whoever observes the code.
+    """
     with _lock:
         for event in events:
             _counts[event] += 1
     if Observing.is_on:
-        note_events(*events)
+        note_events(*events, about=about)
 
 
 def get_stats() -> Mapping[str, int]:
@@ -50,6 +55,7 @@ def get_stats() -> Mapping[str, int]:
       a pooler might have answered them, and could not have proven what it shows.
     - ``repeated_after_conflict``: statements that a replica has cancelled as soon as they had begun,
       to go on replaying, and that were run again there.
+    - ``fallbacks_refused``: reads that no replica could serve, and that ``PRIMARY_SHARE`` kept from the primary.
     - ``connects_failed``: connections to replicas that requests could not open.
     - ``waits_by_server``: waits of readers that ended since a replica's server, of PostgreSQL 19 or newer, told
       itself that it was there; ``waits_by_server_in_vain``: those that ended without that.
@@ -57,6 +63,7 @@ def get_stats() -> Mapping[str, int]:
     - ``wal_flushes``: records that made the primary write out WAL for which somebody waited.
     - ``readers_unknown``: readers without a record in a cache that drops keys: they were shown what
       the primary had at that moment, or more.
+    - ``tokens_stored``: scopes whose token, of what their reader has written or seen, the store has taken.
     - ``tokens_unstored``: writes whose token the store refused.
     - ``writes_unlocated``: writes that could not be located in the WAL, so that their user is
       pinned to the primary.

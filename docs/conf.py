@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -57,6 +58,16 @@ def lead_to_pages(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(rf"\({up}\.\./README\.md(#[\w-]+)?\)", target, source[0])
 
 
+def keep_pictures(app: Sphinx, exception: Exception | None) -> None:
+    """Copy what ``<picture>`` shows, in a page and in the README that one includes: HTML is left as it is."""
+    if exception is None and app.builder.format == "html":
+        for folder in ("pictures", "docs/pictures"):
+            shutil.copytree(
+                ROOT / "docs" / "pictures", Path(app.outdir) / folder, dirs_exist_ok=True
+            )
+
+
 def setup(app: Sphinx) -> None:
     """Connect what the site does to the text of its pages."""
     app.connect("source-read", lead_to_pages)
+    app.connect("build-finished", keep_pictures)

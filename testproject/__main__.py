@@ -15,7 +15,7 @@ from testproject.cluster import ClusterError
 from testproject.demo.bare import run_bare
 from testproject.demo.orders import broken, picture, walk
 from testproject.demo.report import document, examples, failures, table
-from testproject.demo.run import ROUTINGS, Plan, run
+from testproject.demo.run import Plan, run
 from testproject.demo.serve import serve
 
 INTERRUPTED = 130
@@ -66,7 +66,6 @@ def _run(options: Namespace) -> int:
 def _serve(options: Namespace) -> int:
     serve(
         Console(),
-        routing=options.routing,
         lag_ms=options.lag,
         port=options.port,
         workers=options.workers,
@@ -117,10 +116,12 @@ def _parser() -> ArgumentParser:
         "--lag", type=_natural, nargs="+", default=[0, 100, 1000], metavar="MS", help="to try"
     )
     running.add_argument("--seed", type=int, default=1, help="of the visitors' choices")
-    serving = commands.add_parser("serve", help="leave the site running, to be clicked through")
+    serving = commands.add_parser(
+        "serve",
+        help="open the shop window: three routings side by side, and buttons to break servers",
+    )
     serving.add_argument("--port", type=_natural, default=0, help="default: one that is free")
     serving.add_argument("--lag", type=_natural, default=1000, metavar="MS", help="of the replicas")
-    serving.add_argument("--routing", choices=ROUTINGS, default="package")
     ordering = commands.add_parser("orders", help="show who sees an order: commands and queries")
     ordering.add_argument(
         "--lag", type=_natural, default=2000, metavar="MS", help="of the replicas"

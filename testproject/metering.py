@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction
+from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -45,6 +47,10 @@ class Meter:
     def reads(self) -> Counter[str]:
         """Return how many reads each alias served."""
         return Counter(query.alias for query in self.queries if query.is_read)
+
+    def described_queries(self) -> str:
+        """Return all of them as JSON: a list of alias, verb, table and reason for each."""
+        return json.dumps([[q.alias, q.verb, q.table, q.reason] for q in self.queries])
 
     def described_reads(self) -> str:
         """Return the same as text, such as ``default=1, replica2=3``."""
@@ -121,6 +127,8 @@ def watch_connection(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
 def _label(response: HttpResponseBase, meter: Meter) -> HttpResponseBase:
     response["X-Reads"] = meter.described_reads()
     response["X-Worker"] = str(os.getpid())
+    if settings.INSPECT:
+        response["X-Queries"] = meter.described_queries()
     return response
 
 
@@ -128,7 +136,10 @@ def _label(response: HttpResponseBase, meter: Meter) -> HttpResponseBase:
 def meter_middleware(
     get_response: Callable[[HttpRequest], Any],
 ) -> Callable[[HttpRequest], Any]:
-    """Answer with the headers `X-Reads` (reads by alias) and `X-Worker` (process id)."""
+    """Answer with the headers `X-Reads` (reads by alias) and `X-Worker` (process id).
+
+    Where the site is inspected, `X-Queries` tells each statement, where it ran, and why.
+    """
     if iscoroutinefunction(get_response):
         get_response_async = cast(
             "Callable[[HttpRequest], Awaitable[HttpResponseBase]]", get_response

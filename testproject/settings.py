@@ -13,8 +13,10 @@ from typing import Any
 # TESTPROJECT_ROUTING     package, random, pin or primary
 # TESTPROJECT_ENGINE      django.db.backends.postgresql, or another database backend
 # TESTPROJECT_INSPECT     1 shows lag and reasons on every page, and a control to change the lag
+# TESTPROJECT_COOKIES     what the cookies' names begin with: browsers keep them by host, not by port
 ROUTING = os.environ.get("TESTPROJECT_ROUTING", "package")
 INSPECT = os.environ.get("TESTPROJECT_INSPECT") == "1"
+COOKIES = os.environ.get("TESTPROJECT_COOKIES", "")
 ENGINE = os.environ.get("TESTPROJECT_ENGINE", "django.db.backends.postgresql")
 
 
@@ -64,7 +66,7 @@ ROUTING_MIDDLEWARE = {
 }
 
 DATABASE_ROUTERS = [router for router in [ROUTERS[ROUTING]] if router]
-REPLICA_ROUTER: dict[str, Any] = {"DEBUG": INSPECT}
+REPLICA_ROUTER: dict[str, Any] = {"DEBUG": INSPECT, "SHARE_COUNTS": INSPECT}
 
 # 3. The site -----------------------------------------------------------------------------------
 
@@ -77,6 +79,8 @@ ASGI_APPLICATION = "testproject.asgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 STATIC_URL = "static/"
+SESSION_COOKIE_NAME = f"{COOKIES}sessionid"
+CSRF_COOKIE_NAME = f"{COOKIES}csrftoken"
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "home"
 LOGOUT_REDIRECT_URL = "login"
@@ -90,7 +94,11 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
-    *(["django_replica_router"] if ROUTING == "package" else []),
+    *(
+        ["django_replica_router", "django_replica_router.contrib.status"]
+        if ROUTING == "package"
+        else []
+    ),
 ]
 
 MIDDLEWARE = [

@@ -53,6 +53,8 @@ GETS = {"NOTES.*": {"timeout": 9}}
         (None, "cacheops", {}, {"CACHEOPS": {"notes.*": None, "*.*": {"timeout": 9}}}),
         (None, "cacheops", {}, {"CACHEOPS": ALL, "CACHEOPS_ENABLED": False}),
         (None, "cacheops", {}, {}),
+        ("W025", "debug_toolbar", {}, {}),
+        (None, "debug_toolbar", NOTES, {}),
         ("W015", "cachalot", {}, {}),
         ("W015", "cachalot", {}, {"CACHALOT_DATABASES": ["default", "replica2"]}),
         (None, "cachalot", {}, {"CACHALOT_DATABASES": ["default"]}),
@@ -177,6 +179,17 @@ def test_middleware_that_is_not_first_is_a_warning() -> None:
 def test_middleware_that_is_first_is_fine(middleware: Any) -> None:
     """First of a list or tuple, as it is or subclassed, and whatever comes behind."""
     assert run(MIDDLEWARE=middleware) == []
+
+
+def test_what_only_looks_may_stand_in_front() -> None:
+    """The package's own observers; anything else is named behind them as well."""
+    observers = [
+        "django_replica_router.contrib.server_timing.ServerTimingMiddleware",
+        "django_replica_router.contrib.sqlcommenter.SqlCommenterMiddleware",
+    ]
+    assert run(MIDDLEWARE=[*observers, MINE, SESSIONS]) == []
+    (found,) = run(MIDDLEWARE=[*observers, COMMON, MINE, SESSIONS])
+    assert repr(COMMON) in found.msg
 
 
 def test_function_in_front_of_the_middleware_is_no_class() -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
 
 from testproject.cluster.programs import ROOT, running_program
+from tests.window import Caller, address_of
 
 DEMO = [sys.executable, "-m", "testproject"]
 QUICK = ["--json", "--seconds", "4", "--users", "8", "--lag", "0", "300"]
@@ -41,7 +42,7 @@ def document(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 @pytest.fixture
 def serving() -> Iterator[subprocess.Popen[str]]:
-    """The site left running, to be clicked through."""
+    """The window, with its sites and servers."""
     with running_program(
         [*DEMO, "serve"],
         timeout=END_SECONDS,
@@ -55,17 +56,6 @@ def serving() -> Iterator[subprocess.Popen[str]]:
 def cells(document: dict[str, Any], routing: str) -> list[dict[str, Any]]:
     """Return the lines of one way of routing."""
     return [cell for cell in document["cells"] if cell["routing"] == routing]
-
-
-def url_of(process: subprocess.Popen[str]) -> str:
-    """Return the address that the process prints once the site answers."""
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if found := re.search(r"http://\S+", line):
-            return found[0]
-    pytest.fail("The site did not start: " + "".join(said))
 
 
 def processes() -> dict[int, tuple[int, str]]:
@@ -180,9 +170,12 @@ def test_orders_tells_of_promises_that_are_broken() -> None:
 
 
 def test_serve_answers_and_stops(serving: subprocess.Popen[str]) -> None:
-    """The site answers until SIGTERM, which leaves no process behind."""
-    url = url_of(serving)
-    assert httpx.get(f"{url}login/", trust_env=False).status_code == httpx.codes.OK
+    """From its first page on, replicas serve; SIGTERM leaves no process behind."""
+    url = address_of(serving)
+    with closing(Caller(url)) as caller:
+        queries = caller.tell("read")["package"]["page"]["queries"]
+    assert {query["server"] for query in queries} <= {"replica1", "replica2"}
+    assert {query["reason"] for query in queries} <= {"CAUGHT_UP", "NO_TOKEN"}
 
     family = family_of(serving.pid)
     serving.send_signal(signal.SIGTERM)

@@ -11,8 +11,12 @@ import pytest
 from django.core.management import get_commands
 
 import django_replica_router
+from django_replica_router import observing
 from django_replica_router.conf import Config
+from django_replica_router.connections.mending import REFUSED_WRITE, REPLICA_FAULT
+from django_replica_router.observations import EVENTS, Query
 from django_replica_router.policy import Reason
+from django_replica_router.reviewing import ADVICE
 from tests.documents import PAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +65,31 @@ def test_each_reason_is_in_the_readme() -> None:
         assert f"`{reason.name}`" in readme
 
 
+def test_each_event_and_warning_is_told_of_where_observing_is() -> None:
+    """With what the code itself says of it, and each field of a statement."""
+    text = (ROOT / "docs" / "observing.md").read_text()
+    assert all(f"`{name}" in text or f"{name}()" in text for name in observing.__all__)
+    events = text.split("### Events")[1].split("##")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", events, re.MULTILINE)) == EVENTS
+    warnings = text.split("| warning |")[1].split("##")[0]
+    assert re.findall(r"^\| `(\w+)` \|", warnings, re.MULTILINE) == list(ADVICE)
+    statement = text.split("`Query`:")[1].split("###")[0]
+    assert set(
+        re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", statement, re.MULTILINE)))
+    ) == set(Query._fields)
+
+
+def test_each_event_that_is_counted_may_be_told() -> None:
+    """What the code counts is explained to whoever observes it, unless no request ever counts it."""
+    package = ROOT / "django_replica_router"
+    code = "".join(file.read_text() for file in package.rglob("*.py"))
+    counted = set(re.findall(r'\bcount\("(\w+)"', code)) | {REFUSED_WRITE, REPLICA_FAULT}
+    assert counted - set(EVENTS) == {
+        "waits_ended",
+        "wal_flushes",
+    }  # by threads that serve no request
+
+
 def test_the_ways_of_a_read_and_a_write_name_what_is_there() -> None:
     """Whoever follows a step finds the function, or the class, in the file that the step names."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
@@ -73,6 +102,17 @@ def test_the_ways_of_a_read_and_a_write_name_what_is_there() -> None:
             file,
             name,
         )
+
+
+def test_each_picture_is_there() -> None:
+    """What a document shows, in either colour scheme, is a file beside it."""
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = document.read_text()
+        shown = re.findall(r'(?:src|srcset)="([^"]+)"', text) + re.findall(
+            r"!\[[^]]*\]\(([^)]+)\)", text
+        )
+        for picture in shown:
+            assert (document.parent / picture).is_file(), (document.name, picture)
 
 
 @pytest.mark.parametrize(

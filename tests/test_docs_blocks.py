@@ -59,7 +59,7 @@ ALL = [
 ]
 PROGRAMS = re.compile(r"\$ |pip |python3? |\.venv/bin/|rm |[A-Z_]+=")
 # Programs of others, with whatever arguments.
-FOREIGN = {"cd", ".", "gunicorn", "mkdir", "python3", "rm"}
+FOREIGN = {"cd", ".", "curl", "gunicorn", "mkdir", "python3", "rm"}
 
 
 def is_run_elsewhere(block: Block) -> bool:

@@ -47,6 +47,17 @@ def test_the_first_page_is_the_first_screen_of_the_readme(site: Path) -> None:
     assert (DOCS / "index.md").read_text().startswith("```{include} ../README.md\n")
 
 
+def test_each_picture_is_on_the_site(site: Path) -> None:
+    """Where the page that shows it looks for it, in either colour scheme."""
+    shown = [
+        site / picture
+        for page in ("overview.html", "demo.html")
+        for picture in re.findall(r'src(?:set)?="([^"]+\.png)"', (site / page).read_text())
+    ]
+    assert len(shown) == 6
+    assert [picture for picture in shown if not picture.is_file()] == []
+
+
 def test_each_page_is_in_a_list_of_contents() -> None:
     """Whoever adds a page puts it into the toctree of the index."""
     text = (DOCS / "index.md").read_text()

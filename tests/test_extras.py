@@ -13,10 +13,10 @@ from django_replica_router.contrib.extras import needs
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = [
-    "celery", "channels", "dramatiq", "httpx", "huey", "opentelemetry", "prometheus", "requests", "rq",
+    "celery", "channels", "debug-toolbar", "dramatiq", "httpx", "huey", "opentelemetry", "prometheus", "requests", "rq",
     "strawberry",
 ]  # fmt: skip
-PACKAGES = {"prometheus": "prometheus_client"}
+PACKAGES = {"debug-toolbar": "debug_toolbar", "prometheus": "prometheus_client"}
 MISSING = """
 import sys
 
@@ -30,6 +30,7 @@ import django_replica_router.contrib.{1}
 """
 MODULES = {
     "celery": ["celery.results", "celery.runs"],
+    "debug-toolbar": ["debug_toolbar"],
     "prometheus": ["prometheus.apps as apps; apps.PrometheusConfig.ready(None)"],
 }
 
@@ -44,11 +45,12 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_integration_without_its_package_names_the_extra(extra: str) -> None:
     """Each module of the integration ends in the one sentence that says what to run, and in no chain of errors."""
+    name = extra.replace("-", "_")
     for module in MODULES.get(extra, [extra]):
         package = PACKAGES.get(extra, extra)
         done = run(MISSING.format(package, module))
         assert done.stderr.splitlines()[-1] == (
-            f"ModuleNotFoundError: django_replica_router.contrib.{extra} needs {package}, which is not installed: "
+            f"ModuleNotFoundError: django_replica_router.contrib.{name} needs {package}, which is not installed: "
             f"run 'pip install \"django-replica-router[{extra}]\"'."
         )
         assert done.stderr.count("Traceback") == 1

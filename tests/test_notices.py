@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-FOR_WORK = {"demo", "test", "bench", "applications", "lint"}
+FOR_WORK = {"demo", "docs", "test", "bench", "applications", "lint"}
 """Extras that no site needs."""
 
 NOT_IN_THE_TESTS = {"hiredis"}

@@ -17,6 +17,7 @@ from django.core.management import CommandError, call_command
 from django_replica_router import current_token, scope
 from django_replica_router.management.commands import replica_status
 from django_replica_router.replicas import census as census_module
+from django_replica_router.replicas import telling as telling_module
 from django_replica_router.replicas.census import Census, ProcessCounts, read_census
 from django_replica_router.replicas.registry import stop_monitors
 from django_replica_router.stats import count, pop_stats
@@ -256,7 +257,8 @@ def test_a_process_tells_as_long_as_it_has_a_monitor(
     counting: Census, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a thread of its own."""
-    monkeypatch.setattr(census_module, "EVERY", 0.05)
+    for module in (census_module, telling_module):
+        monkeypatch.setattr(module, "EVERY", 0.05)
     stop_monitors()
     with scope():
         list(Note.objects.all())

@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 from django_replica_router.callers import find_caller
+from django_replica_router.connections.commenting import commented
 from django_replica_router.observations import (
+    INSTEAD,
     NAMED,
     SENTENCES,
     SESSION,
@@ -23,6 +25,7 @@ from django_replica_router.scopes.scope import current_frame
 from django_replica_router.values.lsn import format_lsn
 from django_replica_router.values.statements import (
     OF_SESSION,
+    is_ignored,
     is_query,
     kind_of,
     might_write,
@@ -31,7 +34,7 @@ from django_replica_router.values.statements import (
 
 
 class Observed(Around):
-    """Keeps what has become of each statement.
+    """Keeps what has become of each statement, or has a comment of it tell why it is run there.
 
     Args:
         inner: what runs around it.
@@ -45,40 +48,53 @@ class Observed(Around):
     def run(
         self, cursor: Any, execute: Execute, sql: Any, params: Any, many: bool, executor: Any
     ) -> Any:
-        """Run a statement, and keep which server has answered, and why it."""
+        """Run a statement, and keep which server has answered it, and why that one."""
         observation = observed.get()
         if observation is None:
             return self._inner.run(cursor, execute, sql, params, many, executor)
         outer = running.get()
-        if outer is not None and outer.sql is sql:  # run again, in place of the replica's
+        if outer is not None and outer.sql is sql:  # run in place of the replica's
             outer.alias = self.alias
+            if observation.comments:
+                executor = commented(executor, self.alias, INSTEAD)
             return self._inner.run(cursor, execute, sql, params, many, executor)
-        statement, decided = Running(sql, self.alias), self._find_reason(observation, sql)
-        floor, token, began = self._find_floor(), running.set(statement), time.perf_counter()
-        has_failed = True
+        statement = Running(sql, self.alias, self._find_reason(observation, sql))
+        if observation.comments:
+            executor = commented(executor, self.alias, statement.decided.reason)
+        floor = self._find_floor() if observation.keeps else ""
+        token, began, has_failed = running.set(statement), time.perf_counter(), True
         try:
             result = self._inner.run(cursor, execute, sql, params, many, executor)
             has_failed = False
         finally:
             seconds = time.perf_counter() - began
             running.reset(token)
-            observation.note_query(
-                Query(
-                    sql=text_of(sql),
-                    alias=statement.alias,
-                    asked=self.alias,
-                    reason=decided.reason,
-                    sentence=decided.sentence,
-                    writes=might_write(sql),
-                    seconds=seconds,
-                    deciding=decided.seconds,
-                    floor=floor,
-                    events=tuple(statement.events),
-                    line=find_caller(),
-                    failed=has_failed,
-                )
-            )
+            if observation.keeps:
+                query = self._describe(statement, seconds, floor, has_failed=has_failed)
+                observation.note_query(query)
         return result
+
+    def _describe(
+        self, statement: Running, seconds: float, floor: str, *, has_failed: bool
+    ) -> Query:
+        sql, decided = statement.sql, statement.decided
+        is_written = might_write(sql) or "retried_refused_write" in statement.events
+        is_free = is_ignored(sql) or current_frame.get().ignores
+        return Query(
+            sql=text_of(sql),
+            alias=statement.alias,
+            asked=self.alias,
+            reason=decided.reason,
+            sentence=decided.sentence,
+            writes=is_written,
+            binds=is_written and statement.alias == self.primary and not (is_free or has_failed),
+            seconds=seconds,
+            deciding=decided.seconds,
+            floor=floor,
+            events=tuple(statement.events),
+            line=find_caller(),
+            failed=has_failed,
+        )
 
     def _find_reason(self, observation: Observation, sql: Any) -> Decided:
         """Return why the statement is run here: the last that the router has said of this server."""

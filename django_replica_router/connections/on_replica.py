@@ -27,6 +27,12 @@ from django_replica_router.connections.rerouting import (
     is_server_side,
     watch_fetches,
 )
+from django_replica_router.observations import (
+    NAMES_PRIMARY_TABLE,
+    NEEDS_PRIMARY,
+    Observing,
+    note_events,
+)
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.attributes import Around, Execute
 from django_replica_router.replicas.connecting import (
@@ -112,7 +118,11 @@ class OnReplica(Around):
                 return False
         if connection.in_atomic_block or not was_sent(self.primary, self.alias):
             return False
-        return is_standby(connection)
+        if not is_standby(connection):
+            return False
+        if Observing.is_on:
+            note_events(NEEDS_PRIMARY if said.is_of_primary else NAMES_PRIMARY_TABLE)
+        return True
 
     def _is_of_chosen_server(self, connection: Any, scope: Scope | None) -> bool:
         """Tell whether the rows of a statement may be shown; leave the server if not.

@@ -237,6 +237,7 @@ def _store_write(end: _Ending, record: Record, keys: tuple[str, ...], users: set
     """Store the token of a write. Where the store refuses it, see to it that nobody needs it."""
     try:
         _store(end, record, keys, users)
+        count("tokens_stored")
     except StoreError as error:
         end.state.is_unstored = True
         hold_for_unstored(end.primary, end.config, record, error)
@@ -262,6 +263,7 @@ def _store_seen(end: _Ending, record: Record, users: set[str]) -> None:
     """Store what was seen. Where the store refuses it, the browser may carry it."""
     try:
         _store(end, record, _carried(end.scope, end.sent_session), users)
+        count("tokens_stored")
     except StoreError as error:
         end.state.recorded, end.state.is_unstored = record, True
         report_unrecorded(end.primary, error)

@@ -116,7 +116,7 @@ def _keep_in_mind(model: Any, using: str | None, config: Config) -> None:
 def _react(model: Any, instance: Any, origin: str, config: Config) -> None:
     # So that it is known afterwards, also where the code has named the alias.
     adopt(instance, config)
-    count("saved_from_replica")
+    count("saved_from_replica", about=model._meta.label)
     line = find_caller()
     what = f"{model._meta.label} was read from the replica {origin!r} and is saved in {line}"
     if config.STALE_SAVES == "raise":

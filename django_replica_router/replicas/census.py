@@ -8,18 +8,16 @@ the next time.
 from __future__ import annotations
 
 import json
-import logging
+import math
 import os
-import random
 import secrets
 import socket
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
-
-from django.db import connections
 
 from django_replica_router.stats import get_stats
 from django_replica_router.stores.store import RedisStore, get_store
@@ -33,13 +31,10 @@ LIFE = 20
 WINDOW = 60.0
 """Seconds of which an entry tells what was counted lately."""
 
+_CLOCK_ERROR = 1.0
 _INDEX_LIFE = 7 * 24 * 3600
-_VERSION = 1
+_VERSION = 2
 _INDEX = "rr-processes"
-
-logger = logging.getLogger("django_replica_router")
-
-_draw = random.SystemRandom()
 
 
 class ProcessCounts(NamedTuple):
@@ -50,33 +45,57 @@ class ProcessCounts(NamedTuple):
         seconds: since it began to count.
         counts: since then, as ``get_stats()`` gives them.
         lately: of about the last minute.
+        told_at: when it told, by the clock of its host (``time.time()``).
+        conditions: how it knows each server to be, by its key: "STREAMING", "LAGGING" and so on.
     """
 
     name: str
     seconds: float
     counts: Mapping[str, int]
     lately: Mapping[str, int]
+    told_at: float = 0.0
+    conditions: Mapping[str, str] = MappingProxyType({})
+
+    def age(self, now: float) -> float:
+        """Return how many seconds ago it told: where clocks differ, the nearest that can be.
+
+        Args:
+            now: by this host's clock.
+        """
+        return min(max(0.0, now - self.told_at), LIFE)
+
+    def has_another_clock(self, now: float) -> bool:
+        """Tell whether the clock of its host cannot be the same as this one's: it would have run out, or be to come."""
+        return not -_CLOCK_ERROR <= now - self.told_at <= LIFE + _CLOCK_ERROR
 
     def encode(self) -> str:
         """Return it as text."""
-        return json.dumps([_VERSION, *self], separators=(",", ":"))
+        told = self._replace(conditions=dict(self.conditions))
+        return json.dumps([_VERSION, *told], separators=(",", ":"))
 
     @classmethod
     def decode(cls, value: object) -> ProcessCounts | None:
         """Return what the text stands for, or None where it is none."""
         try:
-            version, name, seconds, counts, lately = json.loads(str(value))
-        except (TypeError, ValueError):
+            version, name, seconds, counts, lately, told_at, conditions = json.loads(str(value))
+        except (RecursionError, TypeError, ValueError):
             return None
-        if version != _VERSION or not isinstance(name, str) or type(seconds) not in (int, float):
+        if version != _VERSION or not isinstance(name, str):
             return None
-        if not (_are_counts(counts) and _are_counts(lately)):
+        if not (is_finite(seconds) and is_finite(told_at)):
             return None
-        return cls(name, seconds, counts, lately)
+        if not (_are(int, counts) and _are(int, lately) and _are(str, conditions)):
+            return None
+        return cls(name, seconds, counts, lately, told_at, conditions)
 
 
-def _are_counts(value: object) -> bool:
-    return isinstance(value, dict) and all(type(number) is int for number in value.values())
+def is_finite(value: object) -> bool:
+    """Tell whether a value that was told is a number, and not one that is none."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _are(kind: type, value: object) -> bool:
+    return isinstance(value, dict) and all(type(one) is kind for one in value.values())
 
 
 class Census:
@@ -97,29 +116,48 @@ class Census:
         self._told_at = -EVERY
         self._id = secrets.token_hex(8)
         self._past: deque[tuple[float, Mapping[str, int]]] = deque([(self._began_at, {})])
+        self._conditions: dict[str, Mapping[str, str]] = {}
 
-    def tell(self, cache: str) -> None:
+    def note_conditions(self, primary: str, conditions: Mapping[str, str]) -> None:
+        """Note how the servers of a cluster are, to be told with the next entry.
+
+        Args:
+            primary: alias of the primary.
+            conditions: of each server, by its key.
+        """
+        self._conditions = {**self._conditions, primary: conditions}
+
+    def tell(self, cache: str | None) -> None:
         """Write the entry of this process, where it is due, and there is something to tell.
 
         Args:
-            cache: alias of the cache. All that it raises is raised.
+            cache: alias of the cache, or None where nobody is to be told. All that it raises is raised.
         """
         with self._lock:
             now = self._clock()
             if now - self._told_at < EVERY / 2:
                 return  # another cluster's thread has told it
             self._told_at = now
-        counts = get_stats()
-        if counts:
-            self._write(_open(cache), now, counts)
+            counts = get_stats()
+            self._past.append((now, counts))
+            while len(self._past) > 2 and now - self._past[0][0] > WINDOW:
+                self._past.popleft()
+        if counts and cache is not None:
+            self._write(open_entries(cache), self.own())
 
-    def _write(self, entries: _Entries, now: float, counts: Mapping[str, int]) -> None:
-        self._past.append((now, counts))
-        while len(self._past) > 2 and now - self._past[0][0] > WINDOW:
-            self._past.popleft()
-        lately = dict(Counter(counts) - Counter(self._past[0][1]))
-        name = f"{socket.gethostname()}:{os.getpid()}"
-        told = ProcessCounts(name, round(now - self._began_at, 1), counts, lately)
+    def own(self) -> ProcessCounts:
+        """Return what this process would tell now."""
+        now, counts = self._clock(), get_stats()
+        return ProcessCounts(
+            f"{socket.gethostname()}:{os.getpid()}",
+            round(now - self._began_at, 1),
+            counts,
+            dict(Counter(counts) - Counter(self._past[0][1])),
+            round(time.time(), 1),
+            {key: how for one in self._conditions.values() for key, how in one.items()},
+        )
+
+    def _write(self, entries: Entries, told: ProcessCounts) -> None:
         entries.write(_key(self._id), told.encode(), LIFE)
         known = _names(entries)
         if self._id not in known:
@@ -134,13 +172,13 @@ def read_census(cache: str) -> list[ProcessCounts]:
     Args:
         cache: alias of the cache.
     """
-    entries = _open(cache)
+    entries = open_entries(cache)
     found = entries.read([_key(name) for name in _names(entries)])
     told = (ProcessCounts.decode(entry) for entry in found)
     return sorted((one for one in told if one is not None), key=lambda one: one.name)
 
 
-class _Entries:
+class Entries:
     """Texts in a Django cache."""
 
     def __init__(self, cache: Any) -> None:
@@ -155,8 +193,12 @@ class _Entries:
         """Write a text that runs out after so many seconds."""
         self._cache.set(key, text, life)
 
+    def add(self, key: str, text: str, life: int) -> bool:
+        """Write it where nothing stands there; tell whether it was written."""
+        return bool(self._cache.add(key, text, life))
 
-class _RedisEntries(_Entries):
+
+class _RedisEntries(Entries):
     """The same in Redis or Valkey, asked by the package's own client, which waits no longer than it may."""
 
     def __init__(self, store: RedisStore) -> None:
@@ -168,15 +210,23 @@ class _RedisEntries(_Entries):
         return [one.decode() if isinstance(one, bytes) else one for one in found]
 
     def write(self, key: str, text: str, life: int) -> None:
-        self._cache.set(str(self._make_key(key)), text, life)
+        self._cache.set(str(self._make_key(key)), text, ex=life)
+
+    def add(self, key: str, text: str, life: int) -> bool:
+        return bool(self._cache.set(str(self._make_key(key)), text, ex=life, nx=True))
 
 
-def _open(cache: str) -> _Entries:
+def open_entries(cache: str) -> Entries:
+    """Return what stands in a cache.
+
+    Args:
+        cache: its alias.
+    """
     store = get_store(cache)
-    return _RedisEntries(store) if isinstance(store, RedisStore) else _Entries(store._cache)
+    return _RedisEntries(store) if isinstance(store, RedisStore) else Entries(store._cache)
 
 
-def _names(entries: _Entries) -> list[str]:
+def _names(entries: Entries) -> list[str]:
     try:
         names = json.loads(str(entries.read([_INDEX])[0]))
     except ValueError:
@@ -188,36 +238,8 @@ def _key(name: str) -> str:
     return f"{_INDEX}:{name}"
 
 
-_census = Census()
-
-
-class Teller(threading.Thread):
-    """Tells what this process has counted, again and again.
-
-    Args:
-        cache: alias of the cache.
-    """
-
-    def __init__(self, cache: str) -> None:
-        super().__init__(name="replica-router-census", daemon=True)
-        self.cache = cache
-        self._ended = threading.Event()
-
-    def end(self, timeout: float = 1.0) -> None:
-        """Stop the thread, and wait at most ``timeout`` seconds for it."""
-        self._ended.set()
-        if self.is_alive():
-            self.join(timeout)
-
-    def run(self) -> None:
-        # Jitter, so that many processes do not write at the same moment.
-        while not self._ended.wait(EVERY * _draw.uniform(0.8, 1.0)):
-            try:
-                _census.tell(self.cache)
-            except Exception as error:  # whatever a cache backend raises: nobody depends on it
-                logger.debug("What was counted cannot be told through %r: %s", self.cache, error)
-        connections.close_all()  # those of this thread, where the cache is in a database
-
+own_census = Census()
+"""That of this process."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_census.begin_anew)
+    os.register_at_fork(after_in_child=own_census.begin_anew)

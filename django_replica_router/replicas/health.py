@@ -8,6 +8,19 @@ from django_replica_router.replicas.looks import CONNECT_TIMEOUT
 from django_replica_router.replicas.readings import Reading
 from django_replica_router.values.servers import Life
 
+PRIMARY, DOWN, UNKNOWN, LAGGING = "PRIMARY", "DOWN", ReplicaState.UNKNOWN.name, "LAGGING"
+
+
+def condition(replica: Replica, max_lag: float) -> str:
+    """Return how a replica is, as people are told: the name of its state, or "LAGGING".
+
+    Args:
+        replica: what is known of it now.
+        max_lag: seconds by which its data may be old.
+    """
+    is_late = replica.state is ReplicaState.STREAMING and not replica.age <= max_lag
+    return LAGGING if is_late else replica.state.name
+
 
 class Health:
     """The replicas as requests may take them: a server that has not told of itself lately is silent."""
@@ -49,6 +62,16 @@ class Health:
         if state is ReplicaState.STREAMING and self.is_silent(alias, key or alias, now, reading):
             state = ReplicaState.SILENT
         return Replica(alias, state, reading.watermark, now - reading.fresh_at)
+
+    def primary_condition(self) -> str:
+        """Return how the primary is: "PRIMARY" where it answers, "DOWN", or "UNKNOWN".
+
+        It is not known before the first look, and where no look has ended for a while.
+        """
+        if self.known.primary_is_down:
+            return DOWN
+        is_known = self.known.clock() - self.known.history.sampled_at <= self.silence
+        return PRIMARY if is_known else UNKNOWN
 
     def is_silent(self, alias: str, key: str, now: float, reading: Reading) -> bool:
         """Tell whether the server of a key, behind an alias, does not answer: not since that reading."""

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from django_replica_router.conf import Config, Present, get_config
-from django_replica_router.replicas.census import Teller
 from django_replica_router.replicas.discovery import Discoverer, entries_for
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.sharing import Sharer
+from django_replica_router.replicas.telling import Teller, Trails
+from django_replica_router.replicas.trail import Trail
 
 _monitors: dict[str, Monitor] = {}
 
@@ -71,8 +72,9 @@ class _Registry:
         if cache is not None:
             self.sharers[primary] = sharer = Sharer(monitor, cache)
             sharer.start()
-        if config.SHARE_COUNTS and monitor.looks_itself:
-            self.tellers[primary] = teller = Teller(config.CACHE)
+        if (config.SHARE_COUNTS or Trails.are_kept) and monitor.looks_itself:
+            through = config.CACHE if config.SHARE_COUNTS else None
+            self.tellers[primary] = teller = Teller(monitor, through)
             teller.start()
         self.names[primary] = config.DISCOVERY
         entries = entries_for(primary, config) if monitor.looks_itself else {}
@@ -137,6 +139,12 @@ def replace_factory(
     stop_monitors()
     old, _registry.factory = _registry.factory, factory
     return old
+
+
+def find_trail(primary: str) -> Trail | None:
+    """Return how the servers of a cluster were, as this process has seen them; None where it does not keep that."""
+    teller = _registry.tellers.get(primary)
+    return None if teller is None else teller.trail
 
 
 def stop_monitors() -> None:

@@ -159,6 +159,11 @@ EVENTS: Mapping[str, Metric] = {
             "reader",
             "Readers without a record in a cache that drops keys, who see what the primary has now.",
         ),
+        (
+            "tokens_stored",
+            "token",
+            "Tokens, of what readers have written or seen, that the store has taken.",
+        ),
         ("tokens_unstored", "write", "Writes whose token the store has refused."),
         (
             "writes_unlocated",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Replica, ReplicaState
+from django_replica_router.replicas.health import DOWN, LAGGING, PRIMARY, UNKNOWN, condition
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.registry import get_monitor
 from django_replica_router.values.lsn import format_lsn
@@ -16,6 +17,8 @@ PRIMARY_SERVES = "takes writes"
 PRIMARY_IS_DOWN = "does not answer, or is a standby"
 LAGS = "a hot standby that answers, and lags by more than MAX_LAG"
 MAY_LAG = "a hot standby that answers; how far it lags is not known yet"
+
+_OF_PRIMARY = {PRIMARY: PRIMARY_SERVES, DOWN: PRIMARY_IS_DOWN}
 
 
 class ServerStatus(NamedTuple):
@@ -79,10 +82,31 @@ def look(primary: str, timeout: float) -> ClusterStatus:
         primary: alias of the primary.
         timeout: seconds.
     """
-    config = get_config()
-    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    monitor = monitor_of(primary)
     monitor.waiting.wait_for(lambda: _is_known(monitor) or None, timeout)
     return describe(monitor)
+
+
+def monitor_of(primary: str) -> Monitor:
+    """Return the monitor of a cluster, which may have no replica.
+
+    Args:
+        primary: alias of the primary.
+    """
+    config = get_config()
+    return get_monitor(primary, config.topology.replicas.get(primary, ()), config.interval)
+
+
+def are_met(monitor: Monitor) -> bool:
+    """Tell whether each server has been looked at, whatever was found.
+
+    Args:
+        monitor: looks at them.
+    """
+    replicas = monitor.health.replicas()
+    return monitor.health.primary_condition() != UNKNOWN and all(
+        replica.state is not ReplicaState.UNKNOWN for replica in replicas
+    )
 
 
 def _is_known(monitor: Monitor) -> bool:
@@ -107,18 +131,16 @@ def describe(monitor: Monitor) -> ClusterStatus:
 
 def _describe_primary(monitor: Monitor) -> ServerStatus:
     known = monitor.known
-    looks, samples, is_down = known.primary_looks, known.history.samples, known.primary_is_down
+    looks, samples = known.primary_looks, known.history.samples
     position = samples[-1].position if samples else None
-    state, sentence = ("DOWN", PRIMARY_IS_DOWN) if is_down else ("PRIMARY", PRIMARY_SERVES)
-    if not (samples or is_down):
-        state, sentence = ReplicaState.UNKNOWN.name, ReplicaState.UNKNOWN.value
+    state = monitor.health.primary_condition()
     return ServerStatus(
         alias=monitor.primary,
         role="primary",
         address=_address(None if looks.identity is None else looks.identity.life),
         state=state,
-        sentence=sentence,
-        serves=bool(samples) and not is_down,
+        sentence=_OF_PRIMARY.get(state) or ReplicaState.UNKNOWN.value,
+        serves=state == PRIMARY,
         version=_version(looks.version),
         timeline=None if position is None else position.timeline,
         lsn=None if position is None else format_lsn(position.lsn),
@@ -132,7 +154,8 @@ def _describe_replica(monitor: Monitor, alias: str, key: str) -> ServerStatus:
     looks, replica = known.looks.get(key), monitor.health.of_key(alias, key)
     identity = None if looks is None else looks.identity
     is_streaming = replica.state is ReplicaState.STREAMING
-    is_late = is_streaming and replica.age > config.MAX_LAG
+    state = condition(replica, config.MAX_LAG)
+    is_late = state == LAGGING
     sentence = replica.state.value
     if is_late:
         sentence = LAGS if math.isfinite(replica.age) else MAY_LAG
@@ -141,7 +164,7 @@ def _describe_replica(monitor: Monitor, alias: str, key: str) -> ServerStatus:
         alias=alias,
         role="replica",
         address=_address(None if identity is None else identity.life),
-        state="LAGGING" if is_late else replica.state.name,
+        state=state,
         sentence=f"{sentence}: {remark}" if remark else sentence,
         serves=is_streaming and not is_late,
         version=_version(0 if looks is None else looks.version),

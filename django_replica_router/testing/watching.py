@@ -12,7 +12,7 @@ from django.core.signals import request_started
 
 from django_replica_router.conf import get_config
 from django_replica_router.observations import SESSION, Observation, Query, observed
-from django_replica_router.observing import observe
+from django_replica_router.observing import observe_by
 
 O = TypeVar("O", bound=Observation)  # noqa: E741 - the kind of observation
 
@@ -32,7 +32,7 @@ def watching(make: Callable[[Observation | None], O]) -> Iterator[O]:
     Args:
         make: makes the observation, of the one around it.
     """
-    with observe(make) as seen:
+    with observe_by(make) as seen:
         _active.append(seen)
         request_started.connect(_observe_request, weak=False, dispatch_uid=id(seen))
         try:
