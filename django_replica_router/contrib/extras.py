@@ -34,7 +34,7 @@ class needs:  # noqa: N801 - reads as "with needs(...)"
         if missing and f"{self.package}.".startswith(f"{missing}."):
             module = self.extra.replace("-", "_")
             message = (
-                f"django_replica_router.contrib.{module} needs {self.package}, which is not installed: "
+                f"django_replica_router.contrib.{module} needs {self.package.partition('.')[0]}, which is not installed: "
                 f"run 'pip install \"django-replica-router[{self.extra}]\"'."
             )
             raise ModuleNotFoundError(message, name=self.package) from None
