@@ -13,12 +13,14 @@ from django.test import Client
 
 from django_replica_router import scope
 from django_replica_router.contrib.background import token_to_publish
+from django_replica_router.errors import ConfigurationError
 from django_replica_router.testing import (
     assert_reads_from,
     lagging_replicas,
     mirrors_are_replicas,
     stale_prone,
 )
+from django_replica_router.transactions import atomic_requests as atomic_requests_of_views
 from django_replica_router.transactions.blocks import keeps_reads, replicas_in_transaction
 from testproject.notes.models import Tag
 from tests.mirrored import addresses, in_scope, mirrored, told
@@ -138,11 +140,92 @@ def test_what_copies_cannot_do() -> None:
         assert [tag.name for tag in found] == ["late"]
 
 
-def test_under_atomic_requests_a_view_reads_on_the_primary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page about testing says so."""
+@pytest.fixture
+def atomic_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each view in a block, on a server that has not yet been asked for its isolation level."""
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
-    with assert_reads_from("primary", reason="IN_ATOMIC"):
-        visit(Client(), lambda request: Tag.objects.count())
+    monkeypatch.setattr(atomic_requests_of_views, "_default_levels", {})
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_under_atomic_requests_a_view_reads_where_it_would_without(ann: User) -> None:
+    """Until it writes; and so does the next one."""
+    seen = []
+
+    def write(request: HttpRequest) -> None:
+        seen.append(Tag.objects.all().db)
+        Tag.objects.create(name=f"{Tag.objects.count()}")
+        with assert_reads_from("primary", reason="IN_ATOMIC"):
+            Tag.objects.count()
+
+    with mirrors_are_replicas():
+        browser = sign_in(ann)
+        for _ in range(2):
+            visit(browser, write)
+            with assert_reads_from("replica", of=Tag):
+                visit(browser, lambda request: Tag.objects.count())
+    assert all(alias.startswith("replica") for alias in seen)
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_under_atomic_requests_who_writes_waits_for_replicas(ann: User) -> None:
+    """As without the setting, though nothing is committed; and a block of the view's own keeps its reads."""
+
+    def write(request: HttpRequest) -> None:
+        Tag.objects.create(name="late")
+
+    def read(request: HttpRequest) -> Any:
+        return Tag.objects.count()
+
+    with lagging_replicas() as replicas:
+        browser = sign_in(ann)
+        visit(browser, write, "post")
+        with assert_reads_from("primary", reason="LAGGING", of=Tag):
+            visit(browser, read)
+        replicas.catch_up()
+        with assert_reads_from("replica", of=Tag):
+            visit(browser, read)
+        with assert_reads_from("primary", reason="IN_ATOMIC", of=Tag):
+            visit(browser, transaction.atomic(read))
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_under_atomic_requests_what_would_break_is_found() -> None:
+    """A view that saves what it reads, and a task that is published by a view."""
+    Tag.objects.create(name="a")
+
+    def count(request: HttpRequest) -> None:
+        Tag.objects.get().save()
+
+    def publish(request: HttpRequest) -> None:
+        Tag.objects.create(name="b")
+        token_to_publish("shop.tasks.mail", ())
+
+    assert "1. saved_from_replica: " in told(stale_prone(), lambda: visit(Client(), count))
+    assert "1. task_too_soon: " in told(stale_prone(), lambda: visit(Client(), publish))
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_under_atomic_requests_nothing_is_asked_without_the_kit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The test case's block keeps the reads of the view's, whatever the level is."""
+    visit(Client(), lambda request: Tag.objects.count())
+    assert caplog.text == ""
+    assert atomic_requests_of_views._default_levels == {}
+
+
+@pytest.mark.parametrize("block", [stale_prone(), assert_reads_from("replica")])
+def test_a_real_standby_in_a_test_case_is_refused(
+    block: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no row of the test, so that everything would be read on the primary, and nothing be found."""
+    with monkeypatch.context() as patch:  # undone before the addresses are put back
+        patch.setitem(connections["replica1"].settings_dict, "PORT", "1")
+        with pytest.raises(
+            ConfigurationError, match=r"another PORT. .* point_mirrors_to_primaries"
+        ):
+            block.__enter__()
 
 
 def test_what_is_written_outside_of_the_block_binds_its_user(ann: User) -> None:

@@ -335,12 +335,14 @@ def default_isolation(connection: psycopg.Connection[Any]) -> str:
     """Return the isolation level of transactions that name none, as the session has it.
 
     Args:
-        connection: at rest; ``autocommit`` may be off, and no transaction is begun.
+        connection: ``autocommit`` may be off, and no transaction is begun. One that is open stays as it is.
 
     Raises:
         PositionError: the server answers something else than expected.
         psycopg.Error: the server cannot be asked.
     """
+    if connection.info.transaction_status == pq.TransactionStatus.INTRANS:
+        return str(_ask(connection, _ISOLATION_SQL, "its isolation level", ((str,),))[0])
     autocommit, connection.autocommit = connection.autocommit, True
     try:
         (level,) = _ask(connection, _ISOLATION_SQL, "its isolation level", ((str,),))

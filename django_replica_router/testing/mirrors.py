@@ -20,7 +20,7 @@ from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Sample
 from django_replica_router.replicas.registry import replace_factory
 from django_replica_router.testing.blocks import block
-from django_replica_router.testing.transactions import sharing_transaction
+from django_replica_router.testing.transactions import blocks_of_test, sharing_transaction
 from django_replica_router.values.servers import Life
 
 Factory = Callable[[str, Sequence[str], float], Monitor]
@@ -139,13 +139,21 @@ def routing_by(factory: Factory) -> Iterator[None]:
 def routing_at_work() -> AbstractContextManager[None]:
     """Return a block in which the rules are at work, by whatever is around it, or by mirrors.
 
-    Real replicas, which a test run may have as well, are left to be what they are.
+    Real replicas, which a test run may have as well, are left to be what they are, but not in a ``TestCase``: none of
+    them has what that has written, all would be read from the primary, and nothing be found.
+
+    Raises:
+        ConfigurationError: as for ``mirrors_are_replicas``.
     """
+    if _AtWork.depth:
+        return nullcontext()
     clusters = get_config().topology.clusters
     pairs = [(alias, primary) for primary, aliases in clusters.items() for alias in aliases]
-    if _AtWork.depth or any(differences(alias, primary) for alias, primary in pairs):
-        return nullcontext()
-    return routing_by(MirrorMonitor)
+    real = [(alias, primary) for alias, primary in pairs if differences(alias, primary)]
+    for alias, primary in real:
+        if blocks_of_test(primary):
+            _demand_mirror(alias, primary)
+    return nullcontext() if real else routing_by(MirrorMonitor)
 
 
 def _demand_store() -> None:

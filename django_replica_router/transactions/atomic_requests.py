@@ -19,7 +19,7 @@ from psycopg import IsolationLevel
 from django_replica_router.conf import get_config
 from django_replica_router.replicas import postgres
 from django_replica_router.scopes.scope import current_scope
-from django_replica_router.transactions.blocks import end_idling, idle_blocks
+from django_replica_router.transactions.blocks import end_idling, idle_blocks, is_outermost
 from django_replica_router.transactions.postponing import Postponed, can_be_postponed
 from django_replica_router.transactions.settings import sets_isolation
 
@@ -107,13 +107,13 @@ def _note_block(connection: Any) -> None:
     """Note the handler's block where it is the only one, and promises its reads nothing more.
 
     Where a transaction was open before, as by a test case or a middleware, the handler's block is a
-    part of it.
+    part of it. (With the test kit at work, a test case's own counts as none.)
     """
-    blocks = connection.atomic_blocks
-    idle_blocks(connection)[:] = blocks
-    if len(blocks) != 1 or not connection.commit_on_exit:
+    if is_outermost(connection) and connection.commit_on_exit:
+        idle_blocks(connection)[:] = connection.atomic_blocks
+        _end_idling_above_read_committed(connection)
+    else:
         end_idling(connection)
-    _end_idling_above_read_committed(connection)
 
 
 def _end_idling_above_read_committed(connection: Any) -> None:

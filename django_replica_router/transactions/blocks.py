@@ -32,6 +32,16 @@ def end_idling(connection: Any) -> None:
     idle_blocks(connection)[:] = _NONE
 
 
+def is_outermost(connection: Any) -> bool:
+    """Tell whether the innermost block that is open is the only one, but for those of a test case at work.
+
+    Whatever keeps the list of ``idle_blocks`` may say which blocks lie around: they count as none.
+    """
+    around: list[Any] = getattr(idle_blocks(connection), "around", [])
+    is_alone: bool = connection.atomic_blocks[:-1] == around
+    return is_alone
+
+
 def keeps_reads(connection: Any) -> bool:
     """Tell whether an atomic block is open on a connection to a primary in which reads must stay.
 
