@@ -17,6 +17,7 @@ from django.db import transaction
 from django_replica_router import current_scope, scope
 from django_replica_router.contrib import background
 from django_replica_router.contrib.celery import results, runs
+from django_replica_router.observing import observe
 from django_replica_router.scopes.signing import Token
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
@@ -380,6 +381,21 @@ def test_an_eager_task_is_part_of_its_caller(cluster: Cluster) -> None:
         assert current_scope() is opened
     assert site.look.delay().get()[0] == "first"
     assert current_scope() is None
+
+
+@pytest.mark.usefixtures("eager", "note")
+def test_an_eager_task_before_the_commit_is_told_to_who_observes() -> None:
+    """On the site it would be published there. After the commit, and by ``apply()`` elsewhere, nothing is told."""
+    with observe() as seen, scope():
+        with transaction.atomic():
+            site.look.delay()
+            site.look.delay_on_commit()
+        site.app.conf.task_always_eager = False
+        with transaction.atomic():
+            site.look.apply()
+    (event,) = seen.events
+    assert (event.name, event.detail) == ("task_too_soon", site.look.name)
+    assert "test_celery.py" in event.line
 
 
 @pytest.mark.usefixtures("note")

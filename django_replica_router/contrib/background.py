@@ -98,6 +98,22 @@ def token_to_publish(task: str, through: tuple[str, ...], *, commits_with: bool 
     return token
 
 
+def note_run_at_once(task: str, through: tuple[str, ...]) -> None:
+    """Have whoever observes know of a task that is run at once, where published it would be so before the commit.
+
+    Args:
+        task: its name.
+        through: packages by which it is published: the line that is told is of none of them.
+    """
+    config = get_config()
+    if not (Observing.is_on and config.ENABLED):
+        return
+    for primary in config.topology.clusters:
+        connection = find_connection(primary)
+        if connection is not None and _is_in_transaction(connection):
+            warn(TASK_TOO_SOON, task, _line(through))
+
+
 def _token(opened: Scope) -> Token:
     """Return the token of a scope. Of many tasks that are published in a row, the first one asks for it."""
     seen = (
