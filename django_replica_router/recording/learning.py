@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from django_replica_router.conf import Config
@@ -27,6 +28,10 @@ LIFE = 7 * 24 * 60 * 60.0
 LOOK_SECONDS = 5.0
 """How old a process's knowledge of what the others have learned may be."""
 
+_FORGOTTEN = "!"
+"""In front of a name: with the end that it had, had it been learned when somebody had it forgotten. What was learned
+later counts. It is told like a name, so that no process, however long it does not look, brings the older one back."""
+
 # Beyond any number of views that a site has: garbage in the cache must not fill the memory.
 _MOST_NAMES = 2000
 
@@ -34,11 +39,13 @@ _MOST_NAMES = 2000
 class _Known:
     """What this process knows: each name with the time of day, in milliseconds, when it ends.
 
-    The dict is replaced and never changed: requests look into it without a lock.
+    The dicts are replaced and never changed: requests look into ``names`` without a lock. ``told`` has what was
+    forgotten as well.
     """
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
+        self.told: dict[str, int] = {}
         self.looked_at: dict[str, float] = {}
 
     def add(self, names: dict[str, int]) -> None:
@@ -46,11 +53,16 @@ class _Known:
         now = wall_clock_ms()
         latest = now + round(LIFE * 1000)
         with _lock:
-            merged = {name: end for name, end in self.names.items() if end > now}
+            merged = {name: end for name, end in self.told.items() if end > now}
             for name, end in names.items():
                 if end > now and (name in merged or len(merged) < _MOST_NAMES):
                     merged[name] = max(merged.get(name, 0), min(end, latest))
-            self.names = merged
+            self.told = merged
+            self.names = {
+                name: end
+                for name, end in merged.items()
+                if not name.startswith(_FORGOTTEN) and end > merged.get(_FORGOTTEN + name, 0)
+            }
 
 
 _lock = threading.Lock()
@@ -82,6 +94,34 @@ def learn(scope: Scope, config: Config) -> tuple[str, ...]:
     return names
 
 
+def learned(config: Config) -> dict[str, float]:
+    """Return what all processes know by now: each name with the time of day when it ends, in seconds.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        StoreError: the cache does not answer.
+    """
+    _share(config)
+    return {name: end / 1000 for name, end in _known.names.items()}
+
+
+def unlearn(names: Iterable[str], config: Config) -> None:
+    """Have names forgotten by all processes, within ``LOOK_SECONDS``, until they save again what they had read.
+
+    Args:
+        names: of ``learned``.
+        config: the settings.
+
+    Raises:
+        StoreError: the cache does not answer.
+    """
+    end = wall_clock_ms() + round(LIFE * 1000)
+    _known.add({_FORGOTTEN + name: end for name in names})
+    _share(config)
+
+
 def is_learned(scope: Scope, config: Config) -> bool:
     """Tell whether what the scope works for is known to save what it reads. Remembered in the scope.
 
@@ -99,16 +139,10 @@ def is_learned(scope: Scope, config: Config) -> bool:
 
 
 def _exchange(config: Config) -> None:
-    """Learn what the cache knows, and put there what it does not: it may have been emptied."""
     # First: who comes meanwhile goes by what is known, and does not wait for the same answer.
     _known.looked_at[config.CACHE] = time.monotonic()
     try:
-        store = get_store(config.CACHE)
-        stored = _decode(store.load_text(KEY))
-        _known.add(stored)
-        mine = _known.names
-        if any(stored.get(name, 0) < end for name, end in mine.items()):
-            store.save_text(KEY, json.dumps(mine), LIFE)
+        _share(config)
     except StoreError as error:
         logger.warning(
             "Which views save what they read is not known from other processes: %s",
@@ -119,6 +153,16 @@ def _exchange(config: Config) -> None:
                 "error": type(error).__name__,
             },
         )
+
+
+def _share(config: Config) -> None:
+    """Learn what the cache knows, and put there what it does not: it may have been emptied."""
+    store = get_store(config.CACHE)
+    stored = _decode(store.load_text(KEY))
+    _known.add(stored)
+    mine = _known.told
+    if any(stored.get(name, 0) < end for name, end in mine.items()):
+        store.save_text(KEY, json.dumps(mine), LIFE)
 
 
 def _decode(text: str | None) -> dict[str, int]:
