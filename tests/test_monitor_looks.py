@@ -284,6 +284,16 @@ def test_what_is_unusual_is_logged_and_takes_no_replica_out(
     assert caplog.messages == (["Replica 'r1': nothing unusual any more."] if remark else [])
 
 
+def test_what_is_unusual_is_told_once_where_the_replica_answers_before_the_primary(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As at the start of a process: what the first sample makes unknown is no news of that."""
+    cluster.read(100, state=ReplicaState.UNKNOWN, remark="its replay is paused")
+    cluster.sample(100)
+    cluster.read(100, remark="its replay is paused")
+    assert caplog.messages == ["Replica 'r1': its replay is paused."]
+
+
 @pytest.mark.parametrize("before", [ReplicaState.UNKNOWN, ReplicaState.SILENT])
 def test_what_is_unusual_about_a_replica_that_comes_into_service_is_logged(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, before: ReplicaState

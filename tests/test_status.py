@@ -362,6 +362,25 @@ def test_a_read_is_explained(healed: Cluster, note: Note, ann: User) -> None:
     assert "-> default  LAGGING" in text
 
 
+def test_an_empty_token_store_is_explained(healed: Cluster) -> None:
+    """It is empty where a site begins: the second answer tells where reads go from then on."""
+    healed.wait_caught_up()
+    caches["default"].clear()
+    _, text = run("replica_explain", "notes.Note")
+    assert "The token store was empty, as it is at first." in text
+    assert "may serve" not in text
+    assert "-> default  EMPTY_STORE" in text
+    healed.wait_caught_up()
+    assert "-> replica" in run("replica_explain", "notes.Note")[1]
+
+
+def test_a_model_that_is_swapped_has_no_reads_to_explain(cluster: Cluster, settings: Any) -> None:
+    """As auth.User, where the site has a model of its own."""
+    settings.AUTH_USER_MODEL = "notes.Note"
+    with pytest.raises(CommandError, match=r"AUTH_USER_MODEL puts 'notes\.Note' in its"):
+        run("replica_explain", "auth.User")
+
+
 @pytest.mark.parametrize(
     ("options", "router", "told"),
     [
@@ -386,7 +405,7 @@ def test_each_rule_is_told(
         (["notes.Nothing"], "'notes.Nothing' is no model"),
         (["nothing"], "'nothing' is no model"),
         (["notes.Note", "--path", "/nowhere/"], "no view has the path '/nowhere/'"),
-        (["notes.Note", "--user", "0"], "there is no user '0'"),
+        (["notes.Note", "--user", "0"], "there is no user '0': expected a primary key"),
         (["notes.Note", "--user", "x"], "there is no user 'x'"),
     ],
 )

@@ -54,8 +54,10 @@ class Answers:
             )
         known.history.begin(sample)
         known.ahead.clear()
-        for key in known.readings:
-            known.set(key, UNKNOWN)
+        for key, reading in known.readings.items():
+            known.set(
+                key, UNKNOWN._replace(remark=reading.remark)
+            )  # else it would be told as gone, and as new
 
     def publish_reading(self, key: str, reading: Reading) -> None:
         """Take a look at a server into account: its state, and what it has replayed."""

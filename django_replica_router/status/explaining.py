@@ -72,7 +72,7 @@ def explain(
         reason = next((why for to, why in reversed(scope.decisions or []) if to == alias), "")
         steps = [
             *_steps_of_request(model, method, request, override, scope, config),
-            *_steps_of_reader(primary, scope, config),
+            *_steps_of_reader(primary, scope, config, reason),
         ]
     finally:
         release_scope(scope)
@@ -120,13 +120,18 @@ def _steps_of_request(
     return steps
 
 
-def _steps_of_reader(primary: str, scope: Scope, config: Config) -> list[str]:
+def _steps_of_reader(primary: str, scope: Scope, config: Config, reason: str) -> list[str]:
     """Return what the reader must see, and which replicas have it; nothing where that was not asked."""
     state = scope.clusters.get(primary)
     if state is None or state.reader.store_failed or state.reader.floor is None:
         return ["The token store was not asked, or does not answer."]
     floor = state.reader.floor
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    if reason == Reason.EMPTY_STORE.name:
+        return [
+            "The token store was empty, as it is at first. It has begun to remember now: ask again, and the next "
+            "reader goes by that."
+        ]
     lines = [_describe_floor(floor)]
     for replica in monitor.health.replicas():
         lsn = format_lsn(replica.watermark) if replica.watermark >= 0 else "an unknown position"

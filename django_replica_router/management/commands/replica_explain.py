@@ -43,7 +43,9 @@ class Command(BaseCommand):
         if options["user"] is not None:
             user = find_user(options["user"])
             if user is None:
-                raise CommandError(f"--user: there is no user {options['user']!r}.")
+                raise CommandError(
+                    f"--user: there is no user {options['user']!r}: expected a primary key."
+                )
         try:
             found = explain(
                 model,
@@ -65,6 +67,11 @@ class Command(BaseCommand):
 
 def _find_model(label: str) -> Any:
     try:
-        return apps.get_model(label)
+        model = apps.get_model(label)
     except (LookupError, ValueError) as error:
         raise CommandError(f"{label!r} is no model: {error} Give it as app_label.Model.") from error
+    if model._meta.swapped:
+        raise CommandError(
+            f"{label!r} has no table: {model._meta.swappable} puts {model._meta.swapped!r} in its place. Ask for that."
+        )
+    return model
