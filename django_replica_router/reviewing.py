@@ -9,6 +9,7 @@ from typing import NamedTuple
 from django_replica_router.conf import Config, get_config, session_model
 from django_replica_router.observations import (
     EVENTS,
+    NAMED,
     NAMES_PRIMARY_TABLE,
     QUERYSET_LEFT_BLOCK,
     TASK_TOO_SOON,
@@ -21,6 +22,7 @@ SAVED_FROM_REPLICA = "saved_from_replica"
 RUN_TWICE = "run_twice"
 WROTE_IN_SAFE_REQUEST = "wrote_in_safe_request"
 SAVED_SESSION = "saved_session"
+NAMED_BEHIND = "named_behind"
 
 ADVICE = {
     QUERYSET_LEFT_BLOCK: (
@@ -47,6 +49,11 @@ ADVICE = {
         "Its user reads from the primary until a replica has that. PRIMARY_ONLY = ['sessions'] keeps only "
         "the session there.",
     ),
+    NAMED_BEHIND: (
+        "The code names a replica that may lack what this user has written",
+        "Other reads of this page went to the primary for that. Leave the alias out, and a server is found that "
+        "has it; or read in a use_primary block.",
+    ),
     NAMES_PRIMARY_TABLE: (
         "A statement meant for a replica names a table of PRIMARY_ONLY",
         "So the primary has answered all of it. Read the two apart where the rest may come from a replica.",
@@ -63,6 +70,9 @@ ADVICE = {
 _LAST_LOGIN = re.compile(r'UPDATE "\w+" SET "last_login" = %s WHERE ')
 
 _MOST_SHOWN = 60
+
+# Reads that went to the primary since replicas lack what their reader must see.
+_BEHIND = {"LAGGING", "WROTE", "UNRECORDED_WRITE"}
 
 _REPEATS = ("retried_", "repeated_")
 
@@ -98,7 +108,11 @@ def review(observation: Observation, *, is_safe: bool) -> list[Finding]:
 
 
 def _in_queries(queries: list[Query], config: Config, *, is_safe: bool) -> Iterator[Finding]:
+    is_behind = False
     for query in queries:
+        is_behind = is_behind or query.binds or query.reason in _BEHIND
+        if is_behind and query.reason == NAMED and config.topology.is_replica(query.asked):
+            yield Finding(NAMED_BEHIND, query.line, query.asked)
         if is_safe and query.binds and not _LAST_LOGIN.match(query.sql):
             yield _write(query)
         if NAMES_PRIMARY_TABLE in query.events:

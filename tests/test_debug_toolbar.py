@@ -21,7 +21,7 @@ from django_replica_router.connections.observed import Observed
 from django_replica_router.observations import Observing
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import wait_until_known
+from tests.conftest import stand_still, wait_until_known
 from tests.reading import browser, note
 from tests.site import avisit, visit
 
@@ -194,6 +194,26 @@ def test_a_join_that_is_kept_on_the_primary_is_told_of(
     assert stats["queries"][-1]["alias"] == "default"
     assert stats["queries"][-1]["asked"].startswith("replica")
     assert findings(browser, lambda request: list(Tag.objects.all())) == []
+
+
+def test_a_replica_that_is_named_in_spite_of_a_write_is_told_of(
+    browser: Client, note: Note, cluster: Cluster
+) -> None:
+    """In the request that has written, and in the next ones while replicas are behind; not otherwise."""
+
+    def name(request: HttpRequest) -> None:
+        Tag.objects.count()
+        Note.objects.using("replica1").count()
+
+    def write_and_name(request: HttpRequest) -> None:
+        Tag.objects.create(name="a")
+        Note.objects.using("replica1").count()
+
+    assert findings(browser, name) == []
+    stand_still(cluster)
+    assert findings(browser, write_and_name, "post") == ["named_behind"]
+    assert recorded()["findings"][0]["detail"] == "replica1"
+    assert findings(browser, name) == ["named_behind"]
 
 
 def test_a_statement_that_was_run_twice_is_told_of(browser: Client, note: Note) -> None:
