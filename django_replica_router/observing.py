@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import Token
 from typing import Any, TypeVar
 
 from django.db.models import QuerySet
@@ -62,7 +63,7 @@ def observe_by(make: Callable[[Observation | None], O]) -> Iterator[O]:
     try:
         yield observation
     finally:
-        observed.reset(token)
+        _put_back(token)
         _end()
 
 
@@ -101,6 +102,15 @@ def _known(*, comments: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        _put_back(token)
+
+
+def _put_back(token: Token[Observation | None]) -> None:
+    """Have what observes be what it was, where the block is left in the context in which it was entered.
+
+    A generator's may be left in another, as where a stream is read in several threads, or is given up.
+    """
+    with suppress(ValueError):  # there is nothing to put back there
         observed.reset(token)
 
 

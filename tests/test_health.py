@@ -10,7 +10,7 @@ from django.core.cache import caches
 from django.db import OperationalError, connections
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 from django.urls import path
 
 from django_replica_router.contrib.status import views
@@ -149,7 +149,7 @@ def test_a_replica_that_is_out_takes_nobody_out(healed: Cluster) -> None:
 
 
 def test_without_the_primary_a_site_does_not_serve(healed: Cluster, settings: Any) -> None:
-    """Unless its replicas are to serve without it, and one does: one that lags, too."""
+    """Unless its replicas are to serve without it, and one does: one that lags, too. Not where they serve nobody."""
     stop_monitors()
     wait_for(200, {})
     healed.primary.stop()
@@ -158,6 +158,10 @@ def test_without_the_primary_a_site_does_not_serve(healed: Cluster, settings: An
     settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "PRIMARY_DOWN": "replicas"}
     told = wait_for(200, {"default": "DOWN"})
     assert "replicas serve reads" in told["reasons"][0]["sentence"]
+    for nobody in ({"SHADOW": True}, {"ROLLOUT": 0.0}, {"ENABLED": False}):
+        with override_settings(REPLICA_ROUTER={**settings.REPLICA_ROUTER, **nobody}):
+            told = wait_for(503, {"default": "DOWN"})
+            assert "replicas" not in told["reasons"][0]["sentence"]
     settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "MAX_LAG": 0.4}
     stop_monitors()
     wait_for(503, {"default": "DOWN", "replica1": "UNKNOWN", "replica2": "UNKNOWN"})

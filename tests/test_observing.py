@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -162,6 +164,32 @@ def test_others_are_not_observed(cluster: Cluster) -> None:
         return await asyncio.gather(observed(), beside())
 
     assert asyncio.run(both()) == [2, 1]
+
+
+def test_a_block_that_ends_in_another_context_ends() -> None:
+    """A stream that is read in several contexts, or given up, leaves nobody who observes."""
+
+    def stream() -> Iterator[int]:
+        with observe():
+            yield 1
+
+    begun = stream()
+    copy_context().run(next, begun)
+    assert Observing.is_on
+    assert list(begun) == []
+    assert not Observing.is_on
+
+    async def astream() -> AsyncIterator[int]:
+        with observe():
+            yield 1
+            yield 2
+
+    async def give_up() -> None:
+        async for _ in astream():
+            break
+
+    asyncio.run(give_up())
+    assert not Observing.is_on
 
 
 def test_nothing_is_done_while_nobody_observes(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import router
 from django.http import HttpRequest
 from django.test import Client
+from django.test.utils import override_settings
 
 from django_replica_router import get_stats, pop_stats, scope, use_replica
-from django_replica_router.errors import TooStale
+from django_replica_router.errors import StoreError, TooStale
+from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing import shadowing
+from django_replica_router.scopes.scope import current_scope
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import stand_still
+from tests.conftest import stand_still, wait_until, wait_until_known
 from tests.reading import browser, note
 from tests.site import visit
 
@@ -157,3 +162,48 @@ def test_a_share_of_none_and_of_all_are_exact(note: Note, cluster: Cluster, sett
         configure(settings, ROLLOUT=share)
         found = Counter(read(user=user) == "default" for user in [*users(50), None])
         assert found == {expected: 51}
+
+
+def test_in_shadow_no_replica_stands_in_for_the_primary(
+    healed: Cluster, ann: User, settings: Any
+) -> None:
+    """Nor for whoever is not of the share: what needs no look at replicas to be decided fails as all else does."""
+    configure(settings, PRIMARY_DOWN="replicas")
+    wait_until_known(healed)
+    healed.primary.stop()
+    monitor = find_monitor("default")
+    assert monitor is not None
+    wait_until(lambda: monitor.known.primary_is_down, "the loss of the primary to be noticed")
+    client = Client(raise_request_exception=False)
+
+    def count(method: str) -> Any:
+        return visit(client, lambda request: Note.objects.count(), method)
+
+    for values in ({"SHADOW": True}, {"ROLLOUT": 0.0}):
+        with override_settings(REPLICA_ROUTER={**settings.REPLICA_ROUTER, **values}):
+            assert [count(method).status_code for method in ("get", "post")] == [500, 500]
+    assert [count(method) for method in ("get", "post")] == [0, 0]
+    configure(settings, ROLLOUT=0.5)
+    for user in users(20):
+        with scope(user=user):
+            is_routed = str(router.db_for_read(Note)) != "default"
+        with scope(user=user), patch.object(current_scope(), "unsafe", True):
+            assert (str(router.db_for_read(Note)) != "default") is is_routed
+
+
+def test_in_shadow_no_read_is_refused(
+    note: Note, cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the token store does not answer, which else refuses what is not to go to the primary."""
+    wait_until_known(cluster)
+
+    def refuse(*args: Any) -> None:
+        raise StoreError("it is down")
+
+    monkeypatch.setattr("django_replica_router.routing.reads.load_floor", refuse)
+    with scope(), use_replica(on_stale="raise"), pytest.raises(TooStale):
+        Note.objects.count()
+    for values in ({"SHADOW": True}, {"ROLLOUT": 0.0}):
+        changed = {**settings.REPLICA_ROUTER, **values}
+        with override_settings(REPLICA_ROUTER=changed), scope(), use_replica(on_stale="raise"):
+            assert Note.objects.count() == 1
