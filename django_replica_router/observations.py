@@ -62,9 +62,6 @@ EVENTS = {
 }
 """What may happen, by its name, and what that means. All but the first four are counted by ``get_stats()``."""
 
-_MOST = 5000
-"""Statements, and events, that are kept of a block: a report may run for hours."""
-
 
 class Observing:
     """Whether anybody observes in this process: where nobody does, nothing else is looked at."""
@@ -146,6 +143,9 @@ class Observation:
             run inside.
     """
 
+    most = 5000
+    """Statements, and events, that are kept: a report may run for hours."""
+
     def __init__(
         self, outer: Observation | None = None, *, keeps: bool = True, comments: bool = False
     ) -> None:
@@ -159,14 +159,14 @@ class Observation:
 
     def note_query(self, query: Query) -> None:
         """Keep a statement."""
-        if self._is_kept and len(self.queries) < _MOST:
+        if self._is_kept and len(self.queries) < self.most:
             self.queries.append(query)
         if self._outer is not None:
             self._outer.note_query(query)
 
     def note_event(self, event: Event) -> None:
         """Keep an event."""
-        if self._is_kept and len(self.events) < _MOST:
+        if self._is_kept and len(self.events) < self.most:
             self.events.append(event)
         if self._outer is not None:
             self._outer.note_event(event)
