@@ -16,6 +16,7 @@ from django.test.utils import override_settings
 from django_replica_router import get_stats, pop_stats, scope, use_replica
 from django_replica_router.errors import StoreError, TooStale
 from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.recording import finishing
 from django_replica_router.routing import shadowing
 from django_replica_router.scopes.scope import current_scope
 from testproject.cluster import Cluster
@@ -207,3 +208,43 @@ def test_in_shadow_no_read_is_refused(
         changed = {**settings.REPLICA_ROUTER, **values}
         with override_settings(REPLICA_ROUTER=changed), scope(), use_replica(on_stale="raise"):
             assert Note.objects.count() == 1
+
+
+@pytest.mark.parametrize("is_user_routed", [True, False])
+def test_a_user_who_becomes_known_counts_by_name(
+    note: Note,
+    ann: User,
+    cluster: Cluster,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    is_user_routed: bool,
+) -> None:
+    """Whatever the session, whose user no store knows yet, has said: what was seen until then is not missing later."""
+    configure(settings, ROLLOUT=0.5)
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "LoginRequired" not in name]
+    browser = Client()
+    browser.force_login(ann)
+
+    def is_of_share(reader: str, share: float) -> bool:
+        current = current_scope()
+        assert current is not None
+        return (reader != current.identity.session()) is is_user_routed
+
+    for module in (shadowing, finishing):
+        monkeypatch.setattr(module, "is_of_share", is_of_share)
+    stand_still(cluster)
+    Tag.objects.create(name="later")
+
+    def page(request: HttpRequest) -> list[str]:
+        found: list[Any] = [Note.objects.all()[0]]
+        with use_replica(max_lag=100.0):
+            found.append(Note.objects.all()[0])
+        assert request.user.is_authenticated
+        found += Tag.objects.all()
+        with use_replica(max_lag=100.0):
+            found += Tag.objects.all()
+        return [str(one._state.db) for one in found]
+
+    first, second = (visit(browser, page) for _ in range(2))
+    assert {name == "default" for name in first[:2]} == {is_user_routed}
+    assert first[2:] == second[2:] == ["default"] * 4

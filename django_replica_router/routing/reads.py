@@ -275,7 +275,7 @@ def _decide_by_token(
             state.lives[decision.alias] = life
         _count(decision, config)
     decision = _keep(case, choices, decision)
-    if was_raised or before not in (None, floor):
+    if was_raised or before not in (None, floor) or (case.is_shadowed and choice is not None):
         _leave_others(primary, choices, max_lag, decision)
     return decision
 
