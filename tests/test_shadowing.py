@@ -15,8 +15,8 @@ from django.test.utils import override_settings
 
 from django_replica_router import get_stats, pop_stats, scope, use_replica
 from django_replica_router.errors import StoreError, TooStale
-from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.recording import finishing
+from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing import shadowing
 from django_replica_router.scopes.scope import current_scope
 from testproject.cluster import Cluster
