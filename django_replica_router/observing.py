@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import Token
 from typing import Any, TypeVar
 
 from django.db.models import QuerySet
@@ -18,6 +17,7 @@ from django_replica_router.observations import (
     Observation,
     Observing,
     Query,
+    find_observation,
     observed,
     warn,
 )
@@ -57,13 +57,12 @@ def observe_by(make: Callable[[Observation | None], O]) -> Iterator[O]:
     Yields:
         Observation: what was made.
     """
-    observation = make(observed.get())
+    observation = make(find_observation())
     _begin()
-    token = observed.set(observation)
     try:
-        yield observation
+        with _observed_by(observation):
+            yield observation
     finally:
-        _put_back(token)
         _end()
 
 
@@ -98,20 +97,21 @@ def telling() -> Iterator[None]:
 
 @contextmanager
 def _known(*, comments: bool) -> Iterator[None]:
-    token = observed.set(Observation(observed.get(), keeps=False, comments=comments))
+    with _observed_by(Observation(find_observation(), keeps=False, comments=comments)):
+        yield
+
+
+@contextmanager
+def _observed_by(observation: Observation) -> Iterator[None]:
+    token = observed.set(observation)
     try:
         yield
     finally:
-        _put_back(token)
-
-
-def _put_back(token: Token[Observation | None]) -> None:
-    """Have what observes be what it was, where the block is left in the context in which it was entered.
-
-    A generator's may be left in another, as where a stream is read in several threads, or is given up.
-    """
-    with suppress(ValueError):  # there is nothing to put back there
-        observed.reset(token)
+        observation.has_ended = True
+        # A generator's block may be left in another context than entered, as where a stream is read in
+        # several threads, or is given up: there is nothing to put back there.
+        with suppress(ValueError):
+            observed.reset(token)
 
 
 def _begin() -> None:

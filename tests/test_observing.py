@@ -192,6 +192,32 @@ def test_a_block_that_ends_in_another_context_ends() -> None:
     assert not Observing.is_on
 
 
+def test_what_outlives_a_block_is_not_observed(cluster: Cluster) -> None:
+    """A task that the block has begun, and whatever a block is given up in; it is observed by the next one alone."""
+
+    async def outlive() -> list[int]:
+        may_read = asyncio.Event()
+
+        async def read_later() -> None:
+            await may_read.wait()
+            await Tag.objects.acount()
+            with observe() as inner:
+                await Tag.objects.acount()
+            counted.append(len(inner.queries))
+
+        counted: list[int] = []
+        with observe() as seen:
+            task = asyncio.create_task(read_later())
+            await asyncio.sleep(0)
+            await Tag.objects.acount()
+        with observe():
+            may_read.set()
+            await task
+        return [len(seen.queries), *counted]
+
+    assert asyncio.run(outlive()) == [1, 1]
+
+
 def test_nothing_is_done_while_nobody_observes(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
