@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import override_settings
 
-from django_replica_router import get_stats, pop_stats, scope, use_replica
+from django_replica_router import get_stats, pop_stats, scope, use_primary, use_replica
 from django_replica_router.errors import StoreError, TooStale
 from django_replica_router.recording import finishing
 from django_replica_router.replicas.registry import find_monitor
@@ -26,6 +26,8 @@ from tests.reading import browser, note
 from tests.site import visit
 
 __all__ = ["browser", "note"]
+
+TTL = 2.0
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -76,6 +78,36 @@ def test_in_shadow_what_a_user_has_written_counts(
     pop_stats()
     visit(browser, lambda request: Note.objects.count())
     assert in_shadow() == {"shadow_reads_from_default": 1, "shadow_reads_lagging": 1}
+
+
+def test_in_shadow_what_would_serve_all_the_same_counts(
+    note: Note, ann: User, cluster: Cluster, settings: Any
+) -> None:
+    """The one that lags least, within FALLBACK_LAG, and for users within what a token's life allows."""
+    configure(settings, SHADOW=True, WAIT=0.0, MAX_LAG=0.4, FALLBACK_LAG=3600.0, TOKEN_TTL=TTL)
+    stand_still(cluster)
+    Tag.objects.create(name="later")
+    monitor = find_monitor("default")
+    assert monitor is not None
+    wait_until(lambda: min(r.age for r in monitor.health.replicas()) > TTL - 1.0, "lag")
+    for user, expected in ((None, "least_lagged"), (ann, "lagging")):
+        pop_stats()
+        assert read(user=user) == "default"
+        assert in_shadow()[f"shadow_reads_{expected}"] == 1
+
+
+def test_in_shadow_what_would_yield_counts(
+    browser: Client, note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """What was seen before, and not written, as while replicas served."""
+    configure(settings, MONOTONIC_SHARE=0.0)
+    stand_still(cluster)
+    Tag.objects.create(name="later")
+    assert visit(browser, use_primary(lambda request: Tag.objects.count())) == 2
+    configure(settings, SHADOW=True)
+    pop_stats()
+    visit(browser, lambda request: Note.objects.count())
+    assert in_shadow()["shadow_reads_yielded"] == 1
 
 
 def test_in_shadow_no_replica_is_connected_to(

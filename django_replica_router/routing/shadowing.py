@@ -49,7 +49,7 @@ def choose_in_shadow(
     order: Order,
     floor: Floor,
     max_lag: float,
-    config: Config,
+    fallback_lag: float | None,
     *,
     may_yield: bool,
 ) -> Decision:
@@ -61,14 +61,14 @@ def choose_in_shadow(
         order: of the replicas for this reader.
         floor: what a replica must have.
         max_lag: seconds that its data may be old.
-        config: the settings.
+        fallback_lag: seconds by which the freshest one may lag where all are older; None where it does not serve.
         may_yield: what was seen, not written, may be given up.
     """
     known = monitor.known.readings
     replicas = [monitor.health.replica(alias) for alias in order.all() if alias in known]
     decision = choose_replica(replicas, floor.position, max_lag)
-    if decision is None and config.FALLBACK_LAG is not None:
-        decision = choose_least_lagged(replicas, floor.position, config.FALLBACK_LAG)
+    if decision is None and fallback_lag is not None:
+        decision = choose_least_lagged(replicas, floor.position, fallback_lag)
     if decision is None and may_yield:
         decision = choose_yielding(replicas, floor.written, max_lag)
     return decision or Decision(primary, fallback_reason(replicas))
