@@ -41,6 +41,7 @@ urlpatterns = [path("unguarded/", unguarded)]
 def ask(**query: Any) -> tuple[int, dict[str, Any]]:
     """Return the status and the document, as a probe gets them."""
     response = Client().get(HEALTH, query)
+    assert "no-store" in response["Cache-Control"]
     return response.status_code, response.json()
 
 

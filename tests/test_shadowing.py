@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
-from django.db import router
+from django.db import connections, router
 from django.http import HttpRequest
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.test.utils import override_settings
 
 from django_replica_router import get_stats, pop_stats, scope, use_primary, use_replica
@@ -23,7 +26,7 @@ from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import stand_still, wait_until, wait_until_known
 from tests.reading import browser, note
-from tests.site import visit
+from tests.site import avisit, visit
 
 __all__ = ["browser", "note"]
 
@@ -280,3 +283,44 @@ def test_a_user_who_becomes_known_counts_by_name(
     first, second = (visit(browser, page) for _ in range(2))
     assert {name == "default" for name in first[:2]} == {is_user_routed}
     assert first[2:] == second[2:] == ["default"] * 4
+
+
+def test_a_user_whom_the_view_finds_counts_by_name(
+    note: Note, cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a key of its own: nothing that a request carries has told who reads, so it was drawn by lot."""
+    configure(settings, ROLLOUT=0.5)
+
+    class Draw:
+        @staticmethod
+        def random() -> float:
+            return 0.9
+
+    monkeypatch.setattr(shadowing, "_draw", Draw)
+    for module in (shadowing, finishing):
+        monkeypatch.setattr(module, "is_of_share", lambda reader, share: True)
+    stand_still(cluster)
+    Tag.objects.create(name="later")
+
+    def first(user: User, request: HttpRequest) -> int:
+        assert Note.objects.count() == 1
+        request.user = user
+        return Tag.objects.count()
+
+    def later(user: User, request: HttpRequest) -> int:
+        request.user = user
+        return Tag.objects.count()
+
+    async def visit_first(user: User) -> int:
+        try:
+            found: int = await avisit(AsyncClient(), sync_to_async(partial(first, user)))
+            return found
+        finally:
+            await sync_to_async(connections.close_all)()  # those of this thread
+
+    one, another = users(2)
+    assert visit(Client(), partial(first, one)) == 2
+    assert visit(Client(), partial(later, one)) == 2
+    assert visit(Client(), partial(later, another)) == 1
+    assert asyncio.run(visit_first(another)) == 2
+    assert visit(Client(), partial(later, another)) == 2
