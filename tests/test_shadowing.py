@@ -16,7 +16,15 @@ from django.http import HttpRequest
 from django.test import AsyncClient, Client
 from django.test.utils import override_settings
 
-from django_replica_router import get_stats, pop_stats, scope, use_primary, use_replica
+from django_replica_router import (
+    current_token,
+    get_stats,
+    pop_stats,
+    scope,
+    use_primary,
+    use_replica,
+)
+from django_replica_router.contrib.background import Run
 from django_replica_router.errors import StoreError, TooStale
 from django_replica_router.recording import finishing
 from django_replica_router.replicas.registry import find_monitor
@@ -150,6 +158,23 @@ def test_in_shadow_what_is_seen_on_the_primary_binds_nobody(
         pop_stats()
         visit(browser, lambda request: [Note.objects.count(), Tag.objects.count()])
         assert in_shadow()["shadow_reads_caught_up"] == 1
+
+
+def test_where_nobody_is_routed_no_task_waits_for_a_replica(
+    note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """It reads what it must see on the primary."""
+    stand_still(cluster)
+    with scope():
+        Tag.objects.create(name="later")
+        token = str(current_token())
+    for values, is_ready in (({}, False), ({"SHADOW": True}, True), ({"ROLLOUT": 0.0}, True)):
+        with override_settings(REPLICA_ROUTER={**settings.REPLICA_ROUTER, **values}):
+            run = Run(token)
+            try:
+                assert run.wait_for_replica(0.0) is is_ready
+            finally:
+                run.close()
 
 
 def test_of_a_share_each_user_is_or_is_not(note: Note, cluster: Cluster, settings: Any) -> None:
