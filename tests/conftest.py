@@ -43,6 +43,9 @@ from tests.site import PASSWORD
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The tests of a site that the test kit is tried in: they are copied there.
+collect_ignore = ["kit_site"]
+
 TIMEOUT = 60.0
 """Seconds after which a test gives up what must come: a server that was down for long is looked at
 again after 15 seconds, and on a busy machine everything takes longer."""

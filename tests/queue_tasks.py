@@ -53,7 +53,10 @@ TASKS = (look, add, add_and_fail)
 rq_queue = Queue("tests", connection=Redis.from_url(URL), job_class=Job)
 
 broker = RedisBroker(url=URL, namespace="dramatiq-tests")
-broker.add_middleware(Results(backend=RedisBackend(url=URL, namespace="dramatiq-results")))
+# Since its version 8 redis-py waits for 5 s where nothing is said, and get_result() may be told to wait longer.
+patient = Redis.from_url(URL, socket_timeout=None)
+results = RedisBackend(client=patient, namespace="dramatiq-results")
+broker.add_middleware(Results(backend=results))
 broker.add_middleware(ReplicaRouter())
 dramatiq.set_broker(broker)
 actors = {task.__name__: dramatiq.actor(task, store_results=True, max_retries=0) for task in TASKS}

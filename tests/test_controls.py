@@ -10,11 +10,13 @@ import pytest
 
 from testproject.cluster import Cluster
 from tests import (
+    cqrs,
     test_autocommit_limits,
     test_autocommit_positions,
     test_backend,
     test_backend_faults,
     test_cqrs,
+    test_cqrs_writes,
     test_eviction,
     test_faults,
     test_faults_of_servers,
@@ -417,27 +419,27 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
 CONTROLS += [
     (
         let_queries_write,
-        test_cqrs.test_a_write_in_a_query_reaches_no_server,
-        {"way": test_cqrs.WAYS["update"], "around": nullcontext},
+        test_cqrs_writes.test_a_write_in_a_query_reaches_no_server,
+        {"way": test_cqrs_writes.WAYS["update"], "around": nullcontext},
     ),
     (
         let_queries_write,
-        test_cqrs.test_a_statement_that_says_that_it_writes_reaches_no_server,
+        test_cqrs_writes.test_a_statement_that_says_that_it_writes_reaches_no_server,
         {"statement": "NOTIFY someone", "alias": "default"},
     ),
     *(
         (
             judge_queries_by_their_text,
-            test_cqrs.test_what_the_text_does_not_tell_is_refused_by_the_server,
+            test_cqrs_writes.test_what_the_text_does_not_tell_is_refused_by_the_server,
             {"way": way, "place": place},
         )
-        for way in test_cqrs.HIDDEN
+        for way in test_cqrs_writes.HIDDEN
         for place in ("primary", "primary in a transaction")
     ),
     (
         mend_queries_as_well,
-        test_cqrs.test_where_the_package_has_chosen_the_replica_the_primary_is_not_asked,
-        {"way": test_cqrs.by_text},
+        test_cqrs_writes.test_where_the_package_has_chosen_the_replica_the_primary_is_not_asked,
+        {"way": cqrs.by_text},
     ),
     (
         send_queries_of_commands_to_replicas,
@@ -446,8 +448,8 @@ CONTROLS += [
     ),
     (
         leave_a_refused_transaction,
-        test_cqrs.test_a_refusal_leaves_the_transaction_of_a_command_as_it_was,
-        {"way": test_cqrs.by_text},
+        test_cqrs_writes.test_a_refusal_leaves_the_transaction_of_a_command_as_it_was,
+        {"way": cqrs.by_text},
     ),
     (
         take_the_session_for_the_querys,

@@ -27,6 +27,18 @@ ENVIRONMENT = {
     if name not in ("PYTHONPATH", "DJANGO_SETTINGS_MODULE")
 }
 
+OF_A_SITE = """
+import django
+from django.conf import settings
+
+apps = ["admin", "auth", "contenttypes", "messages", "sessions"]
+settings.configure(
+    INSTALLED_APPS=[f"django.contrib.{app}" for app in apps] + ["django_replica_router.contrib.status"],
+    ROOT_URLCONF="django_replica_router.contrib.status.urls",
+)
+django.setup()
+"""
+
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, django_replica_router as package
 
@@ -171,7 +183,7 @@ def test_no_extra_is_needed_to_import_it(python: Path, tmp_path: Path) -> None:
         "-W",
         "error",
         "-c",
-        f"from django.conf import settings; settings.configure(){IMPORT_EVERYTHING}",
+        f"{OF_A_SITE}{IMPORT_EVERYTHING}",
         cwd=tmp_path,
     ).splitlines()
     assert Path(home).is_relative_to(python.parent.parent)

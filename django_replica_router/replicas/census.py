@@ -137,8 +137,9 @@ class Census:
             now = self._clock()
             if now - self._told_at < EVERY / 2:
                 return  # another cluster's thread has told it
-            self._told_at = now
             counts = get_stats()
+            if counts:
+                self._told_at = now
             self._past.append((now, counts))
             while len(self._past) > 2 and now - self._past[0][0] > WINDOW:
                 self._past.popleft()

@@ -43,6 +43,7 @@ from django_replica_router.transactions.blocks import (
     replicas_in_transaction,
 )
 from django_replica_router.values.routed import routed_alias
+from django_replica_router.values.tokens import Floor
 
 logger = logging.getLogger("django_replica_router")
 
@@ -266,17 +267,22 @@ def _decide_by_token(
         return Decision(primary, Reason.UNKNOWN_SESSION)
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
     case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
-    case.is_shadowed = config.shadows and is_shadowed(state.reader, config)
-    decision, life, _ = choose_server(case, floor)
-    if case.is_shadowed:
-        decision = count_in_shadow(primary, decision)
-    else:
-        if decision.alias != primary:
-            state.lives[decision.alias] = life
-        _count(decision, config)
-    decision = _keep(case, choices, decision)
+    decision = _keep(case, choices, _choose(case, floor))
     if was_raised or before not in (None, floor) or (case.is_shadowed and choice is not None):
         _leave_others(primary, choices, max_lag, decision)
+    return decision
+
+
+def _choose(case: Case, floor: Floor) -> Decision:
+    """Return the decision by what the reader must see, and count it."""
+    primary, config = case.primary, case.config
+    case.is_shadowed = config.shadows and is_shadowed(case.state.reader, config)
+    decision, life, _ = choose_server(case, floor)
+    if case.is_shadowed:
+        return count_in_shadow(primary, decision)
+    if decision.alias != primary:
+        case.state.lives[decision.alias] = life
+    _count(decision, config)
     return decision
 
 
