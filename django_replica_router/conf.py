@@ -253,6 +253,11 @@ class Config:
         return self.SHADOW or self.ROLLOUT < 1
 
     @cached_property
+    def routes_nobody(self) -> bool:
+        """Whether the primary serves every reader, whatever is known of the replicas."""
+        return not self.ENABLED or self.SHADOW or self.ROLLOUT <= 0
+
+    @cached_property
     def yields(self) -> bool:
         """Whether what readers have seen, not written, may be given up to spare the primary."""
         return self.MONOTONIC_READS and self.MONOTONIC_SHARE < 1

@@ -62,9 +62,6 @@ EVENTS = {
 }
 """What may happen, by its name, and what that means. All but the first four are counted by ``get_stats()``."""
 
-_MOST = 5000
-"""Statements, and events, that are kept of a block: a report may run for hours."""
-
 
 class Observing:
     """Whether anybody observes in this process: where nobody does, nothing else is looked at."""
@@ -146,6 +143,9 @@ class Observation:
             run inside.
     """
 
+    most = 5000
+    """Statements, and events, that are kept: a report may run for hours."""
+
     def __init__(
         self, outer: Observation | None = None, *, keeps: bool = True, comments: bool = False
     ) -> None:
@@ -155,18 +155,19 @@ class Observation:
         self.queries: list[Query] = []
         self.events: list[Event] = []
         self.decided: dict[str, Decided] = {}
+        self.has_ended = False
         self._outer = outer
 
     def note_query(self, query: Query) -> None:
         """Keep a statement."""
-        if self._is_kept and len(self.queries) < _MOST:
+        if self._is_kept and len(self.queries) < self.most:
             self.queries.append(query)
         if self._outer is not None:
             self._outer.note_query(query)
 
     def note_event(self, event: Event) -> None:
         """Keep an event."""
-        if self._is_kept and len(self.events) < _MOST:
+        if self._is_kept and len(self.events) < self.most:
             self.events.append(event)
         if self._outer is not None:
             self._outer.note_event(event)
@@ -205,9 +206,20 @@ observed: ContextVar[Observation | None] = ContextVar("replica_router_observed",
 running: ContextVar[Running | None] = ContextVar("replica_router_running", default=None)
 
 
+def find_observation() -> Observation | None:
+    """Return what observes this code, or None.
+
+    Not one that has ended: a task that outlives the block has it in its context yet.
+    """
+    observation = observed.get()
+    while observation is not None and observation.has_ended:
+        observation = observation._outer
+    return observation
+
+
 def note_decision(alias: str, reason: str, sentence: str, seconds: float) -> None:
     """Keep a decision of the router for whoever observes this code."""
-    observation = observed.get()
+    observation = find_observation()
     if observation is not None:
         observation.note_decision(alias, Decided(reason, sentence, seconds))
 
@@ -219,7 +231,7 @@ def note_events(*names: str, about: str = "") -> None:
         names: of ``EVENTS``. What a read is counted as is told with its statement.
         about: what they are about, or empty.
     """
-    observation = observed.get()
+    observation = find_observation()
     if observation is None or not observation.keeps:
         return
     statement = running.get()
@@ -240,6 +252,6 @@ def warn(name: str, detail: str, line: str = "") -> None:
         detail: what it is about.
         line: file and line of the site's code; where it is empty, of what is running.
     """
-    observation = observed.get()
+    observation = find_observation()
     if observation is not None and observation.keeps:
         observation.note_event(Event(name, line or find_caller(), detail))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from django.db.models import QuerySet
@@ -17,6 +17,7 @@ from django_replica_router.observations import (
     Observation,
     Observing,
     Query,
+    find_observation,
     observed,
     warn,
 )
@@ -56,13 +57,12 @@ def observe_by(make: Callable[[Observation | None], O]) -> Iterator[O]:
     Yields:
         Observation: what was made.
     """
-    observation = make(observed.get())
+    observation = make(find_observation())
     _begin()
-    token = observed.set(observation)
     try:
-        yield observation
+        with _observed_by(observation):
+            yield observation
     finally:
-        observed.reset(token)
         _end()
 
 
@@ -97,11 +97,21 @@ def telling() -> Iterator[None]:
 
 @contextmanager
 def _known(*, comments: bool) -> Iterator[None]:
-    token = observed.set(Observation(observed.get(), keeps=False, comments=comments))
+    with _observed_by(Observation(find_observation(), keeps=False, comments=comments)):
+        yield
+
+
+@contextmanager
+def _observed_by(observation: Observation) -> Iterator[None]:
+    token = observed.set(observation)
     try:
         yield
     finally:
-        observed.reset(token)
+        observation.has_ended = True
+        # A generator's block may be left in another context than entered, as where a stream is read in
+        # several threads, or is given up: there is nothing to put back there.
+        with suppress(ValueError):
+            observed.reset(token)
 
 
 def _begin() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import zlib
 from typing import NamedTuple
 
 from django_replica_router.values.tokens import Floor, Position
@@ -218,3 +219,20 @@ def fallback_reason(ranked: list[Replica]) -> Reason:
     """Return why no replica was chosen: none in good health, or none far enough."""
     healthy = any(replica.state is ReplicaState.STREAMING for replica in ranked)
     return Reason.LAGGING if healthy else Reason.NO_REPLICA
+
+
+_SIZE = 1 << 32
+
+
+def is_of_share(reader: str, share: float) -> bool:
+    """Tell whether a reader is of a share of all, on each request and in each process alike.
+
+    Whoever is stays so where the share grows.
+
+    Args:
+        reader: a text that stands for the reader.
+        share: from 0 to 1.
+    """
+    # Of a text of its own: else those of the share would be readers of the same few replicas.
+    drawn = zlib.crc32(f"rollout:{reader}".encode("utf-8", "surrogatepass"))
+    return (drawn * 0x9E3779B1 % _SIZE) / _SIZE < share

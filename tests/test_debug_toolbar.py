@@ -35,13 +35,14 @@ TOOLBAR = "debug_toolbar.middleware.DebugToolbarMiddleware"
 def _toolbar(test_site: None, browser: Client, settings: Any) -> Iterator[None]:
     """A site that shows the toolbar to everybody; the browser has signed in before."""
     settings.DEBUG, settings.INTERNAL_IPS = True, ["127.0.0.1"]
-    settings.DEBUG_TOOLBAR_PANELS = [
-        "debug_toolbar.panels.timer.TimerPanel",
-        PANEL,
-        "debug_toolbar.panels.sql.SQLPanel",
-    ]
     settings.MIDDLEWARE = [TOOLBAR, *settings.MIDDLEWARE]
     with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "debug_toolbar"]):
+        # Only now: where another test has imported the toolbar's settings, that loads its models.
+        settings.DEBUG_TOOLBAR_PANELS = [
+            "debug_toolbar.panels.timer.TimerPanel",
+            PANEL,
+            "debug_toolbar.panels.sql.SQLPanel",
+        ]
         settings.ROOT_URLCONF = "tests.toolbar_site"
         store().clear()
         browser.handler.load_middleware()  # of these settings

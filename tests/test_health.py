@@ -10,7 +10,7 @@ from django.core.cache import caches
 from django.db import OperationalError, connections
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 from django.urls import path
 
 from django_replica_router.contrib.status import views
@@ -18,7 +18,8 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.health import DOWN, PRIMARY, UNKNOWN, Health
 from django_replica_router.replicas.pollers import PrimaryPoller
 from django_replica_router.replicas.registry import stop_monitors
-from django_replica_router.status.serving import judge
+from django_replica_router.status import serving
+from django_replica_router.status.serving import Verdict, judge
 from django_replica_router.stores.redis import RedisServer
 from testproject.cluster import Cluster
 from tests.conftest import wait_until
@@ -40,6 +41,7 @@ urlpatterns = [path("unguarded/", unguarded)]
 def ask(**query: Any) -> tuple[int, dict[str, Any]]:
     """Return the status and the document, as a probe gets them."""
     response = Client().get(HEALTH, query)
+    assert "no-store" in response["Cache-Control"]
     return response.status_code, response.json()
 
 
@@ -56,7 +58,7 @@ def wait_for(status: int, found: dict[str, str]) -> dict[str, Any]:
         last[:] = ask()
         return last[0] == status and states(last[1]) == found
 
-    wait_until(is_told, f"{status} with {found}; last told {last}")
+    wait_until(is_told, f"{status} with {found}")
     told: dict[str, Any] = last[1]
     return told
 
@@ -66,6 +68,16 @@ def test_a_site_serves_whose_servers_do(cluster: Cluster) -> None:
     told = wait_for(200, {})
     assert told["serve"] is True
     assert told["age"] < 10.0
+
+
+def test_an_age_is_told_where_each_primary_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest; of one that never has, nobody can tell."""
+    ages: dict[str, float | None] = {"a": 1.0, "b": 3.0, "c": None}
+    monkeypatch.setattr(serving, "monitor_of", lambda primary: primary)
+    monkeypatch.setattr(serving, "_judge", lambda monitor, config: Verdict(True, ages[monitor], ()))
+    assert judge("ab").age == 3.0
+    assert judge("abc").age is None
+    assert judge("").serve is False
 
 
 def test_nothing_is_asked_for_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,16 +161,21 @@ def test_a_replica_that_is_out_takes_nobody_out(healed: Cluster) -> None:
 
 
 def test_without_the_primary_a_site_does_not_serve(healed: Cluster, settings: Any) -> None:
-    """Unless its replicas are to serve without it, and one does: one that lags, too."""
+    """Unless its replicas are to serve without it, and one does: one that lags, too. Not where they serve nobody."""
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "MAX_LAG": 0.4}
     stop_monitors()
     wait_for(200, {})
     healed.primary.stop()
-    told = wait_for(503, {"default": "DOWN"})
+    down = {"default": "DOWN", "replica1": "LAGGING", "replica2": "LAGGING"}
+    told = wait_for(503, down)
     assert told["serve"] is False
     settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "PRIMARY_DOWN": "replicas"}
-    told = wait_for(200, {"default": "DOWN"})
+    told = wait_for(200, down)
     assert "replicas serve reads" in told["reasons"][0]["sentence"]
-    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "MAX_LAG": 0.4}
+    for nobody in ({"SHADOW": True}, {"ROLLOUT": 0.0}, {"ENABLED": False}):
+        with override_settings(REPLICA_ROUTER={**settings.REPLICA_ROUTER, **nobody}):
+            told = wait_for(503, down)
+            assert "replicas" not in told["reasons"][0]["sentence"]
     stop_monitors()
     wait_for(503, {"default": "DOWN", "replica1": "UNKNOWN", "replica2": "UNKNOWN"})
 

@@ -14,7 +14,7 @@ from django.db import connections, transaction
 
 from django_replica_router import scope
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.observations import Observing
+from django_replica_router.observations import Observation, Observing
 from django_replica_router.policy import Reason
 from django_replica_router.testing import (
     assert_queries,
@@ -56,6 +56,23 @@ def test_reads_of_a_replica_and_of_the_primary() -> None:
         with assert_reads_from("default", reason=Reason.WROTE):
             list(Tag.objects.all())
     assert not Observing.is_on
+
+
+def test_each_statement_of_a_long_block_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those behind what a block that is observed for hours would keep."""
+    monkeypatch.setattr(Observation, "most", 2)
+
+    @in_scope
+    def read() -> None:
+        for _ in range(3):
+            list(Note.objects.all())
+        Tag.objects.create(name="mine")
+        list(Tag.objects.all())
+
+    assert "1 of 4 reads did not come from a replica" in told(assert_reads_from("replica"), read)
+    Tag.objects.all().delete()
+    with assert_queries(primary=2, replica=3):
+        read()
 
 
 def test_a_read_from_elsewhere_is_listed_with_its_reason() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -43,17 +45,19 @@ def test_a_read_tells_its_server_and_reason(cluster: Cluster) -> None:
     """Of a replica, and of the primary after a write; each with the line of the code."""
     wait_until_known(cluster)
     with scope(), observe() as seen:
-        list(Tag.objects.all())
+        (alias,) = {Tag.objects.all().db}
+        for _ in range(2):
+            list(Tag.objects.using(alias))
         Tag.objects.create(name="mine")
         list(Tag.objects.all())
-    before, write, after = seen.queries
+    before, again, write, after = seen.queries
     assert before.alias.startswith("replica")
     assert (before.reason, before.writes) == ("CAUGHT_UP", False)
     assert (write.alias, write.reason, write.writes) == ("default", "WRITE", True)
     assert (after.alias, after.reason) == ("default", "WROTE")
     assert all(query.line.startswith(f"{__file__}:") for query in seen.queries)
     assert all(query.seconds > 0 and not query.failed for query in seen.queries)
-    assert before.deciding > 0
+    assert before.deciding > again.deciding == 0
 
 
 def test_what_was_decided_before_is_told_with_its_reason(
@@ -159,9 +163,64 @@ def test_others_are_not_observed(cluster: Cluster) -> None:
         return len(seen.queries)
 
     async def both() -> list[int]:
-        return await asyncio.gather(observed(), beside())
+        found = await asyncio.gather(observed(), beside())
+        await sync_to_async(connections.close_all)()  # those of this thread
+        return found
 
     assert asyncio.run(both()) == [2, 1]
+
+
+def test_a_block_that_ends_in_another_context_ends() -> None:
+    """A stream that is read in several contexts, or given up, leaves nobody who observes."""
+
+    def stream() -> Iterator[int]:
+        with observe():
+            yield 1
+
+    begun = stream()
+    copy_context().run(next, begun)
+    assert Observing.is_on
+    assert list(begun) == []
+    assert not Observing.is_on
+
+    async def astream() -> AsyncIterator[int]:
+        with observe():
+            yield 1
+            yield 2
+
+    async def give_up() -> None:
+        async for _ in astream():
+            break
+
+    asyncio.run(give_up())
+    assert not Observing.is_on
+
+
+def test_what_outlives_a_block_is_not_observed(cluster: Cluster) -> None:
+    """A task that the block has begun, and whatever a block is given up in; it is observed by the next one alone."""
+
+    async def outlive() -> list[int]:
+        may_read = asyncio.Event()
+
+        async def read_later() -> None:
+            await may_read.wait()
+            await Tag.objects.acount()
+            with observe() as inner:
+                await Tag.objects.acount()
+            counted.append(len(inner.queries))
+
+        counted: list[int] = []
+        with observe() as seen:
+            task = asyncio.create_task(read_later())
+            await asyncio.sleep(0)
+            await Tag.objects.acount()
+        with observe():
+            may_read.set()
+            await task
+        await sync_to_async(connections.close_all)()  # those of this thread
+        return [len(seen.queries), *counted]
+
+    assert asyncio.run(outlive()) == [1, 1]
 
 
 def test_nothing_is_done_while_nobody_observes(

@@ -89,6 +89,29 @@ def test_a_page_that_asks_no_server_has_no_header() -> None:
     assert visit(Client(), lambda request: given).headers["Server-Timing"] == "cache;dur=1"
 
 
+def test_no_thread_is_asked_whether_there_is_a_header(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a subclass asks for more than DEBUG: an asynchronous site that has it off pays nothing for it."""
+    settings.DEBUG = False
+    given = HttpResponse()
+
+    async def answer(request: HttpRequest) -> HttpResponse:
+        return given
+
+    async def serve(kind: type[ServerTimingMiddleware]) -> Any:
+        response: Any = kind(answer)(HttpRequest())
+        return await response
+
+    def refuse(*args: object) -> None:
+        pytest.fail("a thread was asked")
+
+    monkeypatch.setattr("django_replica_router.contrib.server_timing.sync_to_async", refuse)
+    assert asyncio.run(serve(ServerTimingMiddleware)) is given
+    with pytest.raises(pytest.fail.Exception):
+        asyncio.run(serve(ForStaff))
+
+
 def test_an_asynchronous_stream_tells_what_came_before_it(cluster: Cluster) -> None:
     """The header leaves first."""
 

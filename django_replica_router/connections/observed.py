@@ -17,7 +17,7 @@ from django_replica_router.observations import (
     Observation,
     Query,
     Running,
-    observed,
+    find_observation,
     running,
 )
 from django_replica_router.replicas.attributes import Around, Execute
@@ -49,7 +49,7 @@ class Observed(Around):
         self, cursor: Any, execute: Execute, sql: Any, params: Any, many: bool, executor: Any
     ) -> Any:
         """Run a statement, and keep which server has answered it, and why that one."""
-        observation = observed.get()
+        observation = find_observation()
         if observation is None:
             return self._inner.run(cursor, execute, sql, params, many, executor)
         outer = running.get()

@@ -322,7 +322,7 @@ def _wait_for_one(primary: str, token: Token, timeout: float, config: Config) ->
         position = position_in(token, primary)
     except PositionError:
         return True  # only the primary has that
-    if not position.lsn or not config.ENABLED or config.SHADOW:
+    if not position.lsn or config.routes_nobody:
         return True
     return _wait_for_any(primary, position, timeout, config)
 

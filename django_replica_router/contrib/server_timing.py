@@ -59,12 +59,18 @@ class ServerTimingMiddleware:
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         """Do so without blocking the event loop."""
-        if not await sync_to_async(self.is_for)(request):
+        if not await self._ais_for(request):
             response: HttpResponseBase = await self.get_response(request)
             return response
         with observe() as seen:
             response = await self.get_response(request)
         return _add(response, seen)
+
+    async def _ais_for(self, request: HttpRequest) -> bool:
+        """Ask a subclass in a thread, where it may read. The rule of this class needs none."""
+        if type(self).is_for is ServerTimingMiddleware.is_for:
+            return self.is_for(request)
+        return await sync_to_async(self.is_for)(request)
 
 
 def _add(response: HttpResponseBase, seen: Observation) -> HttpResponseBase:

@@ -11,6 +11,7 @@ from django.db import connections
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import StoreError
+from django_replica_router.policy import is_of_share
 from django_replica_router.recording.floors import known_owners, load_floor, pin, record_at
 from django_replica_router.recording.writes import (
     known_position,
@@ -88,6 +89,7 @@ def _is_unchanged(state: ClusterScope) -> bool:
         and state.pending is None
         and not state.carried
         and reader.primary_when_met is None
+        and not reader.is_shadowed_as_stranger
     )
 
 
@@ -100,6 +102,7 @@ def needs_finish(scope: Scope, sent_session: str | None = None) -> bool:
         state.has_pending
         or state.seen_elsewhere_on is not None
         or state.reader.primary_when_met is not None
+        or state.reader.is_shadowed_as_stranger
         or _links(scope, state, sent_session)
         for state in list(scope.clusters.values())
     )
@@ -188,6 +191,8 @@ def _finish_cluster(end: _Ending) -> None:
     pending = state.take_pending()
     seen_elsewhere_on, state.seen_elsewhere_on = state.seen_elsewhere_on, None
     primary_when_met, state.reader.primary_when_met = state.reader.primary_when_met, None
+    if state.reader.is_shadowed_as_stranger and _is_routed_from_now_on(end):
+        seen_elsewhere_on = primary
     if pending is not None:
         _record_write(end, pending, seen_elsewhere_on)
         return
@@ -220,6 +225,12 @@ def _finish_cluster(end: _Ending) -> None:
             _store(end, record, links, users)
     else:
         _store(end, Record(), links, ())
+
+
+def _is_routed_from_now_on(end: _Ending) -> bool:
+    """Tell whether it turned out that the reader is a user whose next request may be sent to a replica."""
+    config, users = end.config, end.scope.identity.users()
+    return config.MONOTONIC_READS and any(is_of_share(user, config.ROLLOUT) for user in users)
 
 
 def _record_write(end: _Ending, pending: WriteMark, seen_elsewhere_on: str | None) -> None:

@@ -146,7 +146,7 @@ def _choose_in_shadow(case: Case, wish: Wish) -> Decision:
         wish.order,
         wish.floor,
         wish.max_lag,
-        case.config,
+        _fallback_lag(case, wish),
         may_yield=wish.may_yield,
     )
 
@@ -281,17 +281,24 @@ def _search(case: Case, wish: Wish) -> Found:
     return found
 
 
+def _fallback_lag(case: Case, wish: Wish) -> float | None:
+    """Return by how much the freshest replica may lag where all lag too far; None where it does not serve."""
+    config = case.config
+    if case.spares_primary or config.FALLBACK_LAG is None:
+        return None
+    return min(config.FALLBACK_LAG, config.token_bound) if wish.is_somebody else config.FALLBACK_LAG
+
+
 def _search_once(case: Case, wish: Wish) -> Found:
     config, state, floor = case.config, case.state, wish.floor
     # Wall clocks of two machines may differ: good enough to guess how long to wait.
     age = max(0.0, (expiry_ms(config) - floor.expires_ms) / 1000)
-    bound = config.token_bound if wish.is_somebody else math.inf
     target = Target(
         floor.position,
         age,
         wish.max_lag,
         config.CONNECT_TIMEOUT,
-        None if case.spares_primary else config.FALLBACK_LAG and min(config.FALLBACK_LAG, bound),
+        _fallback_lag(case, wish),
         1.0 if case.spares_primary else config.PRIMARY_SHARE,
         config.MONOTONIC_SHARE,
         floor.written if wish.may_yield else None,

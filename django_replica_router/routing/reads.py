@@ -146,7 +146,9 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
     if state.stand_in is not None:
         return state.stand_in
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
-    replicas = monitor.health.replicas() if monitor.known.primary_is_down else []
+    if not monitor.known.primary_is_down or _is_unrouted(primary, scope, config):
+        return decision
+    replicas = monitor.health.replicas()
     while True:
         stand_in = choose_stand_in(replicas)
         if stand_in is None:
@@ -219,7 +221,11 @@ def _decide_without_primary(
     if kept is not None and kept.alias == primary:
         del state.choices[max_lag]  # a replica may have caught up since
     decision = _decide_by_token(primary, connection, model, scope, max_lag, config, override)
-    if decision.alias == primary and decision.reason not in (Reason.EVENT_LOOP, Reason.SHADOW):
+    if (
+        decision.alias == primary
+        and decision.reason not in (Reason.EVENT_LOOP, Reason.SHADOW)
+        and not _is_unrouted(primary, scope, config)
+    ):
         monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
         late = {replica.alias: replica.age for replica in monitor.health.replicas()}
         message = (
@@ -262,7 +268,7 @@ def _decide_by_token(
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
     case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
     decision = _keep(case, choices, _choose(case, floor))
-    if was_raised or before not in (None, floor):
+    if was_raised or before not in (None, floor) or (case.is_shadowed and choice is not None):
         _leave_others(primary, choices, max_lag, decision)
     return decision
 
@@ -278,6 +284,20 @@ def _choose(case: Case, floor: Floor) -> Decision:
         case.state.lives[decision.alias] = life
     _count(decision, config)
     return decision
+
+
+def _is_unrouted(primary: str, scope: Scope, config: Config) -> bool:
+    """Tell whether the primary serves the reader because of SHADOW or ROLLOUT, whatever else it serves them for.
+
+    Where the store does not tell who the reader is, only if it serves everybody.
+    """
+    if config.routes_nobody or not config.shadows:
+        return config.routes_nobody
+    try:
+        load_floor(primary, scope, config)
+    except StoreError:
+        return False
+    return is_shadowed(scope.cluster(primary).reader, config)
 
 
 def _is_user_new(scope: Scope, state: ClusterScope) -> bool:

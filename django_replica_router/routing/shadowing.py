@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import zlib
 
 from django_replica_router.conf import Config
 from django_replica_router.policy import (
@@ -13,14 +12,13 @@ from django_replica_router.policy import (
     choose_replica,
     choose_yielding,
     fallback_reason,
+    is_of_share,
 )
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.routing.balancers import Order
 from django_replica_router.scopes.scope import Reader
 from django_replica_router.stats import count
 from django_replica_router.values.tokens import Floor
-
-_SIZE = 1 << 32
 
 # Not the state that the process shares: tests seed that.
 _draw = random.SystemRandom()
@@ -29,20 +27,20 @@ _draw = random.SystemRandom()
 def is_shadowed(reader: Reader, config: Config) -> bool:
     """Tell whether the primary serves a reader whatever is decided, because of SHADOW or ROLLOUT.
 
-    It stays so to the end of the scope. Whoever can be told from others is so from request to request, and
-    stays among those who are routed where the share grows.
+    Whoever is stays so to the end of the scope. Of whoever is not, it is asked again where it turns out
+    who it is: a user that is not of the share is sent to no replica any more.
     """
-    if reader.is_shadowed is None:
-        reader.is_shadowed = config.SHADOW or not _is_of_share(reader.name, config.ROLLOUT)
+    if reader.is_shadowed is None or (not reader.is_shadowed and reader.drawn_as != reader.name):
+        reader.drawn_as = reader.name
+        reader.is_shadowed = config.SHADOW or not _is_routed(reader.name, config.ROLLOUT)
+        reader.is_shadowed_as_stranger = (
+            reader.is_shadowed and reader.is_stranger and not config.SHADOW
+        )
     return reader.is_shadowed
 
 
-def _is_of_share(reader: str, share: float) -> bool:
-    if not reader:
-        return _draw.random() < share
-    # Of a text of its own: else those of the share would be readers of the same few replicas.
-    drawn = zlib.crc32(f"rollout:{reader}".encode("utf-8", "surrogatepass"))
-    return (drawn * 0x9E3779B1 % _SIZE) / _SIZE < share
+def _is_routed(reader: str, share: float) -> bool:
+    return is_of_share(reader, share) if reader else _draw.random() < share
 
 
 def choose_in_shadow(
@@ -51,7 +49,7 @@ def choose_in_shadow(
     order: Order,
     floor: Floor,
     max_lag: float,
-    config: Config,
+    fallback_lag: float | None,
     *,
     may_yield: bool,
 ) -> Decision:
@@ -63,14 +61,14 @@ def choose_in_shadow(
         order: of the replicas for this reader.
         floor: what a replica must have.
         max_lag: seconds that its data may be old.
-        config: the settings.
+        fallback_lag: seconds by which the freshest one may lag where all are older; None where it does not serve.
         may_yield: what was seen, not written, may be given up.
     """
     known = monitor.known.readings
     replicas = [monitor.health.replica(alias) for alias in order.all() if alias in known]
     decision = choose_replica(replicas, floor.position, max_lag)
-    if decision is None and config.FALLBACK_LAG is not None:
-        decision = choose_least_lagged(replicas, floor.position, config.FALLBACK_LAG)
+    if decision is None and fallback_lag is not None:
+        decision = choose_least_lagged(replicas, floor.position, fallback_lag)
     if decision is None and may_yield:
         decision = choose_yielding(replicas, floor.written, max_lag)
     return decision or Decision(primary, fallback_reason(replicas))

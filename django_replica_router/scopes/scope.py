@@ -165,6 +165,9 @@ class Reader:
         primary_when_met: where the primary was when the store knew nothing of the reader, and may have dropped
             what it knew.
         is_shadowed: by SHADOW or ROLLOUT the primary serves; None before that is asked. It stays so in the scope.
+        drawn_as: the name for which that was asked.
+        is_shadowed_as_stranger: it is so by ROLLOUT, and was before it was known which user the reader is: on the
+            next request the user's own name may say otherwise.
     """
 
     floor: Floor | None = None
@@ -176,6 +179,8 @@ class Reader:
     may_be_forgotten: bool = False
     primary_when_met: Position | None = None
     is_shadowed: bool | None = None
+    drawn_as: str = ""
+    is_shadowed_as_stranger: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -79,8 +79,9 @@ def _judge(monitor: Monitor, config: Config) -> Verdict:
     primary, *replicas = describe(monitor).servers
     answered_at = monitor.known.history.sampled_at
     age = monitor.clock() - answered_at if math.isfinite(answered_at) else None
-    has_stand_in = config.PRIMARY_DOWN == "replicas" and any(map(_answers, replicas))
-    serves = primary.serves or (primary.state == DOWN and has_stand_in)
+    may_stand_in = config.PRIMARY_DOWN == "replicas" and not config.routes_nobody
+    has_stand_in = primary.state == DOWN and may_stand_in and any(map(_answers, replicas))
+    serves = primary.serves or has_stand_in
     troubles: list[Trouble] = []
     if not primary.serves:
         sentence = STANDS_IN if serves else primary.sentence

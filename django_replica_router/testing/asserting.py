@@ -22,7 +22,13 @@ from django_replica_router.observations import (
 from django_replica_router.policy import Reason
 from django_replica_router.testing.blocks import block
 from django_replica_router.testing.mirrors import routing_at_work
-from django_replica_router.testing.watching import is_of_cluster, role_of, tell_queries, watching
+from django_replica_router.testing.watching import (
+    Whole,
+    is_of_cluster,
+    role_of,
+    tell_queries,
+    watching,
+)
 
 
 @block
@@ -51,7 +57,7 @@ def assert_reads_from(
     _demand_server(server)
     name = _name_of(reason)
     models = [of] if isinstance(of, type) else list(of)
-    with routing_at_work(), watching(Observation) as seen:
+    with routing_at_work(), watching(Whole) as seen:
         yield seen
     reads = [query for query in seen.queries if _is_read(query, models)]
     wrong = [query for query in reads if not _is_as_expected(query, server, name)]
@@ -89,7 +95,7 @@ def assert_queries(
     if primary is None and replica is None:
         message = "assert_queries() checks nothing: pass primary=, replica= or both."
         raise ConfigurationError(message)
-    with routing_at_work(), watching(Observation) as seen:
+    with routing_at_work(), watching(Whole) as seen:
         yield seen
     queries = [query for query in seen.queries if is_of_cluster(query)]
     found = Counter(role_of(query.alias) for query in queries)

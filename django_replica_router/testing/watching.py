@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +21,13 @@ _WIDTH = 110
 """Characters of a statement that are shown."""
 
 _COLUMNS = re.compile(r"^(SELECT(?: DISTINCT)?) .*? (FROM )", re.DOTALL)
+
+
+class Whole(Observation):
+    """Keeps all that is seen: what is asserted of a block is asserted of each of its statements."""
+
+    most = sys.maxsize
+
 
 _active: list[Observation] = []
 """Those of the blocks that are open, the innermost last. A test runs in one thread."""
