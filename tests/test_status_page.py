@@ -21,7 +21,7 @@ from django_replica_router.contrib.status.charts import draw_lags, draw_position
 from django_replica_router.contrib.status.models import Replicas
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.replicas import registry
-from django_replica_router.replicas.census import Census, ProcessCounts, own_census
+from django_replica_router.replicas.census import Census, ProcessCounts, own_census, read_census
 from django_replica_router.replicas.registry import find_monitor, find_trail, stop_monitors
 from django_replica_router.replicas.telling import Trails
 from django_replica_router.stats import count
@@ -58,6 +58,16 @@ def shared(settings: Any, cluster: Cluster) -> Iterator[Census]:
 def note_now() -> None:
     """Have this process note how the servers are, and tell it, as it does every few seconds."""
     registry._registry.tellers["default"].tell()
+
+
+def told_by_both(other: Census) -> bool:
+    """Have both processes tell what they have counted; tell whether both are known of.
+
+    Two that write the index at the same moment may take each other out of it until they tell again.
+    """
+    other.tell("default")
+    note_now()
+    return len(read_census("default")) == 2
 
 
 def text_of(client: Client, address: str = PAGE, **extra: Any) -> str:
@@ -225,8 +235,7 @@ def test_all_processes_are_summed_up(operator: Client, shared: Census) -> None:
         with scope():
             list(Note.objects.all())
     count("retried_replica_fault", "tokens_stored", "something_new")
-    shared.tell("default")
-    note_now()
+    wait_until(lambda: told_by_both(shared), "both processes to be told of")
     document = operator.get(DOCUMENT).json()
     assert (document["all_processes"], document["why_alone"]) == (True, "")
     assert len(document["processes"]) == 2
