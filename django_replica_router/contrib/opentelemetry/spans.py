@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.http import HttpRequest, HttpResponseBase
-
 from django_replica_router.contrib.extras import needs
+from django_replica_router.contrib.telling import TellingMiddleware
 from django_replica_router.observations import INSTEAD, running
-from django_replica_router.observing import tell_reasons, telling
+from django_replica_router.observing import telling
 
 with needs("opentelemetry.sdk", "opentelemetry"):
     from opentelemetry.context import Context
@@ -37,32 +32,7 @@ class ReplicaSpanProcessor(SpanProcessor):
             span.set_attributes({ALIAS: statement.alias, REASON: reason})
 
 
-class ReplicaSpanMiddleware:
+class ReplicaSpanMiddleware(TellingMiddleware):
     """Has the reasons of a request's statements known to ``ReplicaSpanProcessor``. Belongs first in ``MIDDLEWARE``."""
 
-    sync_capable = True
-    async_capable = True
-
-    def __init__(
-        self,
-        get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]],
-    ) -> None:
-        self.get_response: Callable[[HttpRequest], Any] = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
-        tell_reasons()
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Serve the request."""
-        if self.is_async:
-            return self.__acall__(request)
-        with telling():
-            response: HttpResponseBase = self.get_response(request)
-        return response
-
-    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
-        """Do so without blocking the event loop."""
-        with telling():
-            response: HttpResponseBase = await self.get_response(request)
-        return response
+    block = staticmethod(telling)
