@@ -41,9 +41,6 @@ pytestmark = pytest.mark.usefixtures("note")
 
 Do = Callable[[], Any]
 
-UNKNOWN = "SELECT txid_snapshot_xmax(txid_current_snapshot())"
-"""It writes nothing, and its text does not tell that."""
-
 
 # 1. What may be decorated -----------------------------------------------------------------------
 

@@ -28,8 +28,6 @@ from tests.helpers import Served
 
 pytestmark = pytest.mark.usefixtures("note")
 
-Do = Callable[[], Any]
-
 UNKNOWN = "SELECT txid_snapshot_xmax(txid_current_snapshot())"
 """It writes nothing, and its text does not tell that."""
 

@@ -17,13 +17,13 @@ import logging
 import math
 import random
 import re
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections
 
 from django_replica_router.policy import ReplicaState
+from django_replica_router.replicas.ending import EndingThread
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Reading, Sample, Told, ToldReading
 from django_replica_router.stores.store import RedisStore, get_store
@@ -314,7 +314,7 @@ def open_board(cache: str, primary: str, life: int) -> Board:
     return Board(store._cache, keys, life)
 
 
-class Sharer(threading.Thread):
+class Sharer(EndingThread):
     """Leads, or follows who leads, again and again.
 
     Args:
@@ -329,7 +329,7 @@ class Sharer(threading.Thread):
         cache: str,
         open_board: Callable[[str, str, int], Board] = open_board,
     ) -> None:
-        super().__init__(name=f"replica-router-monitor-share-{monitor.primary}", daemon=True)
+        super().__init__(f"replica-router-monitor-share-{monitor.primary}")
         self.cache = cache
         self.is_leading = False
         self._monitor = monitor
@@ -342,13 +342,6 @@ class Sharer(threading.Thread):
         self._abstains_until = -math.inf
         self._has_failed = False
         self._board: Board | None = None
-        self._ended = threading.Event()
-
-    def end(self, timeout: float = 1.0) -> None:
-        """Stop the thread, and wait at most ``timeout`` seconds for it."""
-        self._ended.set()
-        if self.is_alive():
-            self.join(timeout)
 
     def run(self) -> None:
         while not self._ended.is_set():

@@ -8,7 +8,6 @@ import os
 import random
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ from django.db import connections
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Replica
 from django_replica_router.replicas.census import EVERY, Entries, open_entries, own_census
+from django_replica_router.replicas.ending import EndingThread
 from django_replica_router.replicas.health import PRIMARY, condition
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.trail import WINDOW, Mark, Point, ToldTrail, Trail
@@ -35,7 +35,7 @@ class Trails:
     are_kept = False
 
 
-class Teller(threading.Thread):
+class Teller(EndingThread):
     """Notes how the servers of a cluster are, and tells that and what was counted, again and again.
 
     Args:
@@ -44,18 +44,11 @@ class Teller(threading.Thread):
     """
 
     def __init__(self, monitor: Monitor, cache: str | None) -> None:
-        super().__init__(name="replica-router-census", daemon=True)
+        super().__init__("replica-router-census")
         self.monitor = monitor
         self.cache = cache
         self.trail = Trail()
         self._turn = _Turn(monitor.primary)
-        self._ended = threading.Event()
-
-    def end(self, timeout: float = 1.0) -> None:
-        """Stop the thread, and wait at most ``timeout`` seconds for it."""
-        self._ended.set()
-        if self.is_alive():
-            self.join(timeout)
 
     def run(self) -> None:
         # Jitter, so that many processes do not write at the same moment.
