@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import NamedTuple
 
 from django_replica_router import signals
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.mirrors import is_test_mirror
 from django_replica_router.replicas.readings import Reading
+from django_replica_router.values.servers import Servers
 
 logger = logging.getLogger("django_replica_router")
+
+UNKNOWN = Reading()
 
 
 class News(NamedTuple):
@@ -73,3 +77,53 @@ def tell_remark(key: str, old: Reading, reading: Reading, primary: str) -> None:
                 "remark": reading.remark,
             },
         )
+
+
+class Latest:
+    """The latest reading of each server. Tells the site what is new in it.
+
+    Readings are frozen values in a dict and may be read without a lock. They go by the keys of
+    ``Servers``: an alias that leads to one server has one reading, which goes by the alias.
+
+    Args:
+        primary: alias of the primary.
+    """
+
+    def __init__(self, primary: str) -> None:
+        self.primary = primary
+        self.stopped = False
+        self.changed = threading.Condition()
+        self.servers = Servers()
+        # Replaced where servers come or go: others go through it without the lock.
+        self.readings: dict[str, Reading] = {}
+        self._news: list[News] = []
+
+    def reading(self, key: str | None) -> Reading:
+        """Return what is known of a server, which may have left a moment ago."""
+        return UNKNOWN if key is None else self.readings.get(key, UNKNOWN)
+
+    def set(self, key: str, reading: Reading, detail: str = "") -> None:
+        """Put a reading in the place of the one before. The caller holds the lock, and announces."""
+        old = self.readings.get(key)
+        if old is None:
+            return  # it has left meanwhile
+        if reading.state is not old.state:
+            self._news.append(News(key, old.state, reading.state, detail or reading.remark))
+        tell_remark(key, old, reading, self.primary)
+        self.readings[key] = reading
+
+    def announce(self) -> None:
+        """Tell what is new.
+
+        Outside the lock: who listens may take his time. So several threads may be at it. One that
+        hung when the monitor was stopped has no news of the one that came after it.
+        """
+        while not self.stopped:
+            try:
+                news = self._news.pop(0)
+            except IndexError:
+                return
+            alias = self.servers.alias_of(news.key)
+            others = (key for key in self.servers.keys(alias) if key != news.key)
+            has_another = any(self.reading(key).state is ReplicaState.STREAMING for key in others)
+            news.tell(alias, self.primary, has_another=has_another)

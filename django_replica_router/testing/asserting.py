@@ -61,17 +61,16 @@ def assert_reads_from(
         yield seen
     reads = [query for query in seen.queries if _is_read(query, models)]
     wrong = [query for query in reads if not _is_as_expected(query, server, name)]
-    if reads and not wrong:
-        return
     expected = f"from {_tell_server(server)}" + (f" for the reason {name}" if name else "")
     about = f" of {', '.join(model._meta.label for model in models)}" if models else ""
-    if reads:
+    if not reads:
+        what = f"Nothing was read{about}, and it was to come {expected}. What was run:"
+        message = f"{what}\n\n{tell_queries(filter(is_of_cluster, seen.queries))}"
+        raise AssertionError(message)
+    if wrong:
         what = f"{len(wrong)} of {len(reads)} reads{about} did not come {expected}:"
         message = f"{what}\n\n{tell_queries(wrong)}{_tell_others(reads, wrong)}"
         raise AssertionError(message)
-    what = f"Nothing was read{about}, and it was to come {expected}. What was run:"
-    message = f"{what}\n\n{tell_queries(filter(is_of_cluster, seen.queries))}"
-    raise AssertionError(message)
 
 
 @block

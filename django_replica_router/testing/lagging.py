@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from unittest import mock
 
@@ -81,12 +81,39 @@ def lagging_replicas(*, lag: float = 1.0) -> Iterator[LaggingReplicas]:
         ConfigurationError: an alias is no mirror, the test may not use it, the cache keeps no tokens, or there is
             such a block around it.
     """
-    if ClusterConnection.around_replicas is not None:
-        message = "lagging_replicas() is at work already: use its catch_up() for another moment."
-        raise ConfigurationError(message)
+    _demand_none_around()
     store = get_store(get_config().CACHE)
     moments: dict[str, Moment] = {}
     replicas = LaggingReplicas(lag, moments)
+    with ExitStack() as stack:
+        for primary in _allowed_primaries():
+            connections[primary].ensure_connection()
+        stack.enter_context(routing_by(_maker(replicas, moments)))
+        # A session that a test has made past any request is unknown: nothing was dropped for that.
+        stack.enter_context(mock.patch.object(type(store), "may_forget", return_value=False))
+        for primary in _allowed_primaries():
+            moments[primary] = _begin(primary)
+            stack.callback(moments[primary].end)
+        stack.callback(_wrap, None)
+        _wrap(_Behind(moments))
+        yield replicas
+
+
+def _demand_none_around() -> None:
+    if ClusterConnection.around_replicas is not None:
+        message = "lagging_replicas() is at work already: use its catch_up() for another moment."
+        raise ConfigurationError(message)
+
+
+def _allowed_primaries() -> list[str]:
+    """Return the primaries that the present test may use."""
+    return [primary for primary in get_config().topology.clusters if not is_forbidden(primary)]
+
+
+def _maker(
+    replicas: LaggingReplicas, moments: Mapping[str, Moment]
+) -> Callable[[str, Sequence[str], float], MirrorMonitor]:
+    """Return what makes the monitors: those of the primaries that have a moment take replicas for that late."""
 
     def make(primary: str, aliases: Sequence[str], interval: float) -> MirrorMonitor:
         monitor = MirrorMonitor(primary, aliases, interval)
@@ -94,20 +121,7 @@ def lagging_replicas(*, lag: float = 1.0) -> Iterator[LaggingReplicas]:
             monitor.health = _LaggingHealth(monitor.known, replicas)
         return monitor
 
-    with ExitStack() as stack:
-        for primary in get_config().topology.clusters:
-            if not is_forbidden(primary):
-                connections[primary].ensure_connection()
-        stack.enter_context(routing_by(make))
-        # A session that a test has made past any request is unknown: nothing was dropped for that.
-        stack.enter_context(mock.patch.object(type(store), "may_forget", return_value=False))
-        for primary in get_config().topology.clusters:
-            if not is_forbidden(primary):
-                moments[primary] = _begin(primary)
-                stack.callback(moments[primary].end)
-        stack.callback(_wrap, ClusterConnection.around_replicas)
-        _wrap(_Behind(moments))
-        yield replicas
+    return make
 
 
 def _begin(primary: str) -> Moment:
