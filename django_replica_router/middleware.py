@@ -14,6 +14,7 @@ from django.utils.cache import patch_vary_headers
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import ReplicasLagError
+from django_replica_router.logs import fields
 from django_replica_router.recording.carrying import token_of
 from django_replica_router.recording.finishing import finish_scope, needs_finish, unsent_records
 from django_replica_router.routing.reads import release_scope
@@ -91,7 +92,7 @@ class ReplicaRouterMiddleware:
         """Answer 503 where the replicas lag and the primary's share of reads is used up."""
         if not isinstance(exception, ReplicasLagError):
             return None
-        logger.warning("%s", exception, extra={"event": "read_refused"})
+        logger.warning("%s", exception, extra=fields("read_refused"))
         return HttpResponse(
             "The service is overloaded. Please try again in a moment.",
             status=503,

@@ -21,6 +21,7 @@ from django_replica_router.connections.connection import (
 )
 from django_replica_router.connections.leading import lead_transactions
 from django_replica_router.errors import ReplicaRouterError, StoreError
+from django_replica_router.logs import fields
 from django_replica_router.recording.floors import EVERYBODY_SECONDS
 from django_replica_router.recording.stale_saves import note_saved, on_pre_save
 from django_replica_router.recording.writes import find_state, mark_written, store_for_everybody
@@ -104,7 +105,7 @@ def on_post_migrate(
             "replicas have replayed it.",
             using,
             error,
-            extra={"event": "migration_untold", "primary": using, "error": type(error).__name__},
+            extra=fields("migration_untold", error, primary=using),
         )
     with_models = [config for config in apps.get_app_configs() if config.models_module]
     if sender is with_models[-1] and not is_under_test():
@@ -126,7 +127,7 @@ def _tell_where_nobody_learns_of_it(using: str, config: Config) -> None:
         "missing, and is run on the primary then. Give the job that migrates the cache of the site.",
         using,
         config.CACHE,
-        extra={"event": "migration_unshared", "primary": using, "cache": config.CACHE},
+        extra=fields("migration_unshared", primary=using, cache=config.CACHE),
     )
 
 

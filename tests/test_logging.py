@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import django_replica_router
+from django_replica_router.logs import fields
 from django_replica_router.replicas.registry import stop_monitors
 from testproject.cluster import Cluster
 from tests.conftest import wait_until, wait_until_routed
@@ -31,13 +32,12 @@ def told_by_the_code() -> list[Event]:
             if ast.unparse(node.func.value) != "logger" or node.func.attr not in LEVELS:
                 continue
             extra = {one.arg: one.value for one in node.keywords}.get("extra")
-            assert isinstance(extra, ast.Dict), f"{file}:{node.lineno} has no fields"
-            names = [str(ast.literal_eval(key)) for key in extra.keys if key is not None]
-            event, *fields = names
-            assert event == "event"
-            found.append(
-                (str(ast.literal_eval(extra.values[0])), LEVELS[node.func.attr], tuple(fields))
-            )
+            where = f"{file}:{node.lineno}"
+            assert isinstance(extra, ast.Call), f"{where} has no fields"
+            assert ast.unparse(extra.func) == "fields", f"{where} makes them by itself"
+            event, *error = extra.args
+            names = [*(str(one.arg) for one in extra.keywords), *(["error"] if error else [])]
+            found.append((str(ast.literal_eval(event)), LEVELS[node.func.attr], tuple(names)))
     return found
 
 
@@ -53,6 +53,17 @@ def test_each_event_is_documented() -> None:
     ]
     assert len(documented) == len(set(documented))
     assert set(told_by_the_code()) == set(documented)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("a"), KeyboardInterrupt()])
+def test_fields_are_the_event_the_others_and_the_class_of_the_error(
+    error: BaseException | None,
+) -> None:
+    """That of an error is told only where one was raised."""
+    told = {"event": "seen", "alias": "replica1"}
+    if error is not None:
+        told["error"] = type(error).__name__
+    assert fields("seen", error, alias="replica1") == told
 
 
 def test_no_field_takes_the_place_of_another() -> None:

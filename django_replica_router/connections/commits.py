@@ -12,6 +12,7 @@ from psycopg import generators, pq
 from psycopg.errors import error_from_result
 
 from django_replica_router.errors import PositionError
+from django_replica_router.logs import fields
 from django_replica_router.replicas.postgres import parse_position
 from django_replica_router.values.tokens import Position
 
@@ -173,7 +174,7 @@ def _read_answer(wrote: PGresult, position: PGresult) -> CommitAnswer:
         logger.warning(
             "The server told no position with a COMMIT: %s",
             error,
-            extra={"event": "commit_untold", "error": type(error).__name__},
+            extra=fields("commit_untold", error),
         )
         return CommitAnswer(has_written, None)
 

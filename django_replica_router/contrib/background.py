@@ -17,6 +17,7 @@ from django.core.cache import caches
 from django_replica_router.conf import Config, get_config
 from django_replica_router.decorators import OpenedScope, scope
 from django_replica_router.errors import PositionError
+from django_replica_router.logs import fields
 from django_replica_router.observations import TASK_TOO_SOON, Observing, warn
 from django_replica_router.policy import IN_SERVICE, may_serve
 from django_replica_router.recording.carrying import (
@@ -188,7 +189,7 @@ def _tell(task: str, through: tuple[str, ...], what: str) -> None:
             _line(through),
             task,
             what,
-            extra={"event": "task_too_soon", "task": task},
+            extra=fields("task_too_soon", task=task),
         )
 
 
@@ -216,7 +217,7 @@ def hand_on(name: str, token: Token) -> None:
         logger.warning(
             "The token of a task could not be kept: %s",
             error,
-            extra={"event": "task_token_unkept", "error": type(error).__name__},
+            extra=fields("task_token_unkept", error),
         )
 
 
@@ -243,7 +244,7 @@ def handed_on(name: str, patience: float) -> str | None:
         logger.warning(
             "The token of a task could not be read: %s",
             error,
-            extra={"event": "task_token_unread", "error": type(error).__name__},
+            extra=fields("task_token_unread", error),
         )
         return None
 
@@ -374,11 +375,7 @@ def _records(token: Token, config: Config) -> Iterator[tuple[str, Record]]:
                 "It is not known which cluster %r is: %s",
                 primary,
                 error,
-                extra={
-                    "event": "cluster_unknown",
-                    "primary": primary,
-                    "error": type(error).__name__,
-                },
+                extra=fields("cluster_unknown", error, primary=primary),
             )
             own = Entry(pin(config))
         if own is not None:

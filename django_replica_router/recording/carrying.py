@@ -11,6 +11,7 @@ from django.db import connections
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import PositionError, StoreError
+from django_replica_router.logs import fields
 from django_replica_router.recording.floors import (
     clamped,
     expiry_ms,
@@ -64,11 +65,7 @@ def token_of(scope: Scope) -> Token:
                     "No token can be made for %r: %s",
                     primary,
                     error,
-                    extra={
-                        "event": "token_unmade",
-                        "primary": primary,
-                        "error": type(error).__name__,
-                    },
+                    extra=fields("token_unmade", error, primary=primary),
                 )
                 token |= Token({0: Entry(pin(config))})
     return token
@@ -91,11 +88,7 @@ def _loaded(primary: str, scope: Scope, config: Config) -> Record | None:
     try:
         load_floor(primary, scope, config)
     except StoreError as error:
-        logger.warning(
-            "%s",
-            error,
-            extra={"event": "store_failed", "primary": primary, "error": type(error).__name__},
-        )
+        logger.warning("%s", error, extra=fields("store_failed", error, primary=primary))
         return pin(config)
     records = scope.cluster(primary).reader.records
     now_ms, merged = wall_clock_ms(), Record()
@@ -140,7 +133,7 @@ def _inside_transaction(primary: str, state: ClusterScope, config: Config) -> En
         logger.warning(
             "No position can be told from within a transaction: %s",
             error,
-            extra={"event": "position_untold", "primary": primary, "error": type(error).__name__},
+            extra=fields("position_untold", error, primary=primary),
         )
         return Entry(pin(config))
     numbers = frozenset(() if number is None else (number,))
@@ -173,7 +166,7 @@ def _entries_here(primary: str, scope: Scope, carried: Carried, config: Config) 
             "It is not known which cluster %r is: %s",
             primary,
             error,
-            extra={"event": "cluster_unknown", "primary": primary, "error": type(error).__name__},
+            extra=fields("cluster_unknown", error, primary=primary),
         )
         yield Entry(pin(config))
         return
@@ -209,11 +202,7 @@ def _wait_for_end(primary: str, numbers: frozenset[int]) -> bool:
         logger.warning(
             "It is not known whether a transaction has ended: %s",
             error,
-            extra={
-                "event": "transaction_unknown",
-                "primary": primary,
-                "error": type(error).__name__,
-            },
+            extra=fields("transaction_unknown", error, primary=primary),
         )
         return False
     return True

@@ -11,6 +11,7 @@ from django.db import connections
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import StoreError
+from django_replica_router.logs import fields
 from django_replica_router.policy import is_of_share
 from django_replica_router.recording.floors import known_owners, load_floor, pin, record_at
 from django_replica_router.recording.writes import (
@@ -125,7 +126,7 @@ def _look(scope: Scope) -> None:
         logger.warning(
             "IDENTITY does not tell whom a request is for: %s",
             error,
-            extra={"event": "identity_failed", "error": type(error).__name__},
+            extra=fields("identity_failed", error),
         )
 
 
@@ -335,11 +336,7 @@ def _writers(end: _Ending) -> set[str]:
                 "Nobody tells who has written to %r: %s",
                 primary,
                 error,
-                extra={
-                    "event": "writer_unknown",
-                    "primary": primary,
-                    "error": type(error).__name__,
-                },
+                extra=fields("writer_unknown", error, primary=primary),
             )
         users = set(scope.identity.users())
     return users

@@ -12,6 +12,7 @@ from typing import Any
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import StoreError
+from django_replica_router.logs import fields
 from django_replica_router.recording.floors import wall_clock_ms
 from django_replica_router.scopes.scope import Scope
 from django_replica_router.scopes.sources import names_of
@@ -147,11 +148,7 @@ def _exchange(config: Config) -> None:
         logger.warning(
             "Which views save what they read is not known from other processes: %s",
             error,
-            extra={
-                "event": "learned_unshared",
-                "cache": config.CACHE,
-                "error": type(error).__name__,
-            },
+            extra=fields("learned_unshared", error, cache=config.CACHE),
         )
 
 

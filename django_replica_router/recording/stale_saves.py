@@ -10,6 +10,7 @@ from django.db import connections
 from django_replica_router.callers import find_caller
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import StaleSaveError
+from django_replica_router.logs import fields
 from django_replica_router.recording.learning import learn
 from django_replica_router.scopes.scope import current_scope
 from django_replica_router.stats import count
@@ -134,5 +135,5 @@ def _react(model: Any, instance: Any, origin: str, config: Config) -> None:
         what,
         since,
         _ADVICE,
-        extra={"event": "stale_save", "alias": origin, "model": model._meta.label, "line": line},
+        extra=fields("stale_save", alias=origin, model=model._meta.label, line=line),
     )

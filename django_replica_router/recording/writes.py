@@ -12,6 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django_replica_router import signals
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import ConfigurationError, PositionError
+from django_replica_router.logs import fields
 from django_replica_router.recording.floors import (
     forget_everybody,
 )
@@ -247,7 +248,7 @@ def report_unrecorded(primary: str, error: Exception) -> None:
         "A write to %r has no token: %s",
         primary,
         error,
-        extra={"event": "write_unrecorded", "primary": primary, "error": type(error).__name__},
+        extra=fields("write_unrecorded", error, primary=primary),
     )
     signals.write_unrecorded.send_robust(sender=primary, error=error)
 
@@ -282,7 +283,7 @@ def locate_seen(primary: str, alias: str, state: ClusterScope | None = None) -> 
             "Replica %r does not tell what was seen on it: %s",
             alias,
             error,
-            extra={"event": "seen_untold", "alias": alias, "error": type(error).__name__},
+            extra=fields("seen_untold", error, alias=alias),
         )
         connections[alias].close()
     return locate(primary, WriteMark())

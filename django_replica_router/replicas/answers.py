@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from django_replica_router.logs import fields
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.known import Known
 from django_replica_router.replicas.looks import MAX_CONNECTION_AGE
@@ -47,11 +48,9 @@ class Answers:
                 "replayed it.",
                 known.primary,
                 sample.position.timeline,
-                extra={
-                    "event": "timeline_changed",
-                    "primary": known.primary,
-                    "timeline": sample.position.timeline,
-                },
+                extra=fields(
+                    "timeline_changed", primary=known.primary, timeline=sample.position.timeline
+                ),
             )
         known.history.begin(sample)
         known.ahead.clear()

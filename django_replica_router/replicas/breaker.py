@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+from django_replica_router.logs import fields
 from django_replica_router.stats import count
 
 logger = logging.getLogger("django_replica_router")
@@ -96,7 +97,7 @@ class Breaker:
                 error,
                 FIRST_PAUSE,
                 LAST_PAUSE,
-                extra={"event": "connects_refused", "alias": alias, "error": type(error).__name__},
+                extra=fields("connects_refused", error, alias=alias),
             )
         return present is None
 
@@ -115,5 +116,5 @@ class Breaker:
             logger.info(
                 "New connections to replica %r are opened again.",
                 alias,
-                extra={"event": "connects_accepted", "alias": alias},
+                extra=fields("connects_accepted", alias=alias),
             )

@@ -15,6 +15,7 @@ from django.db import connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from django_replica_router.conf import Config, find_found, get_config, note_found
+from django_replica_router.logs import fields
 from django_replica_router.replicas.lookups import MOST, Answer, Server, look_up
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.postgres import is_under_test
@@ -121,7 +122,7 @@ class Discoverer(threading.Thread):
             except Exception:  # as that of a pool which does not end
                 logger.exception(
                     "Not all that is left of servers which are gone has ended.",
-                    extra={"event": "drain_failed"},
+                    extra=fields("drain_failed"),
                 )
 
     def _look(self) -> float:
@@ -143,11 +144,7 @@ class Discoverer(threading.Thread):
                 self._entry["NAME"],
                 self._template,
                 error,
-                extra={
-                    "event": "name_unresolved",
-                    "alias": self._template,
-                    "error": type(error).__name__,
-                },
+                extra=fields("name_unresolved", error, alias=self._template),
             )
         self._has_failed = True
 
@@ -160,13 +157,13 @@ class Discoverer(threading.Thread):
                 self._template,
                 MOST,
                 MOST,
-                extra={"event": "name_cut", "alias": self._template},
+                extra=fields("name_cut", alias=self._template),
             )
         if self._has_failed:
             logger.info(
                 "The name %r can be resolved.",
                 self._entry["NAME"],
-                extra={"event": "name_resolved", "alias": self._template},
+                extra=fields("name_resolved", alias=self._template),
             )
         names = {alias_of(self._template, server): server for server in answer.servers}
         for alias, poller in list(self._ending.items()):
@@ -205,14 +202,14 @@ class Discoverer(threading.Thread):
                 "Replica %r was found by the name %r.",
                 alias,
                 self._entry["NAME"],
-                extra={"event": "replica_found", "alias": alias},
+                extra=fields("replica_found", alias=alias),
             )
         for alias in set(known.aliases) - set(aliases):
             logger.info(
                 "The name %r leads to replica %r no more: nobody new is sent there.",
                 self._entry["NAME"],
                 alias,
-                extra={"event": "replica_gone", "alias": alias},
+                extra=fields("replica_gone", alias=alias),
             )
         # By then every process has heard of it, and what was shown elsewhere until it did every
         # replica has that may serve at all.

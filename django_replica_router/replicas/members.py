@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from django_replica_router.logs import fields
 from django_replica_router.replicas.breaker import Breaker
 from django_replica_router.replicas.looks import Looks
 from django_replica_router.replicas.news import UNKNOWN, Latest
@@ -105,5 +106,5 @@ class Members(Latest):
             logger.info(
                 "Replica %r leads to several servers: each is known by itself.",
                 alias,
-                extra={"event": "endpoint_found", "alias": alias},
+                extra=fields("endpoint_found", alias=alias),
             )

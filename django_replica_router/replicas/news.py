@@ -7,6 +7,7 @@ import threading
 from typing import NamedTuple
 
 from django_replica_router import signals
+from django_replica_router.logs import fields
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.mirrors import is_test_mirror
 from django_replica_router.replicas.readings import Reading
@@ -31,12 +32,7 @@ class News(NamedTuple):
             logger.info(
                 "Replica %r serves.",
                 self.key,
-                extra={
-                    "event": "replica_restored",
-                    "alias": alias,
-                    "server": self.key,
-                    "primary": primary,
-                },
+                extra=fields("replica_restored", alias=alias, server=self.key, primary=primary),
             )
             if not has_another:
                 signals.replica_restored.send_robust(sender=alias)
@@ -48,13 +44,13 @@ class News(NamedTuple):
                 self.key,
                 self.state.value,
                 self.detail,
-                extra={
-                    "event": "replica_lost",
-                    "alias": alias,
-                    "server": self.key,
-                    "primary": primary,
-                    "state": self.state.name,
-                },
+                extra=fields(
+                    "replica_lost",
+                    alias=alias,
+                    server=self.key,
+                    primary=primary,
+                    state=self.state.name,
+                ),
             )
             if self.before is ReplicaState.STREAMING and not has_another:
                 # Else there is only another reason.
@@ -70,12 +66,7 @@ def tell_remark(key: str, old: Reading, reading: Reading, primary: str) -> None:
             "Replica %r: %s.",
             key,
             reading.remark or "nothing unusual any more",
-            extra={
-                "event": "replica_remark",
-                "server": key,
-                "primary": primary,
-                "remark": reading.remark,
-            },
+            extra=fields("replica_remark", server=key, primary=primary, remark=reading.remark),
         )
 
 

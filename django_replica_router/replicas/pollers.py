@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 
+from django_replica_router.logs import fields
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.replicas import looks, postgres
 from django_replica_router.replicas.answers import Answers
@@ -166,7 +167,7 @@ class PrimaryPoller(Poller):
             logger.info(
                 "The primary %r answers again.",
                 self.alias,
-                extra={"event": "primary_restored", "primary": self.alias},
+                extra=fields("primary_restored", primary=self.alias),
             )
         history = self.known.history
         if history.must_flush(self.known.clock()):
@@ -186,11 +187,7 @@ class PrimaryPoller(Poller):
                 "The primary %r refuses to flush its WAL: %s",
                 self.alias,
                 error,
-                extra={
-                    "event": "flush_refused",
-                    "primary": self.alias,
-                    "error": type(error).__name__,
-                },
+                extra=fields("flush_refused", error, primary=self.alias),
             )
         else:
             self.known.history.may_flush_at = now + _FLUSH_PAUSE
@@ -201,11 +198,7 @@ class PrimaryPoller(Poller):
                 "The primary %r cannot be sampled: %s",
                 self.alias,
                 error,
-                extra={
-                    "event": "primary_lost",
-                    "primary": self.alias,
-                    "error": type(error).__name__,
-                },
+                extra=fields("primary_lost", error, primary=self.alias),
             )
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections
 
+from django_replica_router.logs import fields
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.ending import EndingThread
 from django_replica_router.replicas.monitor import Monitor
@@ -371,11 +372,7 @@ class Sharer(EndingThread):
                     "Readings cannot be shared through %r: %s",
                     self.cache,
                     error,
-                    extra={
-                        "event": "readings_unshared",
-                        "cache": self.cache,
-                        "error": type(error).__name__,
-                    },
+                    extra=fields("readings_unshared", error, cache=self.cache),
                 )
             self._has_failed = True
 
@@ -396,7 +393,7 @@ class Sharer(EndingThread):
                 logger.info(
                     "This process looks at %r for all.",
                     self._monitor.primary,
-                    extra={"event": "leader_begun", "primary": self._monitor.primary},
+                    extra=fields("leader_begun", primary=self._monitor.primary),
                 )
             self._lead(board)
 

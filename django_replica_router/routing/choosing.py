@@ -12,6 +12,7 @@ from django.db import connections
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import ReplicaRouterError
+from django_replica_router.logs import fields
 from django_replica_router.policy import Decision, Reason, floor_reason, may_serve
 from django_replica_router.recording.carrying import raised_by_carried
 from django_replica_router.recording.floors import expiry_ms, record_of_everybody
@@ -183,15 +184,7 @@ def _begin_to_remember(primary: str, config: Config) -> None:
         store_for_everybody(primary, config, None)
         _unstored.discard(primary)
     except ReplicaRouterError as error:
-        logger.warning(
-            "%s",
-            error,
-            extra={
-                "event": "everybody_unstored",
-                "primary": primary,
-                "error": type(error).__name__,
-            },
-        )
+        logger.warning("%s", error, extra=fields("everybody_unstored", error, primary=primary))
 
 
 def _with_own_writes(case: Case, floor: Floor) -> Floor | None:

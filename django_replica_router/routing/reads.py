@@ -12,6 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import StoreError, TooStale, tell_ages
+from django_replica_router.logs import fields
 from django_replica_router.observations import Observing, note_decision
 from django_replica_router.policy import (
     Decision,
@@ -321,11 +322,7 @@ def _decide_without_store(
     max_lag: float,
     error: StoreError,
 ) -> Decision:
-    logger.warning(
-        "%s",
-        error,
-        extra={"event": "store_failed", "primary": primary, "error": type(error).__name__},
-    )
+    logger.warning("%s", error, extra=fields("store_failed", error, primary=primary))
     note_unstored_reads(primary)
     state.reader.store_failed = True
     count(Reason.STORE_ERROR.event)

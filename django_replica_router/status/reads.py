@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from django_replica_router.conf import get_config
+from django_replica_router.logs import fields
 from django_replica_router.policy import Reason
 from django_replica_router.replicas.census import ProcessCounts, read_census
 
@@ -52,7 +53,7 @@ def read_counts() -> Reads | None:
             "What processes have counted cannot be read from %r: %s",
             config.CACHE,
             error,
-            extra={"event": "counts_unread", "cache": config.CACHE, "error": type(error).__name__},
+            extra=fields("counts_unread", error, cache=config.CACHE),
         )
         return None
 

@@ -17,6 +17,7 @@ from django.db import connections
 from psycopg import IsolationLevel
 
 from django_replica_router.conf import get_config
+from django_replica_router.logs import fields
 from django_replica_router.replicas import postgres
 from django_replica_router.scopes.scope import current_scope
 from django_replica_router.transactions.blocks import end_idling, idle_blocks, is_outermost
@@ -147,6 +148,6 @@ def _default_level(alias: str, raw: psycopg.Connection[Any] | None) -> str | Non
                 "%r does not tell its default isolation level: %s",
                 alias,
                 error,
-                extra={"event": "isolation_untold", "alias": alias, "error": type(error).__name__},
+                extra=fields("isolation_untold", error, alias=alias),
             )
     return _default_levels.get(alias)

@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 from django_replica_router.contrib.extras import needs
+from django_replica_router.logs import fields
 from django_replica_router.status.metrics import (
     METRICS,
     Kind,
@@ -115,9 +116,7 @@ class _Thread(threading.Thread):
             self._publisher.publish()
         except Exception as error:  # as of a disk that is full: the next time it may not be
             logger.warning(
-                "Metrics cannot be published: %s",
-                error,
-                extra={"event": "metrics_unpublished", "error": type(error).__name__},
+                "Metrics cannot be published: %s", error, extra=fields("metrics_unpublished", error)
             )
 
 
