@@ -8,15 +8,29 @@ from functools import cache
 from importlib.util import find_spec
 from types import FrameType
 
+_PACKAGES = (
+    *("django", "asgiref", "concurrent", "debug_toolbar", "django_replica_router"),
+    # By which tasks are published.
+    *("celery", "kombu", "vine", "django_tasks", "django_tasks_db", "django_tasks_rq"),
+    *("dramatiq", "django_dramatiq", "huey", "rq", "django_rq"),
+)
+
+
+def _file_of(package: str) -> str | None:
+    """Return the file of a package, or None where it is not installed, or is a folder of that name only."""
+    loaded = sys.modules.get(package)
+    if loaded is not None:  # it may have no spec any more, as Celery
+        return getattr(loaded, "__file__", None)
+    spec = find_spec(package)
+    return None if spec is None else spec.origin
+
 
 @cache
 def _passed_by() -> tuple[str, ...]:
-    """Return the folders of code that calls nothing by itself."""
-    packages = ("django", "asgiref", "concurrent", "debug_toolbar", "django_replica_router")
-    found = (find_spec(name) for name in packages)
-    folders = [os.path.dirname(str(spec.origin)) + os.sep for spec in found if spec is not None]
-    threads = str(getattr(sys.modules["threading"], "__file__", ""))
-    return (*folders, os.path.dirname(os.__file__) + os.sep + "contextlib.py", "<frozen", threads)
+    """Return the folders, and files, of code that calls nothing by itself."""
+    folders = [os.path.dirname(file) + os.sep for file in map(_file_of, _PACKAGES) if file]
+    files = [str(_file_of(module)) for module in ("contextlib", "functools", "threading")]
+    return (*folders, *files, "<frozen")
 
 
 def find_caller() -> str:

@@ -244,14 +244,13 @@ def note_events(*names: str, about: str = "") -> None:
             observation.note_event(Event(name, line, about))
 
 
-def warn(name: str, detail: str, line: str = "") -> None:
+def warn(name: str, detail: str) -> None:
     """Keep a warning for whoever observes this code.
 
     Args:
         name: one of the names above.
         detail: what it is about.
-        line: file and line of the site's code; where it is empty, of what is running.
     """
     observation = find_observation()
     if observation is not None and observation.keeps:
-        observation.note_event(Event(name, line or find_caller(), detail))
+        observation.note_event(Event(name, find_caller(), detail))

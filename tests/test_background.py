@@ -51,7 +51,7 @@ def lagging(cluster: Cluster) -> Iterator[Cluster]:
 
 def publish(**kwargs: Any) -> Token:
     """Publish a task."""
-    return token_to_publish("task", (), **kwargs)
+    return token_to_publish("task", **kwargs)
 
 
 def title(token: Any = "") -> str:

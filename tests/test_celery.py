@@ -408,7 +408,7 @@ def test_in_an_event_loop_the_primary_serves(
     async def publish() -> Token:
         async with scope():
             await Note.objects.aupdate(title="second")
-            return background.token_to_publish("task", ())
+            return background.token_to_publish("task")
 
     with scope(token=async_to_sync(publish)()):
         assert title() == "second"

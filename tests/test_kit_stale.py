@@ -158,14 +158,14 @@ def test_a_task_that_is_published_before_the_commit() -> None:
     @transaction.atomic
     def publish() -> None:
         Tag.objects.create(name="a")
-        token_to_publish("shop.tasks.mail", ())  # publishes
+        token_to_publish("shop.tasks.mail")  # publishes
 
     text = told(stale_prone(), publish)
     assert "1. task_too_soon: shop.tasks.mail is published before the commit" in text
     assert line_of("# publishes") in text
     with scope(), stale_prone(), transaction.atomic():
         Tag.objects.create(name="b")
-        transaction.on_commit(lambda: token_to_publish("shop.tasks.mail", ()) and None)
+        transaction.on_commit(lambda: token_to_publish("shop.tasks.mail") and None)
 
 
 def test_a_session_that_is_read_before_its_token(ann: User) -> None:

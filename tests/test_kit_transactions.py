@@ -86,7 +86,7 @@ def test_a_task_before_the_commit_is_told_in_a_block_of_the_code_only() -> None:
 
     @in_scope
     def publish() -> None:
-        token_to_publish("shop.tasks.mail", ())
+        token_to_publish("shop.tasks.mail")
 
     assert "1. task_too_soon: " in told(stale_prone(), transaction.atomic(publish))
     with stale_prone():
@@ -199,7 +199,7 @@ def test_under_atomic_requests_what_would_break_is_found() -> None:
 
     def publish(request: HttpRequest) -> None:
         Tag.objects.create(name="b")
-        token_to_publish("shop.tasks.mail", ())
+        token_to_publish("shop.tasks.mail")
 
     assert "1. saved_from_replica: " in told(stale_prone(), lambda: visit(Client(), count))
     assert "1. task_too_soon: " in told(stale_prone(), lambda: visit(Client(), publish))

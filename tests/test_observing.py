@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from django.db import connections, transaction
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import scope, use_primary
+from django_replica_router import callers, scope, use_primary
 from django_replica_router.conf import Present
 from django_replica_router.connections.observed import Observed
 from django_replica_router.observations import Observing, Query
@@ -296,3 +297,16 @@ def test_a_replica_that_lags_is_told_by_its_reason(
     query = only(queries, "notes_note")
     assert (query.alias, query.reason) == ("default", "LAGGING")
     assert query.floor
+
+
+def test_a_folder_of_the_name_of_a_package_hides_no_line_of_the_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes any folder on its path for a package of that name, which then lies nowhere."""
+    (tmp_path / "django_dramatiq").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    callers._passed_by.cache_clear()
+    try:
+        assert callers.find_caller().startswith(f"{__file__}:")
+    finally:
+        callers._passed_by.cache_clear()

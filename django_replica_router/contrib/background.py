@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 from django.core.cache import caches
 
+from django_replica_router.callers import find_caller
 from django_replica_router.conf import Config, get_config
 from django_replica_router.decorators import OpenedScope, scope
 from django_replica_router.errors import PositionError
@@ -71,7 +71,7 @@ _told: set[str] = set()
 # Who publishes.
 
 
-def token_to_publish(task: str, through: tuple[str, ...], *, commits_with: bool = False) -> Token:
+def token_to_publish(task: str, *, commits_with: bool = False) -> Token:
     """Return what a task that is published here must see. Warns where a transaction is open.
 
     Outside of a scope nobody has noted what was written: then it is all that there is by now, where this
@@ -79,32 +79,30 @@ def token_to_publish(task: str, through: tuple[str, ...], *, commits_with: bool 
 
     Args:
         task: its name.
-        through: packages by which it is published: the line that is told is of none of them.
         commits_with: the task is a row that is committed with the transaction.
     """
     config, opened = get_config(), current_scope()
     if not config.ENABLED:
         return Token.read(None if opened is None else opened.carried)
     if asyncio._get_running_loop() is not None:
-        _tell(task, through, _IN_LOOP)
+        _tell(task, _IN_LOOP)
         return Token({0: Entry(pin(config))})
     token = token_now(config, connected=not _works.get()) if opened is None else _token(opened)
     for primary in () if commits_with else config.topology.clusters:
         connection = find_connection(primary)
         if connection is not None and _is_in_transaction(connection):
-            _tell(task, through, _IN_TRANSACTION)
+            _tell(task, _IN_TRANSACTION)
             if Observing.is_on:
-                warn(TASK_TOO_SOON, task, _line(through))
+                warn(TASK_TOO_SOON, task)
             token |= _open_token(primary, connection)
     return token
 
 
-def note_run_at_once(task: str, through: tuple[str, ...]) -> None:
+def note_run_at_once(task: str) -> None:
     """Have whoever observes know of a task that is run at once, where published it would be so before the commit.
 
     Args:
         task: its name.
-        through: packages by which it is published: the line that is told is of none of them.
     """
     config = get_config()
     if not (Observing.is_on and config.ENABLED):
@@ -112,7 +110,7 @@ def note_run_at_once(task: str, through: tuple[str, ...]) -> None:
     for primary in config.topology.clusters:
         connection = find_connection(primary)
         if connection is not None and _is_in_transaction(connection):
-            warn(TASK_TOO_SOON, task, _line(through))
+            warn(TASK_TOO_SOON, task)
 
 
 def _token(opened: Scope) -> Token:
@@ -181,26 +179,16 @@ def _open_token(primary: str, connection: Any) -> Token:
         return Token()
 
 
-def _tell(task: str, through: tuple[str, ...], what: str) -> None:
+def _tell(task: str, what: str) -> None:
     if task not in _told:
         _told.add(task)
         logger.warning(
             "%s publishes the task %s %s.",
-            _line(through),
+            find_caller(),
             task,
             what,
             extra=fields("task_too_soon", task=task),
         )
-
-
-def _line(through: tuple[str, ...]) -> str:
-    """Return file and line of the code that publishes."""
-    names = (*through, "django_replica_router", "asgiref", "contextlib", "functools")
-    inner = tuple(f"{name}." for name in names)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(inner):
-        frame = frame.f_back
-    return "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def hand_on(name: str, token: Token) -> None:

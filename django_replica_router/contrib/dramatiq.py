@@ -21,7 +21,6 @@ with needs("dramatiq"):
     from dramatiq.results.errors import ResultFailure
 
 _TOKEN = "replica_router"  # noqa: S105 - the name of the option
-_THROUGH = ("dramatiq", "django_dramatiq", "django.db.transaction")
 
 _run: ContextVar[Run | None] = ContextVar("replica_router_run", default=None)
 
@@ -39,7 +38,7 @@ class ReplicaRouter(Middleware):  # type: ignore[misc, unused-ignore]
 
     def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
         """Put the token into the message. That of another try has one already."""
-        token = token_to_publish(message.actor_name, _THROUGH)
+        token = token_to_publish(message.actor_name)
         message.options[_TOKEN] = str(Token.read(message.options.get(_TOKEN)) | token)
 
     def before_worker_boot(self, broker: Any, worker: Any) -> None:

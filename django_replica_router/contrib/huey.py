@@ -22,8 +22,6 @@ with needs("huey"):
     from huey.api import Result
     from huey.constants import EmptyData
 
-_THROUGH = ("huey", "django.db.transaction")
-
 _run: ContextVar[Run | None] = ContextVar("replica_router_run", default=None)
 
 
@@ -53,7 +51,7 @@ def connect(huey: Any) -> None:
     def on_enqueued(signal: Any, task: Any) -> None:
         if not huey.immediate:
             # Its message has no headers.
-            hand_on(_name(task.id), token_to_publish(task.name, _THROUGH))
+            hand_on(_name(task.id), token_to_publish(task.name))
 
     def open_scope(task: Any) -> None:
         if huey.immediate and current_scope() is not None:

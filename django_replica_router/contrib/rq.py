@@ -18,7 +18,6 @@ with needs("rq"):
     from rq.job import JobStatus
 
 _TOKEN = "replica_router"  # noqa: S105 - the name of it
-_THROUGH = ("rq", "django_rq", "django.db.transaction")
 _ENDED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 
 
@@ -27,7 +26,7 @@ class Job(BaseJob):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save it, as it is enqueued: now, or when what it depends upon has ended, or for another try."""
-        token = token_to_publish(str(self.func_name), _THROUGH)
+        token = token_to_publish(str(self.func_name))
         self.meta[_TOKEN] = str(Token.read(self.meta.get(_TOKEN)) | token)
         super().save(*args, **kwargs)
 

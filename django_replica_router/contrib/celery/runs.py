@@ -35,13 +35,11 @@ AGAIN = 5.0
 _RUN = "replica_router_run"
 """Attribute of a request: its run."""
 
-_THROUGH = ("celery", "kombu", "vine", "django.db.transaction")
-
 
 def on_publish(*, sender: Any = None, headers: Any = None, **kwargs: Any) -> None:
     """Put the token into the headers of a message. That of a retry has one already."""
     if isinstance(headers, dict) and not headers.pop(_AS_IS, False):
-        token = token_to_publish(str(sender), _THROUGH)
+        token = token_to_publish(str(sender))
         headers[HEADER] = str(Token.read(headers.get(HEADER)) | token)
 
 
@@ -50,7 +48,7 @@ def on_prerun(*, task: Any, **kwargs: Any) -> None:
     request = task.request
     if request.is_eager and task.app.conf.task_always_eager:
         # On the site, which runs workers, it would have been published.
-        note_run_at_once(task.name, _THROUGH)
+        note_run_at_once(task.name)
     if request.is_eager and current_scope() is not None:
         return
     token = "" if request.is_eager else request.get(HEADER)

@@ -24,14 +24,6 @@ from django_replica_router.scopes.scope import current_scope
 _PACKAGES = ("django.tasks", "django_tasks")
 """Django's own since 6.0, and its backport. A site may use both."""
 
-_THROUGH = (
-    *_PACKAGES,
-    "django.dispatch",
-    "django.db.transaction",
-    "django_tasks_db",
-    "django_tasks_rq",
-)
-
 _PATIENCE = 2.0
 """Seconds that the token of a task may come later than the task."""
 
@@ -45,7 +37,7 @@ def on_enqueued(*, sender: Any, task_result: Any, **kwargs: Any) -> None:
         return
     path = task_result.task.module_path
     in_database = kind == "django_tasks_db"
-    hand_on(_name(task_result), token_to_publish(path, _THROUGH, commits_with=in_database))
+    hand_on(_name(task_result), token_to_publish(path, commits_with=in_database))
 
 
 def on_started(*, sender: Any, task_result: Any, **kwargs: Any) -> None:
