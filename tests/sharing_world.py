@@ -21,6 +21,7 @@ from django_replica_router.values.tokens import Position
 INTERVAL = 1.0
 ENDURANCE = 3 * INTERVAL
 LIFE = 3  # seconds for which a beat stays in the cache
+BEAT_KEY, REPORT_KEY = "rr-beat:default", "rr-report:default"
 STREAMING = ReplicaState.STREAMING
 PRIMARY = ServerIdentity("7000", ("1700000000.5", "10.0.0.1", 5432))
 
@@ -75,7 +76,7 @@ class World:
                 process.sharer.try_round()
 
 
-class WorldBoard:
+class WorldEntries:
     """The cache's entries, where anything may happen before and after each access."""
 
     def __init__(self, world: World) -> None:
@@ -89,33 +90,30 @@ class WorldBoard:
             del entries[key]
         return entries
 
-    def _set(self, key: str, value: str, *, only_new: bool = False) -> bool:
+    def _set(self, key: str, value: str, life: int, *, only_new: bool = False) -> bool:
         self._world.interrupt()
         entries = self._access()
         is_set = not (only_new and key in entries)
         if is_set:
-            entries[key] = value, self._world.now + LIFE
+            entries[key] = value, self._world.now + life
         self._world.interrupt()
         return is_set
 
-    def read(self) -> tuple[object, object]:
+    def read(self, keys: list[str]) -> list[object]:
         self._world.interrupt()
         entries = self._access()
-        beat, report = (entries.get(key, (None, 0))[0] for key in ("beat", "report"))
+        found: list[object] = [entries.get(key, (None, 0))[0] for key in keys]
         self._world.interrupt()
-        return beat, report
+        return found
 
-    def take_lead(self, beat: str) -> bool:
-        return self._set("beat", beat, only_new=True)
+    def write(self, key: str, text: str, life: int) -> None:
+        self._set(key, text, life)
 
-    def renew(self, beat: str) -> None:
-        self._set("beat", beat)
+    def add(self, key: str, text: str, life: int) -> bool:
+        return self._set(key, text, life, only_new=True)
 
-    def report(self, report: str) -> None:
-        self._set("report", report)
-
-    def leave(self) -> None:
-        self._access().pop("beat", None)
+    def delete(self, key: str) -> None:
+        self._access().pop(key, None)
 
 
 class Process:
@@ -128,7 +126,7 @@ class Process:
         self.reaches_primary = True
         self.monitor = Monitor("default", ["r1"], INTERVAL, clock=lambda: world.now + offset)
         self.monitor.waiting.wait_for = self.wait_for  # type: ignore[method-assign]
-        self.sharer = Sharer(self.monitor, "default", lambda *args: WorldBoard(world))
+        self.sharer = Sharer(self.monitor, "default", lambda cache: WorldEntries(world))
 
     def wait_for(self, look: Callable[[], Any], timeout: float) -> Any:
         """Look, as nobody else does: no thread runs."""

@@ -13,9 +13,11 @@ from django_replica_router.replicas.postgres import ServerIdentity
 from django_replica_router.replicas.readings import ToldReading
 from django_replica_router.replicas.sharing import Beat, Beats
 from tests.sharing_world import (  # noqa: F401 - fixtures
+    BEAT_KEY,
     ENDURANCE,
     INTERVAL,
     LIFE,
+    REPORT_KEY,
     STREAMING,
     Process,
     World,
@@ -221,7 +223,7 @@ def test_primary_that_failed_there_is_looked_at_here(
     leader.reaches_primary = False
     leader.round()
     assert not leader.sharer.is_leading
-    assert world.entries.keys() == {"report"}
+    assert world.entries.keys() == {REPORT_KEY}
     follower.round()
     assert follower.sharer.is_leading
     assert not follower.monitor.known.primary_is_down
@@ -237,7 +239,7 @@ def test_primary_that_is_down_there_is_sampled_here(
     follower.sharer._abstains_until = math.inf
     leader.reaches_primary = False
     world.rounds(1, leader)
-    world.entries["beat"] = leader.sharer._beat.encode(), math.inf
+    world.entries[BEAT_KEY] = leader.sharer._beat.encode(), math.inf
     world.rounds(1, follower)
     assert "default" in follower.woken()
     assert follower.rests() == {"r1"}
@@ -320,7 +322,7 @@ def test_leader_that_ends_makes_room_at_once(world: World, pair: tuple[Process, 
     world.rounds(1, follower)
     assert follower.sharer.is_leading
     leader.sharer._try(leader.sharer._leave)  # not its place any more
-    assert world.entries["beat"][0] == follower.sharer._beat.encode()
+    assert world.entries[BEAT_KEY][0] == follower.sharer._beat.encode()
 
 
 def test_without_the_cache_each_looks_itself(

@@ -9,12 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_replica_router.policy import may_serve
+from django_replica_router.replicas.entries import Entries
 from django_replica_router.replicas.readings import Reading, Told
-from django_replica_router.replicas.sharing import Beat, Beats, Board, Report, Sharer, shift
+from django_replica_router.replicas.sharing import Beat, Beats, Report, Sharer, shift
 from django_replica_router.values.tokens import Position
 from tests.sharing_world import (  # noqa: F401 - fixtures
     ACTIONS,
+    BEAT_KEY,
     INTERVAL,
+    LIFE,
+    REPORT_KEY,
     Process,
     World,
     check,
@@ -85,14 +89,15 @@ def test_control_beat_that_comes_with_the_report(
 ) -> None:
     """Negative control: with a beat that is given only after the look, it comes out too young."""
 
-    def lead(sharer: Sharer, board: Board) -> None:
+    def lead(sharer: Sharer, entries: Entries) -> None:
         monitor = sharer._monitor
         monitor.waiting.wait_for(lambda: True, 0.0)
         described_at = monitor.clock()
         told = monitor.hearsay.describe()
         assert told is not None
-        board.renew(sharer._next_beat())
-        board.report(Report(sharer._beat, shift(told, -described_at)).encode())
+        entries.write(BEAT_KEY, sharer._next_beat(), LIFE)
+        report = Report(sharer._beat, shift(told, -described_at))
+        entries.write(REPORT_KEY, report.encode(), LIFE)
 
     monkeypatch.setattr(Sharer, "_lead", lead)
     with pytest.raises(AssertionError):

@@ -13,11 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_replica_router.replicas import registry
+from django_replica_router.replicas.entries import Entries
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Reading, Sample, Told, ToldReading
-from django_replica_router.replicas.sharing import Beat, Board, Report, Sharer, shift
+from django_replica_router.replicas.sharing import Beat, Report, Sharer, shift
 from django_replica_router.values.tokens import Position
-from tests.sharing_world import ENDURANCE, INTERVAL, STREAMING, Process, World, pair, world  # noqa: F401 - fixtures
+from tests.sharing_world import (  # noqa: F401 - fixtures
+    BEAT_KEY,
+    ENDURANCE,
+    INTERVAL,
+    REPORT_KEY,
+    STREAMING,
+    Process,
+    World,
+    pair,
+    world,
+)
 
 # ruff: noqa: F811 - fixtures are arguments of the same name
 
@@ -256,9 +267,9 @@ def test_who_meets_garbage_looks_itself(
 ) -> None:
     """A beat of another version is somebody's: none is put in its place before it runs out."""
     leader, follower = pair
-    world.entries["beat"] = beat, math.inf
+    world.entries[BEAT_KEY] = beat, math.inf
     world.rounds(8, leader, follower)
-    assert world.entries["beat"][0] == beat
+    assert world.entries[BEAT_KEY][0] == beat
     assert (leader.rests(), follower.rests()) == (set(), set())
 
 
@@ -269,7 +280,7 @@ def test_report_that_is_garbage_leaves_readings_as_they_were(
     leader, follower = pair
     for _ in range(8):
         world.rounds(1, leader)
-        world.entries["report"] = "garbage", math.inf
+        world.entries[REPORT_KEY] = "garbage", math.inf
         world.rounds(1, follower)
     assert follower.replica.watermark == 100
     assert follower.replica.age > ENDURANCE
@@ -279,18 +290,18 @@ def test_report_that_is_garbage_leaves_readings_as_they_were(
 # Threads, caches, registry
 
 
-def test_board_in_any_cache() -> None:
+def test_entries_in_any_cache() -> None:
     """Django's own interface suffices: add, get_many, set, delete."""
-    board = Board(LocMemCache("sharing", {}), ("rr-beat:default", "rr-report:default"), 60)
-    assert board.read() == (None, None)
-    assert board.take_lead("b1")
-    assert not board.take_lead("b2")
-    board.report("r1")
-    assert board.read() == ("b1", "r1")
-    board.renew("b3")
-    assert board.read() == ("b3", "r1")
-    board.leave()
-    assert board.read() == (None, "r1")
+    entries = Entries(LocMemCache("sharing", {}))
+    assert entries.read(["beat", "report"]) == [None, None]
+    assert entries.add("beat", "b1", 60)
+    assert not entries.add("beat", "b2", 60)
+    entries.write("report", "r1", 60)
+    assert entries.read(["beat", "report"]) == ["b1", "r1"]
+    entries.write("beat", "b3", 60)
+    assert entries.read(["beat", "report"]) == ["b3", "r1"]
+    entries.delete("beat")
+    assert entries.read(["beat", "report"]) == [None, "r1"]
 
 
 class StillMonitor(Monitor):

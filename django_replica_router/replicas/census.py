@@ -15,12 +15,12 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.stats import get_stats
-from django_replica_router.stores.store import RedisStore, get_store
 
 EVERY = 5.0
 """Seconds from one entry to the next."""
@@ -177,54 +177,6 @@ def read_census(cache: str) -> list[ProcessCounts]:
     found = entries.read([_key(name) for name in _names(entries)])
     told = (ProcessCounts.decode(entry) for entry in found)
     return sorted((one for one in told if one is not None), key=lambda one: one.name)
-
-
-class Entries:
-    """Texts in a Django cache."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def read(self, keys: Sequence[str]) -> list[object]:
-        """Return what stands under each key, or None where nothing does."""
-        found = self._cache.get_many(keys)
-        return [found.get(key) for key in keys]
-
-    def write(self, key: str, text: str, life: int) -> None:
-        """Write a text that runs out after so many seconds."""
-        self._cache.set(key, text, life)
-
-    def add(self, key: str, text: str, life: int) -> bool:
-        """Write it where nothing stands there; tell whether it was written."""
-        return bool(self._cache.add(key, text, life))
-
-
-class _RedisEntries(Entries):
-    """The same in Redis or Valkey, asked by the package's own client, which waits no longer than it may."""
-
-    def __init__(self, store: RedisStore) -> None:
-        super().__init__(store._client)
-        self._make_key = store._cache.make_key
-
-    def read(self, keys: Sequence[str]) -> list[object]:
-        found = self._cache.mget([str(self._make_key(key)) for key in keys]) if keys else []
-        return [one.decode() if isinstance(one, bytes) else one for one in found]
-
-    def write(self, key: str, text: str, life: int) -> None:
-        self._cache.set(str(self._make_key(key)), text, ex=life)
-
-    def add(self, key: str, text: str, life: int) -> bool:
-        return bool(self._cache.set(str(self._make_key(key)), text, ex=life, nx=True))
-
-
-def open_entries(cache: str) -> Entries:
-    """Return what stands in a cache.
-
-    Args:
-        cache: its alias.
-    """
-    store = get_store(cache)
-    return _RedisEntries(store) if isinstance(store, RedisStore) else Entries(store._cache)
 
 
 def _names(entries: Entries) -> list[str]:

@@ -17,7 +17,7 @@ import logging
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections
@@ -25,9 +25,9 @@ from django.db import connections
 from django_replica_router.logs import fields
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.ending import EndingThread
+from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Reading, Sample, Told, ToldReading
-from django_replica_router.stores.store import RedisStore, get_store
 from django_replica_router.values.tokens import Position
 
 logger = logging.getLogger("django_replica_router")
@@ -241,100 +241,28 @@ class Beats:
         return self._given_after.get(beat, -math.inf)
 
 
-class Board:
-    """Two entries that several processes see, in a Django cache. All methods raise what the cache raises.
-
-    Args:
-        cache: the cache.
-        keys: of the beat and of the report.
-        life: seconds after which an entry runs out.
-    """
-
-    def __init__(self, cache: Any, keys: tuple[str, str], life: int) -> None:
-        self._cache = cache
-        self._beat, self._report = keys
-        self._life = life
-
-    def read(self) -> tuple[object, object]:
-        """Return the beat and the report, each as text, or as None where there is none."""
-        found: Mapping[str, object] = self._cache.get_many([self._beat, self._report])
-        return found.get(self._beat), found.get(self._report)
-
-    def take_lead(self, beat: str) -> bool:
-        """Write the beat if there is none; tell whether it was written."""
-        return bool(self._cache.add(self._beat, beat, self._life))
-
-    def renew(self, beat: str) -> None:
-        """Write the beat."""
-        self._cache.set(self._beat, beat, self._life)
-
-    def report(self, report: str) -> None:
-        """Write the report."""
-        self._cache.set(self._report, report, self._life)
-
-    def leave(self) -> None:
-        """Delete the beat."""
-        self._cache.delete(self._beat)
-
-
-class RedisBoard(Board):
-    """The entries in Redis or Valkey, read from the server that is written to.
-
-    A copy of it may lag, and show a beat that has been followed by another one long ago. The clients of
-    both take the seconds of an entry's life where a Django cache does.
-    """
-
-    def read(self) -> tuple[object, object]:
-        beat, report = map(_text, self._cache.mget([self._beat, self._report]))
-        return beat, report
-
-    def take_lead(self, beat: str) -> bool:
-        return bool(self._cache.set(self._beat, beat, self._life, nx=True))
-
-
-def _text(value: object) -> object:
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
-
-
-def open_board(cache: str, primary: str, life: int) -> Board:
-    """Return the entries for a cluster, for the present thread.
-
-    Args:
-        cache: alias of the cache.
-        primary: alias of the cluster's primary.
-        life: seconds after which an entry runs out.
-
-    Raises:
-        StoreError: there is no such cache, or its client cannot be made.
-    """
-    store = get_store(cache)
-    keys = (f"rr-beat:{primary}", f"rr-report:{primary}")
-    if isinstance(store, RedisStore):
-        beat, report = (str(store._cache.make_key(key)) for key in keys)
-        return RedisBoard(store._client, (beat, report), life)
-    return Board(store._cache, keys, life)
-
-
 class Sharer(EndingThread):
     """Leads, or follows who leads, again and again.
 
     Args:
         monitor: what this process knows; its threads rest as long as somebody else looks.
         cache: alias of the cache.
-        open_board: opens the entries of the cache, in this thread.
+        open_entries: opens the entries of the cache, in this thread.
     """
 
     def __init__(
         self,
         monitor: Monitor,
         cache: str,
-        open_board: Callable[[str, str, int], Board] = open_board,
+        open_entries: Callable[[str], Entries] = open_entries,
     ) -> None:
         super().__init__(f"replica-router-monitor-share-{monitor.primary}")
         self.cache = cache
         self.is_leading = False
         self._monitor = monitor
-        self._open_board = open_board
+        self._open_entries = open_entries
+        self._beat_key = f"rr-beat:{monitor.primary}"
+        self._report_key = f"rr-report:{monitor.primary}"
         self._endurance = _ENDURANCE * monitor.interval
         self._life = max(_LEAST_LIFE, math.ceil(self._endurance))
         self._beat = Beat(f"{_draw.getrandbits(64):016x}", 0)
@@ -342,7 +270,7 @@ class Sharer(EndingThread):
         self._counted_from = -math.inf
         self._abstains_until = -math.inf
         self._has_failed = False
-        self._board: Board | None = None
+        self._entries: Entries | None = None
 
     def run(self) -> None:
         while not self._ended.is_set():
@@ -357,14 +285,14 @@ class Sharer(EndingThread):
         """Lead or follow once. Where the cache fails, what was told runs out, and no harm is done."""
         self._try(self._round)
 
-    def _try(self, act: Callable[[Board], None]) -> None:
+    def _try(self, act: Callable[[Entries], None]) -> None:
         try:
-            if self._board is None:
-                self._board = self._open_board(self.cache, self._monitor.primary, self._life)
-            act(self._board)
+            if self._entries is None:
+                self._entries = self._open_entries(self.cache)
+            act(self._entries)
             self._has_failed = False
         except Exception as error:  # whatever a cache backend raises, the site goes on
-            self._board = None
+            self._entries = None
             self.is_leading = False
             connections.close_all()
             if not self._has_failed:
@@ -376,26 +304,28 @@ class Sharer(EndingThread):
                 )
             self._has_failed = True
 
-    def _round(self, board: Board) -> None:
+    def _round(self, entries: Entries) -> None:
         asked_at = self._monitor.clock()
-        value, report = board.read()
+        value, report = entries.read([self._beat_key, self._report_key])
         beat = Beat.decode(value)
         if beat is not None and beat.owner == self._beat.owner:
-            board.renew(self._next_beat())
-            self._lead(board)
+            entries.write(self._beat_key, self._next_beat(), self._life)
+            self._lead(entries)
         elif value is not None:
             self.is_leading = False
             if beat is not None:
                 self._beats.note(beat, asked_at)
                 self._follow(Report.decode(report))
-        elif asked_at >= self._abstains_until and board.take_lead(self._next_beat()):
+        elif asked_at >= self._abstains_until and entries.add(
+            self._beat_key, self._next_beat(), self._life
+        ):
             if not self.is_leading:
                 logger.info(
                     "This process looks at %r for all.",
                     self._monitor.primary,
                     extra=fields("leader_begun", primary=self._monitor.primary),
                 )
-            self._lead(board)
+            self._lead(entries)
 
     def _next_beat(self) -> str:
         self._beat = self._beat._replace(number=self._beat.number + 1)
@@ -403,7 +333,7 @@ class Sharer(EndingThread):
 
     # Leading.
 
-    def _lead(self, board: Board) -> None:
+    def _lead(self, entries: Entries) -> None:
         monitor = self._monitor
         given_at = monitor.clock()  # the beat is in the cache now
         self.is_leading = True
@@ -411,10 +341,11 @@ class Sharer(EndingThread):
         monitor.waiting.wait_for(lambda: self._has_looked_since(given_at), monitor.interval / 4)
         told = monitor.hearsay.describe()
         if told is not None:
-            board.report(Report(self._beat, shift(told, -given_at)).encode())
+            report = Report(self._beat, shift(told, -given_at))
+            entries.write(self._report_key, report.encode(), self._life)
         if monitor.known.primary_is_down:
             # Perhaps it can be reached from elsewhere.
-            self._leave(board)
+            self._leave(entries)
             self._abstains_until = given_at + 2 * self._life
 
     def _has_looked_since(self, moment: float) -> bool | None:
@@ -425,12 +356,12 @@ class Sharer(EndingThread):
         )
         return has_looked or None
 
-    def _leave(self, board: Board) -> None:
+    def _leave(self, entries: Entries) -> None:
         self.is_leading = False
         self._monitor.hearsay.look_alone()
-        beat = Beat.decode(board.read()[0])
+        beat = Beat.decode(entries.read([self._beat_key])[0])
         if beat is not None and beat.owner == self._beat.owner:
-            board.leave()
+            entries.delete(self._beat_key)
 
     # Following.
 

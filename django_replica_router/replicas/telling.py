@@ -15,8 +15,9 @@ from django.db import connections
 
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Replica
-from django_replica_router.replicas.census import EVERY, Entries, open_entries, own_census
+from django_replica_router.replicas.census import EVERY, own_census
 from django_replica_router.replicas.ending import EndingThread
+from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.replicas.health import PRIMARY, condition
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.trail import WINDOW, Mark, Point, ToldTrail, Trail
