@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
+from django.utils.deprecation import MiddlewareMixin
 
 from django_replica_router.contrib.showing import by_server, count_reasons, plural
 from django_replica_router.observations import Observation, Query
@@ -20,23 +21,13 @@ _NO_TOKEN = re.compile(r"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
 _NO_TEXT = re.compile(r"[^\t\x20-\x7e]")
 
 
-class ServerTimingMiddleware:
+class ServerTimingMiddleware(MiddlewareMixin):
     """Adds ``Server-Timing`` to responses: a name of each server, its queries with their reasons, and their time.
 
     It tells the names of servers to whoever sees the response: see ``is_for``. Belongs first in ``MIDDLEWARE``.
     """
 
-    sync_capable = True
-    async_capable = True
-
-    def __init__(
-        self,
-        get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]],
-    ) -> None:
-        self.get_response: Callable[[HttpRequest], Any] = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
+    get_response: Any
 
     def is_for(self, request: HttpRequest) -> bool:
         """Tell whether the response to a request is to have the header: where ``DEBUG`` is set.
@@ -48,7 +39,7 @@ class ServerTimingMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         """Serve the request, observed where the response is to tell what was seen."""
-        if self.is_async:
+        if self.async_mode:
             return self.__acall__(request)
         if not self.is_for(request):
             response: HttpResponseBase = self.get_response(request)

@@ -6,34 +6,27 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest, HttpResponseBase
+from django.utils.deprecation import MiddlewareMixin
 
 from django_replica_router.observing import tell_reasons
 
 
-class TellingMiddleware:
+class TellingMiddleware(MiddlewareMixin):
     """Serves each request in a block of ``observing``."""
-
-    sync_capable = True
-    async_capable = True
 
     block: Callable[[], AbstractContextManager[None]]
     """Makes the block."""
 
-    def __init__(
-        self,
-        get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]],
-    ) -> None:
-        self.get_response: Callable[[HttpRequest], Any] = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
+    get_response: Any
+
+    def __init__(self, get_response: Any) -> None:
+        super().__init__(get_response)
         tell_reasons()
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         """Serve the request."""
-        if self.is_async:
+        if self.async_mode:
             return self.__acall__(request)
         with self.block():
             response: HttpResponseBase = self.get_response(request)
