@@ -265,9 +265,7 @@ class Run:
         _works.set(True)
         try:
             _meet_replicas(config)
-            was_open = _has_open(self.scope)
-            wait_for_transactions(self.scope)
-            self.is_early = was_open and _is_pinned(self.scope)
+            self.is_early = not wait_for_transactions(self.scope)
         except BaseException:
             self.close()
             raise
@@ -293,16 +291,6 @@ def _meet_replicas(config: Config) -> None:
     for primary in config.topology.clusters if config.ENABLED else ():
         if find_monitor(primary) is None and asyncio._get_running_loop() is None:
             _wait_for_any(primary, NOWHERE, _FIRST_LOOK, config)
-
-
-def _has_open(opened: Scope) -> bool:
-    return opened.carried is not None and any(e.open for e in opened.carried.entries.values())
-
-
-def _is_pinned(opened: Scope) -> bool:
-    return opened.carried is not None and any(
-        e.record.pinned_until_ms for e in opened.carried.entries.values()
-    )
 
 
 def _wait_for_one(primary: str, token: Token, timeout: float, config: Config) -> bool:

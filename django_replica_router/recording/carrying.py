@@ -208,13 +208,15 @@ def _wait_for_end(primary: str, numbers: frozenset[int]) -> bool:
     return True
 
 
-def wait_for_transactions(scope: Scope) -> None:
-    """Wait until the transactions have ended that were open when the scope's token was made."""
+def wait_for_transactions(scope: Scope) -> bool:
+    """Wait until the transactions have ended that were open when the scope's token was made; tell whether they have."""
+    if not scope.carried or not any(entry.open for entry in scope.carried.entries.values()):
+        return True
     config = get_config()
-    if scope.carried and any(entry.open for entry in scope.carried.entries.values()):
-        for primary in config.topology.clusters:
-            for _ in _entries_here(primary, scope, scope.carried, config):
-                pass
+    for primary in config.topology.clusters:
+        for _ in _entries_here(primary, scope, scope.carried, config):
+            pass
+    return not any(entry.record.pinned_until_ms for entry in scope.carried.entries.values())
 
 
 def position_in(carried: Carried, primary: str) -> Position:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from django_replica_router.contrib import background
 from django_replica_router.contrib.extras import needs
@@ -18,6 +18,11 @@ with needs("celery"):
     from celery.backends.base import Backend
     from celery.result import AsyncResult, ResultSet
     from celery.states import READY_STATES
+
+
+# Celery's own methods.
+_celerys_get, _celerys_get_task_meta = AsyncResult.get, AsyncResult._get_task_meta
+_celerys_iter_native = ResultSet.iter_native
 
 
 def _name(task_id: Any) -> str:
@@ -58,36 +63,25 @@ def _remembering(mark: Callable[..., Any]) -> Callable[..., Any]:
 
 def _get(self: Any, *args: Any, **kwargs: Any) -> Any:
     try:
-        return _originals.get(self, *args, **kwargs)
+        return _celerys_get(self, *args, **kwargs)
     finally:  # one of a task that has failed raises
         if self._cache is not None:
             see_result(self.id)
 
 
 def _get_task_meta(self: Any) -> Any:
-    meta = _originals.get_task_meta(self)
+    meta = _celerys_get_task_meta(self)
     if meta and meta.get("status") in READY_STATES:
         see_result(self.id)
     return meta
 
 
 def _iter_native(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-    for task_id, meta in _originals.iter_native(self, *args, **kwargs):
+    for task_id, meta in _celerys_iter_native(self, *args, **kwargs):
         for node in meta if isinstance(meta, list) else ():  # a group of groups
             see_result(node.id)
         see_result(task_id)
         yield task_id, meta
-
-
-class _Originals(NamedTuple):
-    """Celery's own methods."""
-
-    get: Callable[..., Any] = AsyncResult.get
-    get_task_meta: Callable[..., Any] = AsyncResult._get_task_meta
-    iter_native: Callable[..., Any] = ResultSet.iter_native
-
-
-_originals = _Originals()
 
 
 def connect() -> None:
