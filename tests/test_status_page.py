@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -295,17 +296,22 @@ def test_a_site_without_replicas_has_the_page_as_well(operator: Client, settings
 
 
 def test_a_cache_that_is_down_is_told_of(
-    operator: Client, shared: Census, monkeypatch: pytest.MonkeyPatch
+    operator: Client,
+    shared: Census,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The page tells what this process knows."""
+    """The page tells what this process knows, and the log why."""
 
     def fail(*args: object) -> Any:
         raise ConnectionError
 
-    for name in ("read_census", "read_trail"):
-        monkeypatch.setattr(f"django_replica_router.status.overview.{name}", fail)
+    for name in ("reads.read_census", "overview.read_trail"):
+        monkeypatch.setattr(f"django_replica_router.status.{name}", fail)
+    caplog.set_level(logging.INFO, "django_replica_router")
     page = text_of(operator)
     assert "Of this process alone: the cache does not answer." in page
+    assert "counts_unread" in [vars(record).get("event") for record in caplog.records]
     assert "takes writes" in page
 
 
@@ -315,7 +321,7 @@ def test_another_view_of_a_server_is_told(
     """One process may reach what another does not. What it has told is text, whatever it is."""
     strange = ProcessCounts("<b>host", 1.0, {"<i>": 1}, {}, 0.0, {"replica1": "UNREACHABLE"})
     monkeypatch.setattr(
-        "django_replica_router.status.overview.read_census", lambda cache: [strange]
+        "django_replica_router.status.reads.read_census", lambda cache: [strange]
     )
     page = text_of(operator)
     assert "as 1 of 1 processes know it." in page

@@ -14,7 +14,7 @@ from django.utils.translation.template import templatize
 from django_replica_router import stats
 from django_replica_router.contrib.status import sentences
 from django_replica_router.policy import Reason, ReplicaState
-from django_replica_router.status import overview, servers, serving
+from django_replica_router.status import overview, reads, servers, serving
 
 APP = Path(sentences.__file__).parent
 MARKED = {"_", "gettext", "gettext_lazy", "gettext_noop"}
@@ -90,7 +90,7 @@ def test_the_sentences_are_those_of_the_rules() -> None:
         serving.STANDS_IN,
     }
     assert set(map(str, sentences.OF_STATES)) == {state.value for state in ReplicaState} | others
-    alone = {overview.NOT_SHARED, overview.NO_CACHE, overview.NOBODY}
+    alone = {reads.NOT_SHARED, reads.NO_CACHE, overview.NOBODY}
     assert set(map(str, sentences.OF_LONELINESS)) == alone
 
 

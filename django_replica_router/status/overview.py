@@ -9,16 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django_replica_router.conf import Config, get_config
-from django_replica_router.replicas.census import ProcessCounts, own_census, read_census
+from django_replica_router.replicas.census import ProcessCounts, own_census
 from django_replica_router.replicas.registry import find_trail
 from django_replica_router.replicas.telling import point_now, read_trail
 from django_replica_router.replicas.trail import WINDOW, Point
-from django_replica_router.status.reads import Reads, sum_up
+from django_replica_router.status.reads import Reads, read_told, sum_up
 from django_replica_router.status.servers import ClusterStatus, are_met, describe, monitor_of
 from django_replica_router.status.serving import Verdict, judge, needed_primaries
 
-NOT_SHARED = "SHARE_COUNTS is off"
-NO_CACHE = "the cache does not answer"
 NOBODY = "no process has told of itself yet"
 
 _DECISIONS = ("reads_", "shadow_reads_")
@@ -93,7 +91,9 @@ def take_overview(patience: float) -> Overview:
     config, now = get_config(), time.time()
     primaries = needed_primaries()
     clusters = [_meet(primary, patience) for primary in primaries]
-    told, why_alone = _read_census(config)
+    told, why_alone = read_told(config)
+    if not told:
+        told, why_alone = [own_census.own()], why_alone or NOBODY
     return Overview(
         judge(primaries),
         clusters,
@@ -111,18 +111,6 @@ def _meet(primary: str, patience: float) -> ClusterStatus:
     monitor = monitor_of(primary)
     monitor.waiting.wait_for(lambda: are_met(monitor) or None, patience)
     return describe(monitor)
-
-
-def _read_census(config: Config) -> tuple[list[ProcessCounts], str]:
-    """Return what all processes have told, or this one's own with the reason for it."""
-    if not config.SHARE_COUNTS:
-        return [own_census.own()], NOT_SHARED
-    try:
-        told = read_census(config.CACHE)
-    except Exception as error:  # whatever a cache backend raises, this process's own can be told of
-        logger.debug("What processes have counted cannot be read from %r: %s", config.CACHE, error)
-        return [own_census.own()], NO_CACHE
-    return (told, "") if told else ([own_census.own()], NOBODY)
 
 
 def _read_past(primary: str, config: Config, wall: float) -> Past:

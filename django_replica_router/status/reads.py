@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from django_replica_router.conf import get_config
+from django_replica_router.conf import Config
 from django_replica_router.logs import fields
 from django_replica_router.policy import Reason
 from django_replica_router.replicas.census import ProcessCounts, read_census
+
+NOT_SHARED = "SHARE_COUNTS is off"
+NO_CACHE = "the cache does not answer"
 
 _FROM = "reads_from_"
 _IN_SHADOW = "shadow_"
@@ -41,13 +44,16 @@ class Reads(NamedTuple):
         return self.by_alias.get(alias, 0) / total if total else None
 
 
-def read_counts() -> Reads | None:
-    """Return what the processes have told, or None where the cache does not answer, or SHARE_COUNTS is off."""
-    config = get_config()
+def read_told(config: Config) -> tuple[list[ProcessCounts], str]:
+    """Return what the processes have told; and, where that is not known, why.
+
+    Args:
+        config: the settings.
+    """
     if not config.SHARE_COUNTS:
-        return None
+        return [], NOT_SHARED
     try:
-        return sum_up(read_census(config.CACHE))
+        return read_census(config.CACHE), ""
     except Exception as error:  # whatever a cache backend raises, the servers can be told of
         logger.info(
             "What processes have counted cannot be read from %r: %s",
@@ -55,7 +61,7 @@ def read_counts() -> Reads | None:
             error,
             extra=fields("counts_unread", error, cache=config.CACHE),
         )
-        return None
+        return [], NO_CACHE
 
 
 def sum_up(told: Iterable[ProcessCounts]) -> Reads:

@@ -23,8 +23,8 @@ from django_replica_router.contrib.status.sentences import told, told_of_count
 from django_replica_router.contrib.status.views import PATIENCE
 from django_replica_router.policy import Reason
 from django_replica_router.replicas.trail import Mark, Point
-from django_replica_router.status.overview import NOT_SHARED, Overview, Past, take_overview
-from django_replica_router.status.reads import Reads
+from django_replica_router.status.overview import Overview, Past, take_overview
+from django_replica_router.status.reads import NOT_SHARED, Reads
 from django_replica_router.status.servers import ClusterStatus, ServerStatus
 from django_replica_router.status.serving import Trouble
 

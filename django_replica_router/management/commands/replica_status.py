@@ -15,7 +15,7 @@ from django.template.defaultfilters import filesizeformat
 from django_replica_router.conf import get_config
 from django_replica_router.management.options import add_timeout
 from django_replica_router.status.quiet import log_is_quiet
-from django_replica_router.status.reads import Reads, read_counts
+from django_replica_router.status.reads import Reads, read_told, sum_up
 from django_replica_router.status.servers import ClusterStatus, ServerStatus, all_clusters, look
 
 HEADINGS = ("server", "address", "state", "version", "timeline", "LSN", "behind", "reads", "")
@@ -66,7 +66,8 @@ class Command(BaseCommand):
 
     def _tell(self, primaries: Sequence[str], options: Mapping[str, Any]) -> int:
         clusters = [look(primary, options["timeout"]) for primary in primaries]
-        reads = read_counts()
+        told, why = read_told(get_config())
+        reads = None if why else sum_up(told)
         code = max(_code(cluster) for cluster in clusters)
         if options["json"]:
             self.stdout.write(json.dumps(_document(clusters, reads, code)))
@@ -76,7 +77,7 @@ class Command(BaseCommand):
         for cluster in clusters:
             for line in self._lines(cluster, reads):
                 self.stdout.write(line)
-        self.stdout.write(_told_by(reads))
+        self.stdout.write(_told_by(reads, why))
         return code
 
     def _lines(self, cluster: ClusterStatus, reads: Reads | None) -> list[str]:
@@ -128,9 +129,8 @@ def _code(cluster: ClusterStatus) -> int:
     return SOME_DO_NOT if out else ALL_SERVE
 
 
-def _told_by(reads: Reads | None) -> str:
+def _told_by(reads: Reads | None, why: str) -> str:
     if reads is None:
-        why = "the cache does not answer" if get_config().SHARE_COUNTS else "SHARE_COUNTS is off"
         return f"Which share of the reads each has had is not known: {why}."
     if not reads.by_alias:
         return "No process has told of reads in the last minute."
