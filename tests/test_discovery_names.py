@@ -15,7 +15,7 @@ from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router.conf import get_config
-from django_replica_router.replicas import discovery, lookups
+from django_replica_router.replicas import ending, lookups
 from django_replica_router.replicas.discovery import Discoverer, alias_of, entries_for
 from django_replica_router.replicas.lookups import MOST, Server, look_up
 from django_replica_router.routing import choosing
@@ -390,7 +390,7 @@ def test_the_next_look_up_is_due_when_the_answer_has_run_out(
             return super().wait(0.0)
 
     discover()  # so that the settings are those of the test
-    monkeypatch.setattr(discovery._draw, "uniform", lambda low, high: high)
+    monkeypatch.setattr(ending._draw, "uniform", lambda low, high: high)
     (entry,) = entries_for("default", get_config()).values()
     for ttl, interval, expected in ((7, 10.0, 7), (0, 10.0, 1.0), (7, 2.0, 2.0), (0, 0.5, 0.5)):
         names.lead(SECOND, ttl=ttl)

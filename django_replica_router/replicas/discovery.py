@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 import time
 import weakref
@@ -16,14 +15,13 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 
 from django_replica_router.conf import Config, find_found, get_config, note_found
 from django_replica_router.logs import fields
+from django_replica_router.replicas.ending import EndingThread, jittered
 from django_replica_router.replicas.lookups import MOST, Answer, Server, look_up
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.postgres import is_under_test
 from django_replica_router.values.topology import Found
 
 logger = logging.getLogger("django_replica_router")
-
-_draw = random.SystemRandom()
 
 INTERVAL = 10.0
 """Seconds between two look-ups where the setting names no other number."""
@@ -79,7 +77,7 @@ def entries_for(primary: str, config: Config) -> Mapping[str, Mapping[str, Any]]
     }
 
 
-class Discoverer(threading.Thread):
+class Discoverer(EndingThread):
     """Looks up the name of one alias again and again.
 
     Args:
@@ -89,10 +87,12 @@ class Discoverer(threading.Thread):
         lock: held by whoever starts or stops monitors.
     """
 
+    patience = 0.0
+
     def __init__(
         self, monitor: Monitor, template: str, entry: Mapping[str, Any], lock: threading.Lock
     ) -> None:
-        super().__init__(name=f"replica-router-monitor-names-{template}", daemon=True)
+        super().__init__(f"replica-router-monitor-names-{template}")
         self._monitor = monitor
         self._template = template
         self._entry = entry
@@ -101,16 +101,10 @@ class Discoverer(threading.Thread):
         self._has_failed = False
         self._has_cut = False
         self._ending: dict[str, threading.Thread] = {}
-        self._ended = threading.Event()
-
-    def end(self) -> None:
-        """Have the thread end, and change nothing any more. It is not waited for."""
-        self._ended.set()
 
     def run(self) -> None:
         delay = 0.0
-        # Jitter, so that many processes do not ask at the same moment.
-        while not self._ended.wait(delay * _draw.uniform(0.8, 1.0)):
+        while not self._ended.wait(jittered(delay)):
             delay = self._interval
             try:
                 ttl = self._look()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 from typing import Any
 
@@ -14,6 +13,7 @@ from django_replica_router.logs import fields
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.replicas import looks, postgres
 from django_replica_router.replicas.answers import Answers
+from django_replica_router.replicas.ending import jittered
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.looks import CONNECT_TIMEOUT, MAX_CONNECTION_AGE, Looks
 from django_replica_router.replicas.readings import Reading, Sample
@@ -21,9 +21,6 @@ from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
 
 logger = logging.getLogger("django_replica_router")
-
-# Not the state that the process shares: tests seed that, and Hypothesis watches over it.
-_draw = random.SystemRandom()
 
 # Seconds before the primary is told to flush again: at most once a second, and later where it refused.
 _FLUSH_PAUSE = 1.0
@@ -93,8 +90,7 @@ class Poller(threading.Thread):
     def _rest(self, delay: float) -> None:
         """Wait until the next look is due, which is later where somebody else looks as well."""
         began = self.known.clock()
-        # Jitter, so that many processes do not look at the same moment.
-        while not self.looks.wake.wait(delay * _draw.uniform(0.8, 1.0)):
+        while not self.looks.wake.wait(jittered(delay)):
             rested = self.known.clock() - began
             is_chasing = delay < self.known.interval
             if self.looks.failures or is_chasing or rested > MAX_CONNECTION_AGE:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import random
 import re
+import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,7 +24,7 @@ from django.db import connections
 
 from django_replica_router.logs import fields
 from django_replica_router.policy import ReplicaState
-from django_replica_router.replicas.ending import EndingThread
+from django_replica_router.replicas.ending import EndingThread, jittered
 from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Reading, Sample, Told, ToldReading
@@ -33,8 +33,6 @@ from django_replica_router.values.tokens import Position
 logger = logging.getLogger("django_replica_router")
 
 T = TypeVar("T")
-
-_draw = random.SystemRandom()
 
 _VERSION = 1
 _BEAT = re.compile(rf"{_VERSION}:([0-9a-f]{{16}}):([0-9]{{1,18}})", re.ASCII)
@@ -265,7 +263,7 @@ class Sharer(EndingThread):
         self._report_key = f"rr-report:{monitor.primary}"
         self._endurance = _ENDURANCE * monitor.interval
         self._life = max(_LEAST_LIFE, math.ceil(self._endurance))
-        self._beat = Beat(f"{_draw.getrandbits(64):016x}", 0)
+        self._beat = Beat(secrets.token_hex(8), 0)
         self._beats = Beats(self._endurance)
         self._counted_from = -math.inf
         self._abstains_until = -math.inf
@@ -275,8 +273,7 @@ class Sharer(EndingThread):
     def run(self) -> None:
         while not self._ended.is_set():
             self.try_round()
-            # Jitter, so that many processes do not ask at the same moment.
-            self._ended.wait(self._monitor.interval / _ROUNDS * _draw.uniform(0.8, 1.0))
+            self._ended.wait(jittered(self._monitor.interval / _ROUNDS))
         if self.is_leading:
             self._try(self._leave)
         connections.close_all()  # those of this thread, where the cache is in a database

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 import secrets
 import socket
 import time
@@ -16,15 +15,13 @@ from django.db import connections
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Replica
 from django_replica_router.replicas.census import EVERY, own_census
-from django_replica_router.replicas.ending import EndingThread
+from django_replica_router.replicas.ending import EndingThread, jittered
 from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.replicas.health import PRIMARY, condition
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.trail import WINDOW, Mark, Point, ToldTrail, Trail
 
 logger = logging.getLogger("django_replica_router")
-
-_draw = random.SystemRandom()
 
 _TURN_LIFE = round(3 * EVERY)
 _TRAIL_LIFE = round(WINDOW)
@@ -52,8 +49,7 @@ class Teller(EndingThread):
         self._turn = _Turn(monitor.primary)
 
     def run(self) -> None:
-        # Jitter, so that many processes do not write at the same moment.
-        while not self._ended.wait(EVERY * _draw.uniform(0.8, 1.0)):
+        while not self._ended.wait(jittered(EVERY)):
             try:
                 self.tell()
             except Exception as error:  # whatever a cache backend raises: nobody depends on it

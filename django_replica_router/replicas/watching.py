@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas import looks
+from django_replica_router.replicas.ending import EndingThread
 from django_replica_router.replicas.health import Health
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.stats import count
@@ -19,19 +18,15 @@ _SUSPICIOUS = looks.PATIENCE / 20
 """Seconds that a statement may wait before the server is looked at."""
 
 
-class Watcher(threading.Thread):
+class Watcher(EndingThread):
     """Ends the waiting of requests, and of pollers, for servers that do not answer."""
+
+    patience = 0.0
 
     def __init__(self, health: Health) -> None:
         self.known = health.known
-        name = f"replica-router-monitor-watch-{self.known.primary}"
-        super().__init__(name=name, daemon=True)
+        super().__init__(f"replica-router-monitor-watch-{self.known.primary}")
         self.health = health
-        self._ended = threading.Event()
-
-    def end(self) -> None:
-        """Have the thread end. It is not waited for."""
-        self._ended.set()
 
     def run(self) -> None:
         while not self._ended.wait(self._pause()):

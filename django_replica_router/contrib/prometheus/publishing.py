@@ -11,6 +11,7 @@ from typing import Any
 
 from django_replica_router.contrib.extras import needs
 from django_replica_router.logs import fields
+from django_replica_router.replicas.ending import EndingThread
 from django_replica_router.status.metrics import (
     METRICS,
     Kind,
@@ -96,11 +97,12 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge:
     )
 
 
-class _Thread(threading.Thread):
+class _Thread(EndingThread):
+    patience = 0.0
+
     def __init__(self, publisher: Publisher) -> None:
-        super().__init__(name="replica-router-metrics", daemon=True)
+        super().__init__("replica-router-metrics")
         self._publisher = publisher
-        self._ended = threading.Event()
 
     def run(self) -> None:
         while not self._ended.wait(EVERY):
@@ -108,7 +110,7 @@ class _Thread(threading.Thread):
 
     def end(self) -> None:
         """Publish once more, and no more after that."""
-        self._ended.set()
+        super().end()
         self._publish()
 
     def _publish(self) -> None:
