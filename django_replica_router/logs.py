@@ -1,6 +1,10 @@
-"""What the log tells programs, beside its sentences for people."""
+"""The log: sentences for people, and fields for programs."""
 
 from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("django_replica_router")
 
 
 def fields(event: str, error: BaseException | None = None, **others: object) -> dict[str, object]:

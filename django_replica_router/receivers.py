@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -21,7 +20,7 @@ from django_replica_router.connections.connection import (
 )
 from django_replica_router.connections.leading import lead_transactions
 from django_replica_router.errors import ReplicaRouterError, StoreError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.recording.floors import EVERYBODY_SECONDS
 from django_replica_router.recording.stale_saves import note_saved, on_pre_save
 from django_replica_router.recording.writes import find_state, mark_written, store_for_everybody
@@ -29,8 +28,6 @@ from django_replica_router.replicas.postgres import is_under_test
 from django_replica_router.scopes.scope import current_scope
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions.atomic_requests import watch_handlers_blocks
-
-logger = logging.getLogger("django_replica_router")
 
 
 def on_connection_created(*, connection: Any, **kwargs: Any) -> None:

@@ -320,9 +320,7 @@ def test_another_view_of_a_server_is_told(
 ) -> None:
     """One process may reach what another does not. What it has told is text, whatever it is."""
     strange = ProcessCounts("<b>host", 1.0, {"<i>": 1}, {}, 0.0, {"replica1": "UNREACHABLE"})
-    monkeypatch.setattr(
-        "django_replica_router.status.reads.read_census", lambda cache: [strange]
-    )
+    monkeypatch.setattr("django_replica_router.status.reads.read_census", lambda cache: [strange])
     page = text_of(operator)
     assert "as 1 of 1 processes know it." in page
     assert "The clocks of their hosts differ" in page

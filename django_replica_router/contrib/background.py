@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from django_replica_router.callers import find_caller
 from django_replica_router.conf import Config, get_config
 from django_replica_router.decorators import OpenedScope, scope
 from django_replica_router.errors import PositionError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.observations import TASK_TOO_SOON, Observing, warn
 from django_replica_router.policy import IN_SERVICE, may_serve
 from django_replica_router.recording.carrying import (
@@ -40,8 +39,6 @@ from django_replica_router.scopes.written import WriteMark
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.carried import Entry
 from django_replica_router.values.tokens import NOWHERE, Position, Record
-
-logger = logging.getLogger("django_replica_router")
 
 _FIRST_LOOK = 0.3
 """Seconds that the first task of a process waits until replicas are known: it can afford that."""

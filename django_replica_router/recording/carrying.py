@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +10,7 @@ from django.db import connections
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import PositionError, StoreError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.recording.floors import (
     clamped,
     expiry_ms,
@@ -32,8 +31,6 @@ from django_replica_router.stats import count
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.carried import MOST_OPEN, Carried, Entry
 from django_replica_router.values.tokens import NO_FLOOR, Floor, Position, Record
-
-logger = logging.getLogger("django_replica_router")
 
 _OPEN_PAUSE = 0.01
 """Seconds between two questions whether a transaction has ended."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from django.db import connections
@@ -10,13 +9,11 @@ from django.db import connections
 from django_replica_router.callers import find_caller
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import StaleSaveError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.recording.learning import learn
 from django_replica_router.scopes.scope import current_scope
 from django_replica_router.stats import count
 from django_replica_router.transactions.blocks import keeps_reads
-
-logger = logging.getLogger("django_replica_router")
 
 # Of the object's ModelState: where the object was read, and the very text that stands for the
 # primary since then. Where Django has put another one there, as after a save or a refresh, the

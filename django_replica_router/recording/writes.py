@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -12,27 +11,19 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django_replica_router import signals
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import ConfigurationError, PositionError
-from django_replica_router.logs import fields
-from django_replica_router.recording.floors import (
-    forget_everybody,
-)
+from django_replica_router.logs import fields, logger
+from django_replica_router.recording.floors import forget_everybody
 from django_replica_router.replicas import postgres
 from django_replica_router.replicas.connecting import waiting_key
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.scopes.keys import EVERYBODY, store_key
-from django_replica_router.scopes.scope import (
-    ClusterScope,
-    current_frame,
-    current_scope,
-)
+from django_replica_router.scopes.scope import ClusterScope, current_frame, current_scope
 from django_replica_router.scopes.written import Checkpoint, WriteMark
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions.blocks import end_idling, keeps_reads
 from django_replica_router.values.statements import reads_rows
 from django_replica_router.values.tokens import Position, Record
-
-logger = logging.getLogger("django_replica_router")
 
 # The record for everybody binds as long as it is there. It may vanish: it is made anew then.
 _EVERYBODY_LIFE = 30 * 24 * 60 * 60.0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.known import Known
 from django_replica_router.replicas.looks import MAX_CONNECTION_AGE
@@ -12,8 +10,6 @@ from django_replica_router.replicas.news import UNKNOWN
 from django_replica_router.replicas.postgres import Answerer
 from django_replica_router.replicas.readings import Reading, Sample
 from django_replica_router.values.servers import Life
-
-logger = logging.getLogger("django_replica_router")
 
 
 class Answers:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.stats import count
-
-logger = logging.getLogger("django_replica_router")
 
 FIRST_PAUSE = 1.0
 """Seconds without an attempt after the first failure. Each further failure doubles them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -14,14 +13,12 @@ from django.db import connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from django_replica_router.conf import Config, find_found, get_config, note_found
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.replicas.ending import EndingThread, jittered
 from django_replica_router.replicas.lookups import MOST, Answer, Server, look_up
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.postgres import is_under_test
 from django_replica_router.values.topology import Found
-
-logger = logging.getLogger("django_replica_router")
 
 INTERVAL = 10.0
 """Seconds between two look-ups where the setting names no other number."""

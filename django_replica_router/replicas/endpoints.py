@@ -7,7 +7,6 @@ connections more; each of them stays with its server, and goes on as a poller of
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import socket
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from django_replica_router.logs import logger
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.replicas import postgres
 from django_replica_router.replicas.answers import Answers
@@ -25,8 +25,6 @@ from django_replica_router.replicas.looks import CONNECT_TIMEOUT, MAX_CONNECTION
 from django_replica_router.replicas.pollers import ReplicaPoller
 from django_replica_router.replicas.readings import Reading
 from django_replica_router.values.servers import Life, without
-
-logger = logging.getLogger("django_replica_router")
 
 # So many connections in a row that lead to no new server are taken for a sign that there is none.
 _TRIES = 3

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.replicas.breaker import Breaker
 from django_replica_router.replicas.looks import Looks
 from django_replica_router.replicas.news import UNKNOWN, Latest
 from django_replica_router.values.servers import Life, without
-
-logger = logging.getLogger("django_replica_router")
 
 _UNWATCHED_KEPT = 64
 

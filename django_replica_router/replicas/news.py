@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import NamedTuple
 
 from django_replica_router import signals
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.mirrors import is_test_mirror
 from django_replica_router.replicas.readings import Reading
 from django_replica_router.values.servers import Servers
-
-logger = logging.getLogger("django_replica_router")
 
 UNKNOWN = Reading()
 

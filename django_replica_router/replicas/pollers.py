@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from typing import Any
 
 import psycopg
 
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.replicas import looks, postgres
 from django_replica_router.replicas.answers import Answers
@@ -19,8 +18,6 @@ from django_replica_router.replicas.looks import CONNECT_TIMEOUT, MAX_CONNECTION
 from django_replica_router.replicas.readings import Reading, Sample
 from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
-
-logger = logging.getLogger("django_replica_router")
 
 # Seconds before the primary is told to flush again: at most once a second, and later where it refused.
 _FLUSH_PAUSE = 1.0

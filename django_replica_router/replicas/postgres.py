@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import math
 import re
 import sys
@@ -111,7 +110,6 @@ _IDENTITY_SQL = (
 
 _ISOLATION_SQL = "SELECT current_setting('default_transaction_isolation')"
 
-logger = logging.getLogger("django_replica_router")
 
 _WAL_FILE = re.compile(r"([0-9A-F]{8})[0-9A-F]{16}", re.ASCII)
 

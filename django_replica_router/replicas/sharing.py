@@ -13,7 +13,6 @@ the age of a reading is never less than the true age.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 import secrets
@@ -22,15 +21,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections
 
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.ending import EndingThread, jittered
 from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Reading, Sample, Told, ToldReading
 from django_replica_router.values.tokens import Position
-
-logger = logging.getLogger("django_replica_router")
 
 T = TypeVar("T")
 

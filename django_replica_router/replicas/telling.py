@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import secrets
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from django.db import connections
 
 from django_replica_router.conf import get_config
+from django_replica_router.logs import logger
 from django_replica_router.policy import Replica
 from django_replica_router.replicas.census import EVERY, own_census
 from django_replica_router.replicas.ending import EndingThread, jittered
@@ -20,8 +20,6 @@ from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.replicas.health import PRIMARY, condition
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.trail import WINDOW, Mark, Point, ToldTrail, Trail
-
-logger = logging.getLogger("django_replica_router")
 
 _TURN_LIFE = round(3 * EVERY)
 _TRAIL_LIFE = round(WINDOW)

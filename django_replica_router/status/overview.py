@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django_replica_router.conf import Config, get_config
+from django_replica_router.logs import logger
 from django_replica_router.replicas.census import ProcessCounts, own_census
 from django_replica_router.replicas.registry import find_trail
 from django_replica_router.replicas.telling import point_now, read_trail
@@ -20,8 +20,6 @@ from django_replica_router.status.serving import Verdict, judge, needed_primarie
 NOBODY = "no process has told of itself yet"
 
 _DECISIONS = ("reads_", "shadow_reads_")
-
-logger = logging.getLogger("django_replica_router")
 
 
 class Past(NamedTuple):

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from django_replica_router.logs import logger
+
 
 @contextmanager
 def log_is_quiet() -> Iterator[None]:
     """Have the package log errors only, for the length of the block."""
-    logger = logging.getLogger("django_replica_router")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from django_replica_router.conf import Config
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.policy import Reason
 from django_replica_router.replicas.census import ProcessCounts, read_census
 
@@ -17,8 +16,6 @@ NO_CACHE = "the cache does not answer"
 
 _FROM = "reads_from_"
 _IN_SHADOW = "shadow_"
-
-logger = logging.getLogger("django_replica_router")
 
 
 class Reads(NamedTuple):

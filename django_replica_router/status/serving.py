@@ -12,13 +12,7 @@ from django_replica_router.conf import Config, get_config
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.health import DOWN, LAGGING
 from django_replica_router.replicas.monitor import Monitor
-from django_replica_router.status.servers import (
-    LAGS,
-    MAY_LAG,
-    ServerStatus,
-    describe,
-    monitor_of,
-)
+from django_replica_router.status.servers import LAGS, MAY_LAG, ServerStatus, describe, monitor_of
 
 STANDS_IN = "the primary does not answer, and replicas serve reads in its place"
 

@@ -11,14 +11,7 @@ from django.db.models import Model
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.observations import (
-    NAMED,
-    SENTENCES,
-    SESSION,
-    WRITE,
-    Observation,
-    Query,
-)
+from django_replica_router.observations import NAMED, SENTENCES, SESSION, WRITE, Observation, Query
 from django_replica_router.policy import Reason
 from django_replica_router.testing.blocks import block
 from django_replica_router.testing.mirrors import routing_at_work

@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from django_replica_router import __version__
 from django_replica_router.contrib.extras import needs
-from django_replica_router.status.metrics import (
-    METRICS,
-    Kind,
-    Metric,
-    read_counters,
-    read_gauges,
-)
+from django_replica_router.status.metrics import METRICS, Kind, Metric, read_counters, read_gauges
 
 with needs("opentelemetry.metrics", "opentelemetry"):
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter

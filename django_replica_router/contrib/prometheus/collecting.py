@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from django_replica_router.contrib.extras import needs
-from django_replica_router.status.metrics import (
-    METRICS,
-    Kind,
-    Metric,
-    read_counters,
-    read_gauges,
-)
+from django_replica_router.status.metrics import METRICS, Kind, Metric, read_counters, read_gauges
 
 with needs("prometheus_client", "prometheus"):
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import os
 import threading
 from typing import Any
 
 from django_replica_router.contrib.extras import needs
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.replicas.ending import EndingThread
 from django_replica_router.status.metrics import (
     METRICS,
@@ -24,8 +23,6 @@ from django_replica_router.status.metrics import (
 with needs("prometheus_client", "prometheus"):
     from prometheus_client import CollectorRegistry, Counter, Gauge
 
-
-logger = logging.getLogger("django_replica_router")
 
 EVERY = 5.0
 """Seconds from one time to the next: what is told is at most that old."""
