@@ -33,11 +33,17 @@ def _passed_by() -> tuple[str, ...]:
     return (*folders, *files, "<frozen")
 
 
+def find_frame() -> FrameType | None:
+    """Return the frame of the site's code that is running, or None where there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_passed_by()):
+        frame = frame.f_back
+    return frame
+
+
 def find_caller() -> str:
     """Return the file and line of the site's code that is running."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(_passed_by()):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "code of no known line"
+    frame = find_frame()
+    if frame is None:
+        return "code of no known line"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

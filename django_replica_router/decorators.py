@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import sys
 from collections.abc import Callable, Iterable
 from copy import copy
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args, overload
 
 from asgiref.sync import sync_to_async
 
+from django_replica_router.callers import find_frame
 from django_replica_router.conf import get_config, is_seconds
 from django_replica_router.decorating import decorate
 from django_replica_router.errors import ConfigurationError
@@ -29,14 +29,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _opener() -> CodeType | None:
-    """Return the site's code that opens a block: no ``ExitStack`` in between, and none of these files."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename in _BETWEEN:
-        frame = frame.f_back
+    """Return the site's code that opens a block."""
+    frame = find_frame()
     return None if frame is None else frame.f_code
-
-
-_BETWEEN = tuple(f.__code__.co_filename for f in (_opener, decorate, contextlib.contextmanager))
 
 
 class Routed:
