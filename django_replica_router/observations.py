@@ -30,6 +30,7 @@ TASK_TOO_SOON = "task_too_soon"
 QUERYSET_LEFT_BLOCK = "queryset_left_block"
 NAMES_PRIMARY_TABLE = "names_primary_table"
 NEEDS_PRIMARY = "needs_primary"
+SAVED_FROM_REPLICA = "saved_from_replica"
 
 EVENTS = {
     TASK_TOO_SOON: "a task was published before the commit that it may need",
@@ -53,7 +54,7 @@ EVENTS = {
     "readers_unknown": "the cache has no record of the reader, who is shown what the primary has now",
     "tokens_unstored": "the cache has refused the token of a write",
     "writes_unlocated": "a write could not be located, so that its user reads from the primary",
-    "saved_from_replica": "an object that was read from a replica is saved",
+    SAVED_FROM_REPLICA: "an object that was read from a replica is saved",
     "reinserted_from_replica": "such an object was inserted anew: its row had been deleted",
     "writes_in_queries": "a query was refused a write",
     "cookies_refused": "a cookie with a token was not ours, broken or too old",

@@ -12,13 +12,13 @@ from django_replica_router.observations import (
     NAMED,
     NAMES_PRIMARY_TABLE,
     QUERYSET_LEFT_BLOCK,
+    SAVED_FROM_REPLICA,
     TASK_TOO_SOON,
     Observation,
     Query,
 )
 from django_replica_router.values.statements import names_table
 
-SAVED_FROM_REPLICA = "saved_from_replica"
 RUN_TWICE = "run_twice"
 WROTE_IN_SAFE_REQUEST = "wrote_in_safe_request"
 SAVED_SESSION = "saved_session"

@@ -57,7 +57,7 @@ def describe_servers(observation: Observation, topology: Topology) -> list[dict[
     described = [
         {
             "alias": alias,
-            "role": role_of(alias, topology),
+            "role": topology.role(alias),
             "color": color_of(alias, topology),
             "count": len(queries),
             "ms": sum(query.seconds for query in queries) * 1000,
@@ -109,14 +109,6 @@ def describe_finding(finding: Finding) -> dict[str, str]:
 def place_of(line: str) -> str:
     """Return the end of a file's path, with the line."""
     return "/".join(PurePath(line).parts[-2:])
-
-
-def role_of(alias: str, topology: Topology) -> str:
-    """Return what a server is: "primary", "replica", or "other" where it is in no cluster."""
-    primary = topology.primary_of.get(alias)
-    if primary is None:
-        return "other"
-    return "primary" if primary == alias else "replica"
 
 
 def color_of(alias: str, topology: Topology) -> str:

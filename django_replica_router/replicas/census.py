@@ -82,14 +82,19 @@ class ProcessCounts(NamedTuple):
             return None
         if version != _VERSION or not isinstance(name, str):
             return None
-        if not (is_finite(seconds) and is_finite(told_at)):
+        if not (_is_finite(seconds) and _is_finite(told_at)):
             return None
         if not (_are(int, counts) and _are(int, lately) and _are(str, conditions)):
             return None
         return cls(name, seconds, counts, lately, told_at, conditions)
 
 
-def is_finite(value: object) -> bool:
+def process_name() -> str:
+    """Return the name by which this process tells of itself: of its host, and its process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _is_finite(value: object) -> bool:
     """Tell whether a value that was told is a number, and not one that is none."""
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
@@ -150,7 +155,7 @@ class Census:
         """Return what this process would tell now."""
         now, counts = self._clock(), get_stats()
         return ProcessCounts(
-            f"{socket.gethostname()}:{os.getpid()}",
+            process_name(),
             round(now - self._began_at, 1),
             counts,
             dict(Counter(counts) - Counter(self._past[0][1])),

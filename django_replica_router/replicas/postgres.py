@@ -180,18 +180,11 @@ class Question(enum.Enum):
     ALL = _SERVER_SQL
 
 
+_WHO_KINDS = ((bool,), (int,), *_LIFE_KINDS)
 _ANSWERER_KINDS: Mapping[Question, Sequence[tuple[type, ...]]] = {
-    Question.WHO: ((bool,), (int,), *_LIFE_KINDS),
-    Question.STANDING: ((bool,), (int,), *_LIFE_KINDS, _MAYBE_TEXT),
-    Question.ALL: (
-        (bool,),
-        (int,),
-        *_LIFE_KINDS,
-        _MAYBE_TEXT,
-        _MAYBE_TEXT,
-        _MAYBE_COUNT,
-        _MAYBE_COUNT,
-    ),
+    Question.WHO: _WHO_KINDS,
+    Question.STANDING: (*_WHO_KINDS, _MAYBE_TEXT),
+    Question.ALL: (*_WHO_KINDS, _MAYBE_TEXT, _MAYBE_TEXT, _MAYBE_COUNT, _MAYBE_COUNT),
 }
 
 

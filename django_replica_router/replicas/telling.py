@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
-import socket
 import time
 from collections.abc import Callable
 
@@ -14,7 +12,7 @@ from django.db import connections
 from django_replica_router.conf import get_config
 from django_replica_router.logs import logger
 from django_replica_router.policy import Replica
-from django_replica_router.replicas.census import EVERY, own_census
+from django_replica_router.replicas.census import EVERY, own_census, process_name
 from django_replica_router.replicas.ending import EndingThread, jittered
 from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.replicas.health import PRIMARY, condition
@@ -90,7 +88,7 @@ class _Turn:
             entries.write(self._turn_key, self._id, _TURN_LIFE)
         now = clock()
         points = [point._replace(at=point.at - now) for point in trail.points(now)]
-        told = ToldTrail(f"{socket.gethostname()}:{os.getpid()}", time.time(), points)
+        told = ToldTrail(process_name(), time.time(), points)
         entries.write(self._trail_key, told.encode(), _TRAIL_LIFE)
 
     def _follow_on(self, entries: Entries, trail: Trail, clock: Callable[[], float]) -> None:

@@ -18,7 +18,6 @@ from django_replica_router.testing.mirrors import routing_at_work
 from django_replica_router.testing.watching import (
     Whole,
     is_of_cluster,
-    role_of,
     tell_queries,
     watching,
 )
@@ -90,7 +89,8 @@ def assert_queries(
     with routing_at_work(), watching(Whole) as seen:
         yield seen
     queries = [query for query in seen.queries if is_of_cluster(query)]
-    found = Counter(role_of(query.alias) for query in queries)
+    topology = get_config().topology
+    found = Counter(topology.role(query.alias) for query in queries)
     wrong = [
         f"{found[role]} on the {role}, expected {count}"
         for role, count in expected.items()
@@ -114,7 +114,10 @@ def names_table(sql: str, table: str) -> bool:
 
 
 def _is_as_expected(query: Query, server: str, reason: str) -> bool:
-    return server in (query.alias, role_of(query.alias)) and reason in ("", query.reason)
+    return server in (query.alias, get_config().topology.role(query.alias)) and reason in (
+        "",
+        query.reason,
+    )
 
 
 def _tell_server(server: str) -> str:

@@ -16,6 +16,7 @@ from django_replica_router.conf import get_config
 from django_replica_router.observations import (
     NAMED,
     QUERYSET_LEFT_BLOCK,
+    SAVED_FROM_REPLICA,
     TASK_TOO_SOON,
     WRITE,
     Event,
@@ -28,7 +29,6 @@ from django_replica_router.testing.watching import tell_line
 from django_replica_router.values.routed import RoutedAlias
 
 READ_AFTER_WRITE = "read_after_write"
-SAVED_FROM_REPLICA = "saved_from_replica"
 SESSION_TOO_SOON = "session_too_soon"
 
 KINDS = {

@@ -56,14 +56,6 @@ def _observe_request(**kwargs: Any) -> None:
         observed.set(_active[-1])
 
 
-def role_of(alias: str) -> str:
-    """Return what an alias is: "primary", "replica", or the alias itself where it is in no cluster."""
-    topology = get_config().topology
-    if topology.is_replica(alias):
-        return "replica"
-    return "primary" if alias in topology.clusters else alias
-
-
 def is_of_cluster(query: Query) -> bool:
     """Tell whether a statement is one that counts: of a cluster, and not of its session only."""
     return query.reason != SESSION and query.alias in get_config().topology.primary_of

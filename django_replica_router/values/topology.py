@@ -86,6 +86,12 @@ class Topology:
         name = str(alias)  # a routed alias is unequal to none of its cluster
         return self.primary_of.get(name, name) != name
 
+    def role(self, alias: str) -> str:
+        """Return what an alias is: "primary", "replica", or "other" where it is in no cluster."""
+        if self.is_replica(alias):
+            return "replica"
+        return "primary" if alias in self.clusters else "other"
+
 
 def arrange(
     clusters: Clusters, entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Found]
