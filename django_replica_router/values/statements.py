@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import enum
 import re
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 # Statements that change no table. SET, SAVEPOINT and the like are sent by Django itself.
 _HARMLESS = frozenset(
@@ -170,6 +173,20 @@ def text_of(sql: object) -> str:
     return ""
 
 
+def _of_its_text(tell: Callable[[str], T]) -> Callable[[object], T]:
+    """Return a function of any statement that keeps what another one tells of its text.
+
+    A site has some hundreds of different statements, since values travel apart from the text.
+    """
+    kept = lru_cache(maxsize=2048)(tell)
+
+    @wraps(tell)
+    def told(sql: object) -> T:
+        return kept(sql if isinstance(sql, str) else text_of(sql))
+
+    return told
+
+
 class Kind(enum.Enum):
     """What a statement means for the server that it was sent to."""
 
@@ -184,13 +201,9 @@ OF_SESSION = frozenset([Kind.SESSION, Kind.SETTING])
 """Statements that mean something in their own session only."""
 
 
-def kind_of(sql: object) -> Kind:
+@_of_its_text
+def kind_of(text: str) -> Kind:
     """Return what the statement means for the server that it was sent to."""
-    return _kind_of(sql if isinstance(sql, str) else text_of(sql))
-
-
-@lru_cache(maxsize=2048)
-def _kind_of(text: str) -> Kind:
     plain = plain_text(text)
     words = {first_word(part) for part in plain.split(";")}
     # In what is not understood, as behind a dollar quote, there may be more of them.
@@ -270,23 +283,15 @@ def is_query(sql: object) -> bool:
     return isinstance(sql, str) and first_word(sql) in _QUERIES
 
 
-def reads_rows(sql: object) -> bool:
+@_of_its_text
+def reads_rows(text: str) -> bool:
     """Tell whether the statement may show rows: a ``SELECT 1`` does not."""
-    return _reads_rows(sql if isinstance(sql, str) else text_of(sql))
-
-
-@lru_cache(maxsize=2048)
-def _reads_rows(text: str) -> bool:
     return _ROWS.search(plain_text(text)) is not None
 
 
-def is_plain_change(sql: object) -> bool:
+@_of_its_text
+def is_plain_change(text: str) -> bool:
     """Tell whether the statement is one INSERT, UPDATE, DELETE or MERGE that calls no unknown function."""
-    return _is_plain_change(text_of(sql))
-
-
-@lru_cache(maxsize=2048)
-def _is_plain_change(text: str) -> bool:
     plain = plain_text(text)
     is_change = is_one(plain) and first_word(plain) in _CHANGES
     return is_change and not _calls_unknown(_COLUMNS.sub(" ", plain))
@@ -327,7 +332,8 @@ def _table_pattern(tables: frozenset[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{names})(?!\w|\s+BY\b)", re.IGNORECASE)
 
 
-def might_write(sql: object) -> bool:
+@_of_its_text
+def might_write(text: str) -> bool:
     """Tell whether the statement could change data. Errs on the side of yes.
 
     Used only to *protect* a user after a statement on the primary, never to send a statement to a
@@ -336,25 +342,6 @@ def might_write(sql: object) -> bool:
     and a parenthesis (by a view, an operator, a cast, or as ``row.function``), and one that bears
     the name of a harmless one of PostgreSQL's for arguments of other types.
     """
-    return _might_write(text_of(sql))
-
-
-def might_commit(sql: object) -> bool:
-    """Tell whether the statement could end a transaction and keep what it has written."""
-    return _might_commit(text_of(sql))
-
-
-def might_commit_part(sql: object) -> bool:
-    """Tell whether the statement may fail after it has committed some of what it has written.
-
-    A procedure may, and several statements in one text.
-    """
-    return _may_be_one_of(_COMMIT_PARTS, plain_text(text_of(sql)))
-
-
-# A site has some hundreds of different statements, since values travel apart from the text.
-@lru_cache(maxsize=2048)
-def _might_write(text: str) -> bool:
     plain = plain_text(text)
     if not is_one(plain):
         return True
@@ -368,18 +355,28 @@ def _might_write(text: str) -> bool:
     return _calls_unknown(plain)
 
 
-def only_reads(sql: object) -> bool:
+@_of_its_text
+def might_commit(text: str) -> bool:
+    """Tell whether the statement could end a transaction and keep what it has written."""
+    return _may_be_one_of(_COMMITS, plain_text(text))
+
+
+def might_commit_part(sql: object) -> bool:
+    """Tell whether the statement may fail after it has committed some of what it has written.
+
+    A procedure may, and several statements in one text.
+    """
+    return _may_be_one_of(_COMMIT_PARTS, plain_text(text_of(sql)))
+
+
+@_of_its_text
+def only_reads(text: str) -> bool:
     """Tell whether the statement leaves nothing behind in its transaction: no write, lock or setting.
 
     What handles a savepoint leaves nothing either.
     """
-    return _only_reads(text_of(sql))
-
-
-@lru_cache(maxsize=2048)
-def _only_reads(text: str) -> bool:
     plain = plain_text(text)
-    if _might_write(text) or any(
+    if might_write(text) or any(
         pattern.search(plain) for pattern in (_ROW_LOCK, _SHARED_ROW_LOCK, _LASTING_CONFIG)
     ):
         return False
@@ -394,11 +391,6 @@ def _calls_unknown(plain: str) -> bool:
 def _is_known(name: str) -> bool:
     # Letters beyond ASCII may have one of ASCII as their upper case.
     return name.isascii() and name.upper().removeprefix("PG_CATALOG.") in _KNOWN_CALLS
-
-
-@lru_cache(maxsize=2048)
-def _might_commit(text: str) -> bool:
-    return _may_be_one_of(_COMMITS, plain_text(text))
 
 
 def _may_be_one_of(commands: frozenset[str], plain: str) -> bool:
