@@ -21,6 +21,8 @@ from django_replica_router.contrib.background import (
 )
 from django_replica_router.errors import ConfigurationError, StoreError
 from django_replica_router.policy import ReplicaState
+from django_replica_router.recording import carrying
+from django_replica_router.recording.carrying import token_of
 from django_replica_router.replicas.health import Health
 from django_replica_router.replicas.registry import stop_monitors
 from django_replica_router.stores.store import RedisStore
@@ -164,9 +166,14 @@ def test_a_result_where_nobody_knows_the_cluster(
     def unknown(primary: str) -> int:
         raise ConfigurationError(primary)
 
+    def make_and_forget(opened: Any) -> Token:
+        token = token_of(opened)
+        monkeypatch.setattr(carrying, "system_of", unknown)
+        return token
+
+    monkeypatch.setattr(background, "token_of", make_and_forget)
     with scope():
         Note.objects.update(title="second")
-        monkeypatch.setattr(background, "system_of", unknown)
         remember_result(["result"])
     assert result_title("result") == "second"
 

@@ -21,6 +21,7 @@ from django_replica_router.observations import TASK_TOO_SOON, Observing, warn
 from django_replica_router.policy import IN_SERVICE, may_serve
 from django_replica_router.recording.carrying import (
     OPEN_WAIT,
+    own_entry,
     position_in,
     token_of,
     wait_for_transactions,
@@ -341,16 +342,7 @@ def _records(token: Token, config: Config) -> Iterator[tuple[str, Record]]:
     """Return what a token binds to in each cluster that is known here."""
     for primary in config.topology.clusters if token else ():
         entry = token.entries.get(0)
-        try:
-            own = token.entries.get(system_of(primary))
-        except Exception as error:  # which entry is of this cluster is not known
-            logger.warning(
-                "It is not known which cluster %r is: %s",
-                primary,
-                error,
-                extra=fields("cluster_unknown", error, primary=primary),
-            )
-            own = Entry(pin(config))
+        _, own = own_entry(primary, token, config)
         if own is not None:
             entry = own if entry is None else entry.merge(own)
         if entry is not None:

@@ -156,6 +156,19 @@ def _entries_here(primary: str, scope: Scope, carried: Carried, config: Config) 
     anywhere = carried.entries.get(0)
     if anywhere is not None:
         yield anywhere
+    system, entry = own_entry(primary, carried, config)
+    if entry is not None and entry.open:
+        entry = _settled(primary, entry, config)
+        scope.carried = carried.replace(system, entry)
+    if entry is not None:
+        yield entry
+
+
+def own_entry(primary: str, carried: Carried, config: Config) -> tuple[int, Entry | None]:
+    """Return the system identifier of the cluster of a primary, and what a token says of that: or nothing.
+
+    Where it is not known which cluster that is: 0, and a pin.
+    """
     try:
         system = system_of(primary)
     except Exception as error:  # which entry is of this cluster is not known
@@ -165,14 +178,8 @@ def _entries_here(primary: str, scope: Scope, carried: Carried, config: Config) 
             error,
             extra=fields("cluster_unknown", error, primary=primary),
         )
-        yield Entry(pin(config))
-        return
-    entry = carried.entries.get(system)
-    if entry is not None and entry.open:
-        entry = _settled(primary, entry, config)
-        scope.carried = carried.replace(system, entry)
-    if entry is not None:
-        yield entry
+        return 0, Entry(pin(config))
+    return system, carried.entries.get(system)
 
 
 def _settled(primary: str, entry: Entry, config: Config) -> Entry:
