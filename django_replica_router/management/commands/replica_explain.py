@@ -11,9 +11,8 @@ from django.db import router
 from django.urls import Resolver404
 
 from django_replica_router.conf import get_config
-from django_replica_router.management.options import add_timeout
+from django_replica_router.management.shared import add_timeout, log_is_quiet
 from django_replica_router.status.explaining import explain, find_user
-from django_replica_router.status.quiet import log_is_quiet
 
 
 class Command(BaseCommand):

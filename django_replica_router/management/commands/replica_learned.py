@@ -10,8 +10,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
+from django_replica_router.management.shared import log_is_quiet
 from django_replica_router.recording.learning import learned, unlearn
-from django_replica_router.status.quiet import log_is_quiet
 
 
 class Command(BaseCommand):

@@ -13,8 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.template.defaultfilters import filesizeformat
 
 from django_replica_router.conf import get_config
-from django_replica_router.management.options import add_timeout
-from django_replica_router.status.quiet import log_is_quiet
+from django_replica_router.management.shared import add_timeout, log_is_quiet
 from django_replica_router.status.reads import Reads, read_told, sum_up
 from django_replica_router.status.servers import ClusterStatus, ServerStatus, all_clusters, look
 

@@ -9,8 +9,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS
 
 from django_replica_router.errors import ConfigurationError, PositionError, TooStale
+from django_replica_router.management.shared import log_is_quiet
 from django_replica_router.scopes.signing import Token
-from django_replica_router.status.quiet import log_is_quiet
 from django_replica_router.status.servers import look
 from django_replica_router.tokens import wait_for_replicas
 

@@ -1,0 +1,32 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import logging
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django_replica_router.logs import logger
+
+
+def add_timeout(parser: ArgumentParser) -> None:
+    """Have a command take ``--timeout``: a process that has just started knows no server yet."""
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="for getting to know the servers (default: 5)",
+    )
+
+
+@contextmanager
+def log_is_quiet() -> Iterator[None]:
+    """Have the package log errors only: a command tells itself what the log would tell beside it."""
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
