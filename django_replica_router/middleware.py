@@ -12,7 +12,7 @@ from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefuncti
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
-from django_replica_router.conf import get_config
+from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import ReplicasLagError
 from django_replica_router.logs import fields
 from django_replica_router.recording.carrying import token_of
@@ -53,19 +53,18 @@ class ReplicaRouterMiddleware:
         """Serve the request inside a scope of its own."""
         if self.is_async:
             return self.__acall__(request)
-        scope, identity = _open(request)
+        scope, identity, config = _open(request)
         streams = False
         # What _inside() does, without the generator that it costs every request.
         token = current_frame.set(Frame(scope))
         try:
             response: HttpResponseBase = self.get_response(request)
             sent = identity.sent_session(response)
-            if scope.clusters or sent:
-                finish_scope(scope, sent)
+            if (scope.clusters or sent) and finish_scope(scope, sent):
                 records = unsent_records(scope)
                 if records:
                     set_cookie(request, response, records, get_config().TOKEN_TTL)
-            if get_config().HEADER is not None:
+            if config.HEADER is not None:
                 _send_header(response, scope)
             if getattr(response, "streaming", False):
                 streams = _wrap_stream(response, scope)
@@ -102,7 +101,7 @@ class ReplicaRouterMiddleware:
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         """Serve the request inside a scope of its own, without blocking the event loop."""
-        scope, identity = _open(request)
+        scope, identity, config = _open(request)
         streams = False
         with _inside(Frame(scope)):
             try:
@@ -113,7 +112,7 @@ class ReplicaRouterMiddleware:
                 records = unsent_records(scope)
                 if records:
                     set_cookie(request, response, records, get_config().TOKEN_TTL)
-                if get_config().HEADER is not None and (scope.clusters or scope.carried):
+                if config.HEADER is not None and (scope.clusters or scope.carried):
                     await sync_to_async(_send_header)(response, scope)
                 streams = _wrap_stream(response, scope)
             except BaseException:
@@ -126,14 +125,14 @@ class ReplicaRouterMiddleware:
         return response
 
 
-def _open(request: HttpRequest) -> tuple[Scope, RequestIdentity]:
+def _open(request: HttpRequest) -> tuple[Scope, RequestIdentity, Config]:
     config = get_config()
-    identity = RequestIdentity(request)
+    identity = RequestIdentity(request, asks_site=config.IDENTITY is not None)
     unsafe = request.method not in config.SAFE_METHODS
     scope = Scope(identity, unsafe=unsafe, debug=config.DEBUG, source=request)
     if config.HEADER is not None:
         read_header(request, scope, config.HEADER)
-    return scope, identity
+    return scope, identity, config
 
 
 def _send_header(response: HttpResponseBase, scope: Scope) -> None:

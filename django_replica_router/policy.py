@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import zlib
+from functools import lru_cache
 from typing import NamedTuple
 
 from django_replica_router.values.tokens import Floor, Position
@@ -185,8 +186,14 @@ def choose_replica(
         if may_serve(replica, floor, max_lag):
             if waited:
                 return Decision(replica.alias, Reason.WAITED)
-            return Decision(replica.alias, Reason.CAUGHT_UP if floor.lsn else Reason.NO_TOKEN)
+            return decide_for(replica.alias, floor.lsn > 0)
     return None
+
+
+@lru_cache(maxsize=1024)
+def decide_for(alias: str, has_token: bool) -> Decision:
+    """Return the decision for a replica that may serve the reader without any waiting."""
+    return Decision(alias, Reason.CAUGHT_UP if has_token else Reason.NO_TOKEN)
 
 
 def choose_least_lagged(

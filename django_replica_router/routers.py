@@ -62,7 +62,11 @@ class ReplicaRouter:
         config = get_config()
         # Without a call where there is no other router, as on nearly every site.
         others = self._others() if len(router.routers) > 1 else []
-        asked = self._alias_for("db_for_read", model, hints, others)
+        asked = (
+            self._alias_for("db_for_read", model, hints, others)
+            if others or hints
+            else DEFAULT_DB_ALIAS
+        )
         primary = config.topology.primary_of.get(asked)
         if primary is None:
             return None

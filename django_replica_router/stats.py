@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from django_replica_router.observations import Observing, note_events
 
 _lock = threading.Lock()
-_counts: Counter[str] = Counter()
+_counts: dict[str, int] = {}
 _popped: Counter[str] = Counter()
 
 
@@ -34,7 +34,7 @@ def count(*events: str, about: str = "") -> None:
     """
     with _lock:
         for event in events:
-            _counts[event] += 1
+            _counts[event] = _counts.get(event, 0) + 1
     if Observing.is_on:
         note_events(*events, about=about)
 
@@ -91,4 +91,4 @@ def pop_stats() -> Mapping[str, int]:
 def get_totals() -> Mapping[str, int]:
     """Return how often each event has happened since the process started, whoever has popped what."""
     with _lock:
-        return _popped + _counts
+        return _popped + Counter(_counts)

@@ -32,13 +32,15 @@ from django_replica_router.recording import finishing, floors, writes
 from django_replica_router.recording.writes import store_for_everybody
 from django_replica_router.replicas import connecting, postgres
 from django_replica_router.replicas.attributes import Around
+from django_replica_router.replicas.health import Health
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.routing import choosing, reads, search
 from django_replica_router.routing.candidates import Candidates
 from django_replica_router.routing.search import Search
 from django_replica_router.scopes import keys
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.identity import RequestIdentity
-from django_replica_router.scopes.scope import ClusterScope, Frame, Scope, current_scope
+from django_replica_router.scopes.scope import Frame, Scope, current_scope
 from django_replica_router.status import metrics
 from django_replica_router.stores import scripts
 from django_replica_router.stores import store as stores
@@ -73,6 +75,10 @@ def compare_nothing(patch: Patch) -> None:
         return replica.state is ReplicaState.STREAMING
 
     patch.setattr(policy, "may_serve", may_serve)
+
+
+def compare_nothing_at_once(patch: Patch) -> None:
+    patch.setattr(Health, "may_serve", lambda *args: True)
 
 
 def ignore_lag(patch: Patch) -> None:
@@ -174,7 +180,7 @@ def forget_choices(patch: Patch) -> None:
     original = reads._decide_by_token
 
     def decide(primary: str, connection: Any, model: Any, scope: Any, *args: Any) -> Any:
-        scope.cluster(primary).choices.clear()
+        scope.cluster(primary).route.choices.clear()
         return original(primary, connection, model, scope, *args)
 
     patch.setattr(reads, "_decide_by_token", decide)

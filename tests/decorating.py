@@ -49,7 +49,7 @@ def enter_a_replica() -> None:
     current = current_scope()
     assert current is not None
     least_in_flight.enter("replica1")
-    current.cluster("default").entered.append("replica1")
+    current.cluster("default").route.entered += ("replica1",)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -363,7 +364,7 @@ def test_a_health_check_is_made_where_it_is_needed(
 @pytest.mark.usefixtures("closed")
 def test_a_block_that_is_not_opened_needs_what_it_needs(monkeypatch: Patch) -> None:
     """Where something else takes the handler's blocks away, the view is as if there were none."""
-    monkeypatch.setattr(transaction, "atomic", lambda using: lambda view: view)
+    monkeypatch.setattr(transaction, "atomic", lambda using: lambda view: partial(view))
 
     def view(request: HttpRequest) -> list[Any]:
         return [connection.in_atomic_block, title(), use_primary(title)()]

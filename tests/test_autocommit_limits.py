@@ -21,7 +21,7 @@ from psycopg import sql
 from django_replica_router import note_write, scope
 from django_replica_router.connections import commits, on_primary
 from django_replica_router.connections.commits import CarryingCursor
-from django_replica_router.scopes.scope import ClusterScope
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.values.tokens import NOWHERE
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag

@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from django.test import Client
 
 from django_replica_router import note_write
-from django_replica_router.scopes.scope import ClusterScope
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.written import WriteMark
 from testproject.cluster import Cluster
 from testproject.notes.models import Note

@@ -266,7 +266,7 @@ def test_without_what_was_seen_before_they_would(
     original = proving.Proof._is_enough
 
     def is_enough(self: proving.Proof, *args: Any) -> bool:
-        self._state.shown.clear()
+        self._state.route.shown = {}
         return original(self, *args)
 
     monkeypatch.setattr(proving.Proof, "_is_enough", is_enough)

@@ -32,7 +32,7 @@ from django_replica_router.scopes.identity import (
     user_key,
 )
 from django_replica_router.scopes.scope import Scope
-from django_replica_router.values.tokens import NOWHERE
+from django_replica_router.values.tokens import NO_FLOOR, NOWHERE
 
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 COOKIE = "0123456789abcdefghijklmnopqrstuv"
@@ -542,7 +542,7 @@ class Meddling:
 
 def test_another_thread_may_add_a_record_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a scope knows of its reader is shared by the threads that work for it."""
-    monkeypatch.setattr(floors, "_take_last_everybody", lambda *args: True)
+    monkeypatch.setattr(floors, "_take_last_everybody", lambda *args: NO_FLOOR)
     scope = Scope(NamedIdentity())
     state = scope.cluster("default")
     state.reader.records["b"] = None

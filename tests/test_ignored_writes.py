@@ -16,7 +16,8 @@ from django.test import Client
 from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.connections import on_primary
 from django_replica_router.recording import learning
-from django_replica_router.scopes.scope import ClusterScope, current_frame
+from django_replica_router.scopes.cluster import ClusterScope
+from django_replica_router.scopes.scope import current_frame
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.backend import execute, wire

@@ -103,7 +103,7 @@ def test_the_wait_budget_is_one_for_the_whole_request(
         list(Note.objects.all())
         with use_replica(max_lag=9.0):
             list(Note.objects.all())
-        left = current.cluster("default").wait_left
+        left = current.cluster("default").route.wait_left
         assert left is not None
         return left
 

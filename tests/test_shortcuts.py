@@ -277,16 +277,19 @@ def test_what_is_decided_while_another_thread_writes_is_dropped(
     cluster: Cluster, monkeypatch: Patch, block: Callable[[], AbstractContextManager[Any]]
 ) -> None:
     """The decision holds for its own read, which began before, and for none that follows."""
-    find = choosing.find_at_once
     names = ["of another thread"]
 
-    def find_during_a_write(*args: Any) -> Any:
-        found = find(*args)
-        while names:
-            in_thread(partial(Tag.objects.create, name=names.pop()))
-        return found
+    def during_a_write(find: Callable[..., Any]) -> Callable[..., Any]:
+        def find_during_a_write(*args: Any) -> Any:
+            found = find(*args)
+            while names:
+                in_thread(partial(Tag.objects.create, name=names.pop()))
+            return found
 
-    monkeypatch.setattr(choosing, "find_at_once", find_during_a_write)
+        return find_during_a_write
+
+    for name in ("find_at_once", "find_open"):
+        monkeypatch.setattr(choosing, name, during_a_write(getattr(choosing, name)))
     with paused(cluster), scope(), block():
         assert is_replica(route())
         assert route() == "default"
@@ -300,7 +303,7 @@ def test_who_knows_the_user_does_not_take_the_choice_of_who_did_not(
 
     def decide_second(case: Any, floor: Any) -> Any:
         found = decide(case, floor)
-        case.state.choices.setdefault(case.max_lag, Decision("replica1", Reason.NO_TOKEN))
+        case.state.route.choices.setdefault(case.max_lag, Decision("replica1", Reason.NO_TOKEN))
         return found
 
     with paused(cluster):

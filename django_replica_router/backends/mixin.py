@@ -13,7 +13,7 @@ from django_replica_router.connections import commits
 from django_replica_router.connections.connection import ClusterConnection
 from django_replica_router.recording.writes import find_state, note_transaction_end
 from django_replica_router.replicas import postgres
-from django_replica_router.scopes.scope import ClusterScope
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.written import Checkpoint, WriteMark
 
 if TYPE_CHECKING:

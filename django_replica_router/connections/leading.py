@@ -69,7 +69,7 @@ def _is_chosen(alias: RoutedAlias, primary: str, model: Any, config: Config, fra
     """
     scope, override = frame.scope, frame.override
     state = None if scope is None else scope.clusters.get(primary)
-    if scope is None or state is None or state.failed or not config.ENABLED:
+    if scope is None or state is None or state.route.failed or not config.ENABLED:
         return False
     max_lag = config.MAX_LAG
     if override is None:
@@ -84,7 +84,7 @@ def _is_chosen(alias: RoutedAlias, primary: str, model: Any, config: Config, fra
     identity = scope.identity
     if not identity.settled and identity.has_news():
         return False
-    choice = state.choices.get(max_lag)
+    choice = state.route.choices.get(max_lag)
     return choice is not None and choice.alias == alias
 
 

@@ -36,7 +36,7 @@ def chosen_lives(primary: str) -> Mapping[str, Life | None]:
     """Return, for each replica that the package has chosen in this scope, which server in which life."""
     scope = current_frame.get().scope  # current_scope(), without a call for every statement
     state = None if scope is None else scope.clusters.get(primary)
-    return _NONE_CHOSEN if state is None else state.lives
+    return _NONE_CHOSEN if state is None else state.route.lives
 
 
 def was_sent(primary: str, alias: str) -> bool:

@@ -19,7 +19,8 @@ from django_replica_router.recording.writes import (
 )
 from django_replica_router.replicas.attributes import Around, Execute
 from django_replica_router.replicas.postgres import can_ask_along, is_unanswered
-from django_replica_router.scopes.scope import ClusterScope, Frame, current_frame, current_scope
+from django_replica_router.scopes.cluster import ClusterScope
+from django_replica_router.scopes.scope import Frame, current_frame, current_scope
 from django_replica_router.scopes.written import Checkpoint, Moment
 from django_replica_router.transactions.blocks import end_idling
 from django_replica_router.transactions.settings import note_setting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -130,7 +131,7 @@ class OnReplica(Around):
         That it has not been promoted meanwhile libpq knows, without a question.
         """
         state = None if scope is None else scope.clusters.get(self.primary)
-        life = None if state is None else state.lives.get(self.alias)
+        life = None if state is None else state.route.lives.get(self.alias)
         sight, raw = connection.sight, connection.connection
         if (
             sight is not None
@@ -214,16 +215,10 @@ class OnPooledReplica(OnReplica):
             return show_primary(primary, cursor, sql, params, many)
         sent = _message(proof, connection, cursor, sql) if asks_along else sql
         key = waiting_key(connection, self.alias)
-        ask = partial(in_flight.run, connection.waiter, key, connection.connection, execute)
+        waiter, raw = connection.waiter, connection.connection
+        ask = partial(in_flight.run, waiter, key, raw, execute, sent, params, many, executor)
         try:
-            try:
-                if not asks_along:
-                    look_where_expected(connection)
-                result = ask(sent, params, many, executor)
-            except Exception as error:
-                if not self._may_be_repeated(error, connection):
-                    raise
-                result = ask(sent, params, many, executor)
+            result = self._ask(ask, connection, asks_along=asks_along)
         except Exception as error:
             return self._mend(error, cursor, sql, params, many)
         if is_free and not self._is_right(connection, cursor, proof, asks_along):
@@ -233,6 +228,17 @@ class OnPooledReplica(OnReplica):
         if said.is_of_session:
             note_session(primary, connection, sql, params)
         return result
+
+    def _ask(self, ask: Callable[[], Any], connection: Any, *, asks_along: bool) -> Any:
+        """Return the answer to a statement, which is sent once more where that may help."""
+        try:
+            if not asks_along:
+                look_where_expected(connection)
+            return ask()
+        except Exception as error:
+            if not self._may_be_repeated(error, connection):
+                raise
+        return ask()
 
     def _find_proof(self, connection: Any) -> Proof | None:
         monitor = find_monitor(self.primary)

@@ -23,7 +23,8 @@ from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.postgres import Question
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing.budget import monotonic_budget
-from django_replica_router.scopes.scope import ClusterScope, Scope, current_frame
+from django_replica_router.scopes.cluster import ClusterScope
+from django_replica_router.scopes.scope import Scope, current_frame
 from django_replica_router.stats import count
 
 
@@ -44,7 +45,7 @@ class Proof:
         self._alias: str = connection.alias
         self._scope = scope
         self._state = state
-        self._terms = state.terms[self._alias]
+        self._terms = state.route.terms[self._alias]
         self._monitor = monitor
         self._asked_at = monitor.clock()
         is_curious = monitor.servers.is_curious(self._alias)
@@ -62,7 +63,7 @@ class Proof:
         if in_session:
             # How much it sees will not be known.
             life = life_behind(self._connection)
-            self._state.shown[life or ()] = math.inf
+            self._state.route.note_shown(life or (), math.inf)
         return asks_along or in_session
 
     def message(self, sql: str, cursor: Any) -> str:
@@ -104,12 +105,12 @@ class Proof:
         if not self._is_enough(life, answer.replayed, server.age):
             count("retried_behind")
             return False
-        shown = self._state.shown
-        shown[life] = max(bound, shown.get(life, bound))
+        route = self._state.route
+        route.note_shown(life, max(bound, route.shown.get(life, bound)))
         return True
 
     def _is_enough(self, life: Any, replayed: int, age: float) -> bool:
-        seen = [bound for other, bound in list(self._state.shown.items()) if other != life]
+        seen = [bound for other, bound in list(self._state.route.shown.items()) if other != life]
         if age > self._terms.max_lag or replayed < max(seen, default=0):
             return False
         return replayed >= self._terms.floor or self._yields(replayed)
@@ -133,7 +134,7 @@ def proof_for(primary: str, connection: Any) -> Proof | None:
     """
     scope = current_frame.get().scope  # current_scope(), without a call for every statement
     state = None if scope is None else scope.clusters.get(primary)
-    if scope is None or state is None or connection.alias not in state.terms:
+    if scope is None or state is None or connection.alias not in state.route.terms:
         return None
     monitor = find_monitor(primary)
     if monitor is None or connection.in_atomic_block or not is_pooled(connection):

@@ -32,9 +32,10 @@ from django_replica_router.replicas import postgres
 from django_replica_router.replicas.connecting import find_connection
 from django_replica_router.replicas.registry import find_monitor, get_monitor
 from django_replica_router.replicas.systems import system_of
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.identity import NamedIdentity
 from django_replica_router.scopes.keys import digest
-from django_replica_router.scopes.scope import ClusterScope, Scope, current_scope
+from django_replica_router.scopes.scope import Scope, current_scope
 from django_replica_router.scopes.signing import Token
 from django_replica_router.scopes.written import WriteMark
 from django_replica_router.transactions.blocks import keeps_reads

@@ -22,9 +22,10 @@ from django_replica_router.recording.floors import (
 from django_replica_router.recording.writes import known_position, locate, locate_seen
 from django_replica_router.replicas import postgres
 from django_replica_router.replicas.systems import system_of
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.identity import NamedIdentity
 from django_replica_router.scopes.keys import EVERYBODY
-from django_replica_router.scopes.scope import ClusterScope, Scope
+from django_replica_router.scopes.scope import Scope
 from django_replica_router.scopes.signing import Token
 from django_replica_router.scopes.written import WriteMark
 from django_replica_router.stats import count

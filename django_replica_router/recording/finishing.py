@@ -21,8 +21,9 @@ from django_replica_router.recording.writes import (
     report_unrecorded,
 )
 from django_replica_router.replicas.registry import get_monitor
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.keys import store_key
-from django_replica_router.scopes.scope import ClusterScope, Scope
+from django_replica_router.scopes.scope import Scope
 from django_replica_router.scopes.written import WriteMark
 from django_replica_router.stats import count
 from django_replica_router.stores.store import get_store
@@ -53,7 +54,7 @@ class _Ending(NamedTuple):
     sent_session: str | None
 
 
-def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
+def finish_scope(scope: Scope, sent_session: str | None = None) -> bool:
     """Store what the scope's reader must see from now on. Never raises.
 
     May be called again: what was stored is not stored twice.
@@ -61,11 +62,18 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
     Args:
         scope: the scope that ends, or whose response is about to leave.
         sent_session: key of a new session cookie that the response hands out.
+
+    Returns:
+        whether there was anything to store, or has been before.
     """
     # What is read from now on counts anew: it has been seen after what is stored now.
     scope.shortcuts.clear()
-    if sent_session is None and all(map(_is_unchanged, list(scope.clusters.values()))):
-        return
+    if sent_session is None:
+        for state in list(scope.clusters.values()):
+            if not _is_unchanged(state):
+                break
+        else:
+            return False
     config = get_config()
     _look(scope)
     for primary in _untouched(scope, sent_session):
@@ -78,6 +86,7 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> None:
             _finish_cluster(_Ending(primary, scope, state, config, sent_session))
         except Exception as error:  # the response is ready, and must leave
             report_unrecorded(primary, error)
+    return True
 
 
 def _is_unchanged(state: ClusterScope) -> bool:
@@ -87,6 +96,7 @@ def _is_unchanged(state: ClusterScope) -> bool:
         reader.floor is not None
         and not reader.name
         and state.seen_elsewhere_on is None
+        and state.recorded is None
         and state.pending is None
         and not state.carried
         and reader.primary_when_met is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from django_replica_router.conf import Config
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.keys import EVERYBODY, store_key, stored_name
-from django_replica_router.scopes.scope import ClusterScope, Identity, Scope
+from django_replica_router.scopes.scope import Identity, Scope
 from django_replica_router.stores.store import TokenStore, get_store
 from django_replica_router.values.tokens import NO_FLOOR, Floor, Position, Record
 
@@ -29,40 +30,50 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
         StoreError: the store cannot be read.
     """
     state, identity = scope.cluster(primary), scope.identity
-    users = identity.users()
-    if state.reader.floor is None:
+    users, reader = identity.users(), state.reader
+    if reader.floor is None:
+        is_nobody = not (users or scope.seen_keys or reader.records) and identity.carries_nothing
+        floor = _take_last_everybody(primary, state, config) if is_nobody else None
+        if floor is not None:
+            reader.floor = floor
+            return floor
         carried = [key for key in (identity.session(), identity.credential()) if key]
         named = (*users, *scope.seen_keys)
-        if named or carried or not _take_last_everybody(primary, state, config):
+        if named or carried or _take_last_everybody(primary, state, config) is None:
             _load(primary, state, config, named, carried)
             owners = known_owners(state) if carried else ()
             # The user where one is known, so that all devices of a user meet the same replica.
-            state.reader.name = next(iter((*users, *owners, *carried)), "")
-            state.reader.is_stranger = not users and not owners
-    elif users == state.reader.users:
-        return state.reader.floor
+            reader.name = next(iter((*users, *owners, *carried)), "")
+            reader.is_stranger = not users and not owners
+    elif users == reader.users:
+        return reader.floor
     else:
         _load(primary, state, config, users)
-        state.reader.name, state.reader.is_stranger = users[0], False
-    state.reader.floor, state.reader.users = _floor_of(primary, state, identity, config), users
-    return state.reader.floor
+        reader.name, reader.is_stranger = users[0], False
+    reader.floor, reader.users = _floor_of(primary, state, identity, config), users
+    return reader.floor
 
 
 def _floor_of(primary: str, state: ClusterScope, identity: Identity, config: Config) -> Floor:
     """Return what all records bind the reader to, those in the store and the browser's own."""
     known = dict(state.reader.records)  # another thread of the scope may add to them
-    everybody = known.pop(EVERYBODY, None)
-    # What binds everybody does so for as long as it stands.
-    floor = NO_FLOOR if everybody is None else NO_FLOOR.raised_by(everybody, 0)
-    mine = [record for record in known.values() if record is not None]
+    floor = _floor_of_everybody(known.pop(EVERYBODY, None))
     carried = identity.carried(primary)
+    if not known and carried is None:
+        return floor
+    mine = [record for record in known.values() if record is not None]
     if carried is not None:
         mine.append(clamped(carried, expiry_ms(config)))
-    if mine:
-        now_ms = wall_clock_ms()
-        for record in mine:
-            floor = floor.raised_by(record, now_ms)
+    now_ms = wall_clock_ms()
+    for record in mine:
+        floor = floor.raised_by(record, now_ms)
     return floor
+
+
+@lru_cache(maxsize=16)
+def _floor_of_everybody(record: Record | None) -> Floor:
+    # What binds everybody does so for as long as it stands.
+    return NO_FLOOR if record is None else NO_FLOOR.raised_by(record, 0)
 
 
 def clamped(record: Record, latest_ms: int) -> Record:
@@ -78,16 +89,16 @@ def clamped(record: Record, latest_ms: int) -> Record:
 
 # What the record for everybody was, and when it was asked for. Who is nobody in particular has
 # written nothing: for them it is the floor of the last migration alone, which waits for this.
-_last_everybody: dict[tuple[str, str], tuple[float, Record]] = {}
+_last_everybody: dict[tuple[str, str], tuple[float, Record, Floor]] = {}
 
 
-def _take_last_everybody(primary: str, state: ClusterScope, config: Config) -> bool:
-    """Take the record for everybody as it was a moment ago; tell whether there is one."""
-    asked_at, record = _last_everybody.get((config.CACHE, primary), (-math.inf, None))
-    if time.monotonic() - asked_at >= EVERYBODY_SECONDS:
-        return False
-    state.reader.records[EVERYBODY] = record
-    return True
+def _take_last_everybody(primary: str, state: ClusterScope, config: Config) -> Floor | None:
+    """Take the record for everybody as it was a moment ago; return its floor, or None where there is none."""
+    last = _last_everybody.get((config.CACHE, primary))
+    if last is None or time.monotonic() - last[0] >= EVERYBODY_SECONDS:
+        return None
+    _, state.reader.records[EVERYBODY], floor = last
+    return floor
 
 
 def _load(
@@ -117,7 +128,7 @@ def _load(
     if asks_for_everybody:
         known[EVERYBODY] = record = found.pop(everybody)
         if record is not None:
-            _last_everybody[config.CACHE, primary] = now, record
+            _last_everybody[config.CACHE, primary] = now, record, _floor_of_everybody(record)
     state.reader.may_be_forgotten = may_be_forgotten(found, store) or state.reader.may_be_forgotten
     known.update(found)
 

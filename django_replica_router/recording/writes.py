@@ -17,8 +17,9 @@ from django_replica_router.replicas import postgres
 from django_replica_router.replicas.connecting import waiting_key
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.keys import EVERYBODY, store_key
-from django_replica_router.scopes.scope import ClusterScope, current_frame, current_scope
+from django_replica_router.scopes.scope import current_frame, current_scope
 from django_replica_router.scopes.written import Checkpoint, WriteMark
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions.blocks import end_idling, keeps_reads
@@ -258,7 +259,7 @@ def locate_seen(primary: str, alias: str, state: ClusterScope | None = None) -> 
     timeline = None if monitor is None else monitor.history.timeline
     life, shown = None, -1.0
     if state is not None:
-        life, shown = state.lives.get(alias), max(state.shown.values(), default=-1.0)
+        life, shown = state.route.lives.get(alias), max(state.route.shown.values(), default=-1.0)
     if timeline is not None and 0 <= shown < math.inf:
         return Position(timeline, int(shown))
     try:

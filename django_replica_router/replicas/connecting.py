@@ -20,6 +20,7 @@ from django_replica_router.replicas.attributes import UNKNOWN, Sight
 from django_replica_router.replicas.inflight import in_flight, shut_down
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.replicas.wrappers import connection_of
 from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
 
@@ -39,6 +40,30 @@ def find_connection(alias: str) -> Any:
     return getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
 
 
+def find_open(alias: str, life: Life | None) -> Any | None:
+    """Return this thread's connection to a replica where it is open, and leads straight to just that server.
+
+    None also where a test forbids its use, and where the server has been promoted meanwhile.
+
+    Args:
+        alias: alias of the replica.
+        life: which server, and which life of it.
+    """
+    connection = connection_of(alias)
+    raw, sight = connection.connection, getattr(connection, "sight", None)
+    if (
+        sight is None
+        or sight.raw is not raw
+        or sight.is_pooled
+        or sight.life != life
+        or raw.closed
+        or raw.pgconn.parameter_status(b"in_hot_standby") != b"on"
+        or "cursor" in connection.__dict__  # see ``connect_to_replica``
+    ):
+        return None
+    return connection
+
+
 def connect_to_replica(
     alias: str, monitor: Monitor, timeout: float, *, is_tried_again: bool = False
 ) -> Any | None:
@@ -53,10 +78,11 @@ def connect_to_replica(
         is_tried_again: one that fails soon proves nothing of the alias: the next attempt, which is made
             then, may reach another server.
     """
-    connection: Any = connections[alias]
+    connection = connection_of(alias)
     # In a test whose class does not list the alias in ``databases``, Django's test case puts an
     # object of this class in the place of the method, and any use of it fails the test.
-    if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":
+    attributes = connection.__dict__
+    if "cursor" in attributes and type(attributes["cursor"]).__name__ == "_DatabaseFailure":
         return None
     raw = connection.connection
     if raw is not None and not raw.closed and _is_watched(connection, alias, monitor):
@@ -275,9 +301,10 @@ def _is_watched(connection: Any, alias: str, monitor: Monitor) -> bool:
     The code may have opened it past this module, as by ``using()``. Whether a pooler has led it
     elsewhere meanwhile shows with the statement.
     """
-    raw, sight = connection.connection, _last_sight(connection)
+    raw, sight = connection.connection, getattr(connection, "sight", None)
     if (  # as a rule: then nothing else need be asked
         sight is not None
+        and sight.raw is raw
         and not sight.is_pooled
         and sight.life == monitor.servers.life(alias)
         and raw.pgconn.parameter_status(b"in_hot_standby") == b"on"

@@ -11,7 +11,6 @@ import zlib
 from array import array
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from django.utils.module_loading import import_string
 
@@ -111,10 +110,11 @@ class RandomTable:
         place = bisect(self._sums, _draw.random() * self._sums[-1])
         return self._aliases[min(place, len(self._aliases) - 1)]
 
-    def rank_behind(self, first: str) -> list[str]:
-        """Rank the others at random, by weight, behind one that was drawn."""
-        others = {alias: weight for alias, weight in self.weights.items() if alias != first}
-        return [first, *random_order("", others)]
+
+def _rank_behind(first: str, weights: Mapping[str, float]) -> list[str]:
+    """Rank the others at random, by weight, behind one that was drawn."""
+    others = {alias: weight for alias, weight in weights.items() if alias != first}
+    return [first, *random_order("", others)]
 
 
 def round_robin(reader: str, weights: Mapping[str, float]) -> list[str]:
@@ -178,6 +178,9 @@ class Order:
         return self._all
 
 
+_UNRANKED = ("rendezvous", "random")
+"""Balancers whose first replica is known without ranking all."""
+
 _rendezvous: dict[str, RendezvousTable] = {}
 _random: dict[str, RandomTable] = {}
 
@@ -191,19 +194,31 @@ def order_for(name: str, primary: str, reader: str, weights: Mapping[str, float]
         reader: a text that stands for the reader, or "".
         weights: the weight of each replica.
     """
-    if name == "rendezvous" and reader and weights:
+    first = first_for(name, primary, reader, weights)
+    if first is None:
+        ranked = [alias for alias in get_balancer(name)(reader, weights) if alias in weights]
+        return Order(ranked[0] if ranked else None, lambda: ranked)
+    if name == "rendezvous" and reader:
+        return Order(first, lambda: rendezvous(reader, weights))
+    return Order(first, lambda: _rank_behind(first, weights))
+
+
+def first_for(name: str, primary: str, reader: str, weights: Mapping[str, float]) -> str | None:
+    """Return the replica that such an order begins with, where that needs no ranking; else None.
+
+    Takes what ``order_for`` takes.
+    """
+    if name not in _UNRANKED or not weights:
+        return None
+    if reader and name == "rendezvous":
         table = _rendezvous.get(primary)
         if table is None or table.weights is not weights:
             table = _rendezvous[primary] = RendezvousTable(weights)
-        return Order(table.first(reader), lambda: rendezvous(reader, weights))
-    if name in ("rendezvous", "random") and weights:
-        draws = _random.get(primary)
-        if draws is None or draws.weights is not weights:
-            draws = _random[primary] = RandomTable(weights)
-        first = draws.draw()
-        return Order(first, partial(draws.rank_behind, first))
-    ranked = [alias for alias in get_balancer(name)(reader, weights) if alias in weights]
-    return Order(ranked[0] if ranked else None, lambda: ranked)
+        return table.first(reader)
+    draws = _random.get(primary)
+    if draws is None or draws.weights is not weights:
+        draws = _random[primary] = RandomTable(weights)
+    return draws.draw()
 
 
 def get_balancer(name: str) -> Balancer:

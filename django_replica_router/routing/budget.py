@@ -30,10 +30,11 @@ class Budget:
 
     def note_decision(self) -> None:
         """Count a decision."""
-        with self._lock:
-            if self._clock() - self._began > _WINDOW:
+        if self._clock() - self._began > _WINDOW:
+            with self._lock:
                 self._renew()
-            self._decisions += 1
+        # Without the lock: of a share it does no harm where one of two at the same moment is lost.
+        self._decisions += 1
 
     def grant(self, share: float) -> bool:
         """Tell whether one more decision may be for the primary, and count it if so."""

@@ -13,18 +13,19 @@ from django.db import connections
 from django_replica_router.conf import Config
 from django_replica_router.errors import ReplicaRouterError
 from django_replica_router.logs import fields
-from django_replica_router.policy import Decision, Reason, floor_reason, may_serve
+from django_replica_router.policy import Decision, Reason, decide_for, floor_reason, may_serve
 from django_replica_router.recording.carrying import raised_by_carried
 from django_replica_router.recording.floors import expiry_ms, record_of_everybody
 from django_replica_router.recording.writes import known_position, locate, store_for_everybody
-from django_replica_router.replicas.connecting import is_pooled
+from django_replica_router.replicas.connecting import find_open, is_pooled
 from django_replica_router.replicas.monitor import Monitor
-from django_replica_router.routing.balancers import Order, order_for, rendezvous
+from django_replica_router.routing.balancers import Order, first_for, order_for, rendezvous
 from django_replica_router.routing.candidates import Target
 from django_replica_router.routing.search import Found, Search, find_at_once
 from django_replica_router.routing.shadowing import choose_in_shadow
+from django_replica_router.scopes.cluster import ClusterScope, Terms
 from django_replica_router.scopes.keys import EVERYBODY
-from django_replica_router.scopes.scope import ClusterScope, Override, Scope, Terms
+from django_replica_router.scopes.scope import Override, Scope
 from django_replica_router.scopes.written import WriteMark
 from django_replica_router.stats import count
 from django_replica_router.transactions.settings import are_alike
@@ -106,7 +107,7 @@ def identifies_unknown_reader(model: Any, scope: Scope, state: ClusterScope) -> 
     Where the store does not know whose session or credential this is, nobody's token protects
     that row: it may have been inserted a moment ago, or deleted from another device.
     """
-    if not state.reader.is_stranger or not state.reader.name:
+    if not state.reader.is_stranger:
         return False
     credential, session = scope.identity.credential(), scope.identity.session()
     if credential is not None and state.reader.records.get(credential) is None:
@@ -116,6 +117,66 @@ def identifies_unknown_reader(model: Any, scope: Scope, state: ClusterScope) -> 
         and state.reader.records.get(session) is None
         # Every session model has it: AbstractBaseSession.
         and hasattr(model, "get_session_store_class")
+    )
+
+
+def choose_usual(
+    primary: str,
+    connection: Any,
+    scope: Scope,
+    config: Config,
+    monitor: Monitor,
+    max_lag: float,
+    floor: Floor,
+) -> Decision | None:
+    """Return the decision for the reader's usual replica, or None where anything is not as usual.
+
+    Nearly every first decision of a scope is made here: ``choose_server`` is for what takes more, by the
+    same rules.
+
+    Args:
+        primary: alias of the primary.
+        connection: this thread's connection to it.
+        scope: in which the read is, and in which nothing was decided before.
+        config: the settings.
+        monitor: what is known of the replicas.
+        max_lag: seconds that a replica's data may be old.
+        floor: what the reader must see.
+    """
+    if _is_unusual(primary, scope, config, monitor, floor):
+        return None
+    state, servers = scope.clusters[primary], monitor.servers
+    reader, weights = state.reader.name, config.topology.clusters[primary]
+    alias = first_for(config.BALANCER, primary, reader, weights)
+    if alias is None:
+        return None
+    if reader:
+        max_lag = min(max_lag, config.token_bound)
+    life = servers.life(alias)  # before the reading, which may be newer
+    if not monitor.health.may_serve(alias, floor.position, max_lag):
+        return None
+    replica = find_open(alias, life)
+    if replica is None or not are_alike(connection, replica):
+        return None
+    state.route.lives[alias] = life
+    return decide_for(alias, floor.position.lsn > 0)
+
+
+def _is_unusual(primary: str, scope: Scope, config: Config, monitor: Monitor, floor: Floor) -> bool:
+    """Tell whether more has to be asked than what the usual replica has replayed."""
+    state = scope.clusters[primary]
+    everybody, timeline = state.reader.records.get(EVERYBODY), monitor.history.timeline
+    return (
+        config.shadows
+        or scope.carried is not None
+        or state.reader.may_be_forgotten
+        or state.wrote
+        or bool(monitor.servers.endpoints)
+        or primary in config.topology.settling
+        or primary in _unstored
+        or floor.pinned
+        or everybody is None
+        or not everybody.position.timeline == floor.position.timeline == timeline
     )
 
 
@@ -210,7 +271,7 @@ def _wish(case: Case, floor: Floor) -> Wish:
         # has served so far must pass again, or the primary takes over.
         alias = case.choice.alias
         order = Order(alias, lambda: [alias])
-    elif state.choices:
+    elif state.route.choices:
         so_far = _replica_so_far(primary, state)
     if so_far is not None:
         order = _begin_with(so_far.alias, order)
@@ -221,7 +282,7 @@ def _wish(case: Case, floor: Floor) -> Wish:
     elif primary in config.topology.settling:
         is_moved = _is_moved(primary, reader, usual, config)
     # Not where the scope has decided under another lag: it must not go back in time.
-    may_yield = config.yields and (case.choice is not None or not state.choices)
+    may_yield = config.yields and (case.choice is not None or not state.route.choices)
     return Wish(
         floor,
         min(case.max_lag, config.token_bound if reader else math.inf),
@@ -236,7 +297,7 @@ def _wish(case: Case, floor: Floor) -> Wish:
 
 def _replica_so_far(primary: str, state: ClusterScope) -> Decision | None:
     """Return the decision for the replica that serves the scope where it allows another lag, or None."""
-    chosen = list(state.choices.values())
+    chosen = list(state.route.choices.values())
     return next((choice for choice in chosen if choice.alias != primary), None)
 
 
@@ -301,14 +362,14 @@ def _search_once(case: Case, wish: Wish) -> Found:
         case.monitor,
         wish.order,
         target,
-        config.WAIT if state.wait_left is None else state.wait_left,
+        config.WAIT if state.route.wait_left is None else state.route.wait_left,
         keeps_replica=wish.so_far is not None or _stays_unrecorded(case, wish),
         is_moved=wish.is_moved,
     )
     try:
         return search.run()
     finally:
-        state.wait_left = search.wait_left
+        state.route.wait_left = search.wait_left
 
 
 def _stays_unrecorded(case: Case, wish: Wish) -> bool:
@@ -337,7 +398,7 @@ def _admit(case: Case, wish: Wish, found: Found) -> Found:
         # One position covers what two servers have shown only where it is the primary's.
         state.seen_elsewhere_on = alias if state.seen_elsewhere_on in (None, alias) else primary
     if is_endpoint and is_pooled(replica):
-        state.agree(alias, _terms(case, wish, found.decision.reason))
+        state.route.agree(alias, _terms(case, wish, found.decision.reason))
     return found
 
 
@@ -345,7 +406,7 @@ def _is_same_server(
     alias: str, life: tuple[Any, ...] | None, state: ClusterScope, monitor: Monitor
 ) -> bool:
     """Tell whether the scope meets the server behind an endpoint that it has met before, if any."""
-    return alias in monitor.servers.led or state.lives.get(alias) in (None, life)
+    return alias in monitor.servers.led or state.route.lives.get(alias) in (None, life)
 
 
 def _terms(case: Case, wish: Wish, reason: Reason) -> Terms:

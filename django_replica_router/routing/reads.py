@@ -7,7 +7,6 @@ import logging
 import time
 from typing import Any
 
-from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import Config
@@ -26,16 +25,19 @@ from django_replica_router.recording.learning import is_learned
 from django_replica_router.recording.writes import leave_unseen
 from django_replica_router.replicas.connecting import connect_to_replica, find_connection
 from django_replica_router.replicas.registry import get_monitor
+from django_replica_router.replicas.wrappers import connection_of
 from django_replica_router.routing.balancers import least_in_flight
 from django_replica_router.routing.budget import monotonic_budget, primary_budget
 from django_replica_router.routing.choosing import (
     Case,
     choose_server,
+    choose_usual,
     identifies_unknown_reader,
     note_unstored_reads,
 )
 from django_replica_router.routing.shadowing import count_in_shadow, is_shadowed
-from django_replica_router.scopes.scope import ClusterScope, Frame, Override, Scope, Shortcut
+from django_replica_router.scopes.cluster import ClusterScope
+from django_replica_router.scopes.scope import Frame, Override, Scope, Shortcut
 from django_replica_router.stats import count
 from django_replica_router.transactions.blocks import (
     find_replica_in_atomic,
@@ -92,7 +94,7 @@ def route_read(
     a replica is a ``RoutedAlias``.
     """
     began = time.perf_counter() if Observing.is_on else 0.0
-    connection, scope = connections[primary], frame.scope
+    connection, scope = connection_of(primary), frame.scope
     decision = _decide(primary, connection, model, config, frame)
     may_stand_in = (
         scope is not None and decision.alias == primary and config.PRIMARY_DOWN == "replicas"
@@ -136,7 +138,7 @@ def _is_kept(primary: str, decision: Decision, scope: Scope, config: Config) -> 
         scope.identity.users()  # asked by nobody so far: whoever comes later would be news
         return True
     state = scope.clusters.get(primary)
-    return state is not None and state.choices.get(config.MAX_LAG) is decision
+    return state is not None and state.route.choices.get(config.MAX_LAG) is decision
 
 
 def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) -> Decision:
@@ -144,8 +146,8 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
     state = scope.cluster(primary)
     if decision.reason not in _DISPENSABLE or _in_event_loop():
         return decision
-    if state.stand_in is not None:
-        return state.stand_in
+    if state.route.stand_in is not None:
+        return state.route.stand_in
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
     if not monitor.known.primary_is_down or _is_unrouted(primary, scope, config):
         return decision
@@ -158,12 +160,32 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
             break
         replicas = [replica for replica in replicas if replica.alias != stand_in.alias]
     count(stand_in.reason.event)
-    state.stand_in = stand_in
-    state.lives.setdefault(stand_in.alias, None)
+    state.route.stand_in = stand_in
+    state.route.lives.setdefault(stand_in.alias, None)
     return stand_in
 
 
 def _decide(
+    primary: str, connection: BaseDatabaseWrapper, model: Any, config: Config, frame: Frame
+) -> Decision:
+    scope, override = frame.scope, frame.override
+    state = None if scope is None else scope.clusters.get(primary)
+    if not (  # as a rule: then no rule of ``decide_at_once`` can apply
+        scope is None
+        or override is not None
+        or model not in config.ordinary_models
+        or connection.in_atomic_block
+        or replicas_in_transaction
+        or scope.unsafe
+        or scope.learned
+        or not config.ENABLED
+        or (state is not None and (state.wrote or state.route.failed))
+    ):
+        return _decide_by_token(primary, connection, model, scope, config.MAX_LAG, config)
+    return _decide_by_rules(primary, connection, model, config, frame)
+
+
+def _decide_by_rules(
     primary: str, connection: BaseDatabaseWrapper, model: Any, config: Config, frame: Frame
 ) -> Decision:
     scope, override = frame.scope, frame.override
@@ -186,7 +208,7 @@ def _decide(
             else None,
             primary_only=config.is_primary_only(model),
             has_scope=scope is not None,
-            replica_failed=state is not None and state.failed,
+            replica_failed=state is not None and state.route.failed,
             wrote=state is not None and state.wrote,
             unsafe=scope is not None and scope.unsafe,
             learned=scope is not None and scope.learned,
@@ -218,9 +240,9 @@ def _decide_without_primary(
         TooStale: no replica may serve.
     """
     state = scope.cluster(primary)
-    kept = state.choices.get(max_lag)
+    kept = state.route.choices.get(max_lag)
     if kept is not None and kept.alias == primary:
-        del state.choices[max_lag]  # a replica may have caught up since
+        del state.route.choices[max_lag]  # a replica may have caught up since
     decision = _decide_by_token(primary, connection, model, scope, max_lag, config, override)
     if (
         decision.alias == primary
@@ -248,7 +270,7 @@ def _decide_by_token(
 ) -> Decision:
     """Return the decision that goes by what the reader must see: that of before, or one for the scope."""
     state = scope.cluster(primary)
-    choices = state.choices  # where another thread writes meanwhile, there is a new one
+    choices = state.route.choices  # where another thread writes meanwhile, there is a new one
     choice = choices.get(max_lag)
     if choice is not None and (choice.alias == primary or not _is_user_new(scope, state)):
         return choice if choice.alias == primary else _follow(primary, choice, state, config)
@@ -259,18 +281,40 @@ def _decide_by_token(
     if choice is None and is_learned(scope, config):
         count(Reason.LEARNED.event)
         return Decision(primary, Reason.LEARNED)
-    before, was_raised = state.reader.floor, state.reader.floor is None and bool(choices)
+    before = state.reader.floor
     try:
         floor = load_floor(primary, scope, config)
     except StoreError as error:
         return _decide_without_store(primary, state, choices, max_lag, error)
-    if choice is None and identifies_unknown_reader(model, scope, state):
+    is_named = choice is None and state.reader.name
+    if is_named and identifies_unknown_reader(model, scope, state):
         return Decision(primary, Reason.UNKNOWN_SESSION)
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    if not choices:
+        usual = choose_usual(primary, connection, scope, config, monitor, max_lag, floor)
+        if usual is not None and choices.setdefault(max_lag, usual) is usual:
+            _count(usual, config)
+            return usual
     case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
+    return _decide_case(case, choices, before, floor)
+
+
+def _decide_case(
+    case: Case, choices: dict[float, Decision], before: Floor | None, floor: Floor
+) -> Decision:
+    """Return the decision for a case, which holds from now on.
+
+    Args:
+        case: the case.
+        choices: those of the scope.
+        before: what the reader was known to have to see before, or None.
+        floor: what it is now.
+    """
+    was_raised = before is None and bool(choices)
     decision = _keep(case, choices, _choose(case, floor))
-    if was_raised or before not in (None, floor) or (case.is_shadowed and choice is not None):
-        _leave_others(primary, choices, max_lag, decision)
+    is_late = case.is_shadowed and case.choice is not None
+    if was_raised or before not in (None, floor) or is_late:
+        _leave_others(case.primary, choices, case.max_lag, decision)
     return decision
 
 
@@ -282,7 +326,7 @@ def _choose(case: Case, floor: Floor) -> Decision:
     if case.is_shadowed:
         return count_in_shadow(primary, decision)
     if decision.alias != primary:
-        case.state.lives[decision.alias] = life
+        case.state.route.lives[decision.alias] = life
     _count(decision, config)
     return decision
 
@@ -339,9 +383,9 @@ def _count(decision: Decision, config: Config) -> None:
 
 def _enter(alias: str, state: ClusterScope) -> None:
     """Count the scope as one that works with the replica, for the balancer."""
-    if alias not in state.entered:
+    if alias not in state.route.entered:
         least_in_flight.enter(alias)
-        state.entered.append(alias)
+        state.route.entered += (alias,)
 
 
 def _keep(case: Case, choices: dict[float, Decision], decision: Decision) -> Decision:
@@ -392,5 +436,6 @@ def _in_event_loop() -> bool:
 def release_scope(scope: Scope) -> None:
     """Give back what the scope holds."""
     for state in list(scope.clusters.values()):
-        while state.entered:
-            least_in_flight.leave(state.entered.pop())
+        entered, state.route.entered = state.route.entered, ()
+        for alias in entered:
+            least_in_flight.leave(alias)

@@ -13,6 +13,7 @@ from django_replica_router.policy import (
     Replica,
     choose_least_lagged,
     choose_replica,
+    decide_for,
     fallback_reason,
     may_serve,
 )
@@ -64,13 +65,12 @@ def find_at_once(
         decision = replica and choose_replica([replica], floor, max_lag)
         return decision and Found(decision, life_behind(connections[alias]))
     life = monitor.servers.life(alias)  # before the reading, which may be newer
-    decision = choose_replica([monitor.health.replica(alias)], floor, max_lag)
-    if decision is None:
+    if not may_serve(monitor.health.of_key(alias, alias), floor, max_lag):
         return None
     connection = connect_to_replica(alias, monitor, connect_timeout)
     if connection is None or not _is_in_life(alias, life, monitor):
         return None
-    return Found(decision, life_behind(connection), connection)
+    return Found(decide_for(alias, floor.lsn > 0), life_behind(connection), connection)
 
 
 def _is_in_life(alias: str, life: tuple[object, ...] | None, monitor: Monitor) -> bool:

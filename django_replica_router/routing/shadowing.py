@@ -16,7 +16,7 @@ from django_replica_router.policy import (
 )
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.routing.balancers import Order
-from django_replica_router.scopes.scope import Reader
+from django_replica_router.scopes.cluster import Reader
 from django_replica_router.stats import count
 from django_replica_router.values.tokens import Floor
 

@@ -12,10 +12,11 @@ from django.utils.module_loading import import_string
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import ConfigurationError, tell_import_failure
+from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.cookies import NAME as COOKIE
 from django_replica_router.scopes.cookies import read_cookie
 from django_replica_router.scopes.keys import digest, remembered_digest
-from django_replica_router.scopes.scope import ClusterScope, Frame, Shortcuts, current_frame
+from django_replica_router.scopes.scope import Frame, Shortcuts, current_frame
 from django_replica_router.values.tokens import Record
 
 _SESSION_USER = "_auth_user_id"  # django.contrib.auth.SESSION_KEY, without loading its models
@@ -96,7 +97,8 @@ class UserWatch:
         if key is not None:
             self.settled = True
             return key
-        return None if data is None or is_unloaded else self._session_user()
+        has_data = data is not None and not is_unloaded and bool(data["_session_cache"])
+        return self._session_user() if has_data else None
 
     def _authenticated(self, auth: Any) -> str | None:
         """Return the key of what Django Ninja's authenticator has returned, where that is a user."""
@@ -119,7 +121,12 @@ class UserWatch:
 
 
 class RequestIdentity(UserWatch):
-    """Whom a request is for: who is signed in, and what the request carries."""
+    """Whom a request is for: who is signed in, and what the request carries.
+
+    Args:
+        request: the request.
+        asks_site: the setting ``IDENTITY`` may name further keys.
+    """
 
     shortcuts: Shortcuts | None = None
     clusters: Mapping[str, ClusterScope] | None = None
@@ -129,12 +136,24 @@ class RequestIdentity(UserWatch):
     _cookie: dict[str, Record] | None = None
     _extra: tuple[str, ...] | None = None
 
+    def __init__(self, request: HttpRequest, *, asks_site: bool = True) -> None:
+        self.request = request
+        self._known = request.__dict__
+        if not asks_site:
+            self._extra = ()
+
     def session(self) -> str | None:
         """Return the key of the session cookie."""
         if self._session is None:
             cookie = self._session_cookie()
             self._session = digest("session", cookie) if cookie else ""
         return self._session or None
+
+    @property
+    def carries_nothing(self) -> bool:
+        """Whether there is no cookie at all, and no ``Authorization`` header."""
+        request = self.request
+        return not request.COOKIES and "HTTP_AUTHORIZATION" not in request.META
 
     def _session_cookie(self) -> str | None:
         cookies = self.request.COOKIES
@@ -156,7 +175,7 @@ class RequestIdentity(UserWatch):
 
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users found so far: a request that logs in may have two."""
-        if not self.settled and self.has_news():
+        if not self.settled and (self._size < 0 or self.has_news()):
             key = self._look()
             if key is not None and key not in self._found:
                 self._found = (*self._found, key)
@@ -233,6 +252,8 @@ class NamedIdentity:
     """Somebody named by the code: ``scope(user=...)`` in a task or a command."""
 
     __slots__ = ("_found", "clusters", "settled", "shortcuts")
+
+    carries_nothing = True
 
     def __init__(self, users: Iterable[Any] = ()) -> None:
         self.settled = True

@@ -6,14 +6,14 @@ import threading
 import weakref
 from collections.abc import Container, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, NamedTuple, Protocol
 
 from django_replica_router.policy import Decision
-from django_replica_router.scopes.written import WriteMark, Written
+from django_replica_router.scopes.cluster import ClusterScope
+from django_replica_router.scopes.written import WriteMark
 from django_replica_router.values.carried import Carried
-from django_replica_router.values.tokens import Floor, Position, Record
+from django_replica_router.values.tokens import Record
 
 # Enough for the page of a developer who looks at one request; a bound, since a report may run
 # a million queries in one scope.
@@ -37,6 +37,10 @@ class Identity(Protocol):
 
     def credential(self) -> str | None:
         """Return the key of the credential in the headers."""
+
+    @property
+    def carries_nothing(self) -> bool:
+        """Whether there is neither cookie nor credential."""
 
     def carried(self, primary: str) -> Record | None:
         """Return what the reader's browser itself knows, by a signed cookie."""
@@ -136,111 +140,6 @@ class _Here(threading.local):
 _here = _Here()
 
 
-class Terms(NamedTuple):
-    """What each answer must prove where a pooler may lead a statement to any of several servers.
-
-    Args:
-        floor: the position that its server must have replayed before.
-        max_lag: seconds that its data may be old.
-        written: the part of the floor that was written, not only seen; None where the reader yields to none.
-    """
-
-    floor: int
-    max_lag: float
-    written: int | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Reader:
-    """Whom a scope reads for, as the token store knows them.
-
-    Args:
-        floor: what the reader must see; None until the store was asked.
-        records: what the store knows of the reader, by key.
-        users: the users whose records are in the floor.
-        name: a text that stands for the reader, or "" for nobody in particular.
-        is_stranger: nobody knows which user the reader is.
-        store_failed: the store could not be read.
-        may_be_forgotten: the store has no record of somebody whom the reader is, and may have had one.
-        primary_when_met: where the primary was when the store knew nothing of the reader, and may have dropped
-            what it knew.
-        is_shadowed: by SHADOW or ROLLOUT the primary serves; None before that is asked. It stays so in the scope.
-        drawn_as: the name for which that was asked.
-        is_shadowed_as_stranger: it is so by ROLLOUT, and was before it was known which user the reader is: on the
-            next request the user's own name may say otherwise.
-    """
-
-    floor: Floor | None = None
-    records: dict[str, Record | None] = field(default_factory=dict)
-    users: tuple[str, ...] = ()
-    name: str = ""
-    is_stranger: bool = True
-    store_failed: bool = False
-    may_be_forgotten: bool = False
-    primary_when_met: Position | None = None
-    is_shadowed: bool | None = None
-    drawn_as: str = ""
-    is_shadowed_as_stranger: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class ClusterScope(Written):
-    """What a scope knows of one cluster: beside what was written, whom it reads for, and where.
-
-    Args:
-        failed: a replica failed under the scope; the rest is read from the primary.
-        seen_elsewhere_on: the server that the scope was sent to although its reader usually meets another;
-            what the reader has seen there must not be missing the next time.
-        recorded: what a write of the scope was recorded as, for the browser to carry.
-        is_unstored: the token store has refused that.
-        reader: whom the scope reads for, as the token store knows them.
-        choices: the decision that holds for the rest of the scope, by allowed lag.
-        lives: the replicas that were chosen, each with the server, and the life of it, that it was
-            chosen for; None where nobody knows.
-        terms: of these the ones where each answer has to prove that it may be shown.
-        shown: the servers that have answered there, each with a position behind which nothing was
-            seen on it.
-        stand_in: the decision for a replica in place of a primary that is down.
-        entered: replicas that the scope is counted for as in flight.
-        wait_left: seconds of the wait budget that are left.
-        shortcuts: those of the whole scope, which end with what was decided.
-    """
-
-    failed: bool = False
-    seen_elsewhere_on: str | None = None
-    recorded: Record | None = None
-    is_unstored: bool = False
-    reader: Reader = field(default_factory=Reader)
-    choices: dict[float, Decision] = field(default_factory=dict)
-    lives: dict[str, tuple[Any, ...] | None] = field(default_factory=dict)
-    terms: dict[str, Terms] = field(default_factory=dict)
-    shown: dict[tuple[Any, ...], float] = field(default_factory=dict)
-    stand_in: Decision | None = None
-    entered: list[str] = field(default_factory=list)
-    wait_left: float | None = None
-    shortcuts: Shortcuts = field(default_factory=dict)
-
-    def decide_anew(self) -> None:
-        """Forget where reads go."""
-        self.choices = {}  # another one: who is deciding at this moment puts his into the old
-        self.shortcuts.clear()
-
-    def agree(self, alias: str, terms: Terms) -> None:
-        """Have each answer that comes by an alias prove so much, and what was agreed before."""
-        old = self.terms.get(alias, terms)
-        written = None
-        if old.written is not None and terms.written is not None:
-            written = max(old.written, terms.written)
-        self.terms[alias] = Terms(
-            max(old.floor, terms.floor), min(old.max_lag, terms.max_lag), written
-        )
-
-    def leave_replica(self) -> None:
-        """Read what is left from the primary: a replica has failed under the scope."""
-        self.failed = True
-        self.shortcuts.clear()
-
-
 class Scope:
     """One mutable object for all threads and tasks that work for one request.
 
@@ -299,7 +198,7 @@ class Scope:
         try:
             return self.clusters[primary]
         except KeyError:
-            return self.clusters.setdefault(primary, ClusterScope(shortcuts=self.shortcuts))
+            return self.clusters.setdefault(primary, ClusterScope(self.shortcuts))
 
     def follow(self, outer: Scope) -> None:
         """Read inside what the scope outside has written: no token tells of it yet."""

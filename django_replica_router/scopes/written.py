@@ -91,27 +91,30 @@ class Checkpoint(NamedTuple):
     moment: Moment
 
 
-@dataclass(slots=True, eq=False)
 class Written:
-    """What a scope has written to one primary, and what of it is not recorded yet.
+    """What a scope has written to one primary, and what of it is not recorded yet."""
 
-    Args:
-        wrote: the scope has written; never taken back.
-        pending: the writes that no token covers yet.
-        last_statement: stands for the latest statement that the primary has answered.
-        last_write: stands for the latest write whose position is not known.
-        checkpoint: the latest position that came with a COMMIT, or with a change outside a transaction.
-        carried: how many changes have been asked for theirs.
-        saving: objects that are being saved, by ``id()``, with the checkpoint of before.
-    """
+    wrote = False
+    """The scope has written; never taken back."""
 
-    wrote: bool = False
     pending: WriteMark | None = None
+    """The writes that no token covers yet."""
+
     last_statement: object = None
+    """Stands for the latest statement that the primary has answered."""
+
     last_write: object = None
+    """Stands for the latest write whose position is not known."""
+
     checkpoint: Checkpoint | None = None
-    carried: int = 0
-    saving: dict[int, Checkpoint | None] = field(default_factory=dict)
+    """The latest position that came with a COMMIT, or with a change outside a transaction."""
+
+    carried = 0
+    """How many changes have been asked for theirs."""
+
+    def __init__(self) -> None:
+        self.saving: dict[int, Checkpoint | None] = {}
+        """Objects that are being saved, by ``id()``, with the checkpoint of before."""
 
     def decide_anew(self) -> None:
         """Forget where reads go."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psycopg
-from asgiref.sync import iscoroutinefunction
 from django.core.handlers.base import BaseHandler
 from django.db import connections
 from psycopg import IsolationLevel
@@ -39,11 +38,11 @@ def watch_handlers_blocks() -> None:
         return  # the app is made ready anew, as by a test with other INSTALLED_APPS
 
     def make_view_atomic(handler: BaseHandler, view: View) -> View:
+        made = make(handler, view)
+        if made is view or not get_config().ENABLED:
+            return made  # there is no block around it
         settings = connections.settings.items()
         atomic = [alias for alias, values in settings if values["ATOMIC_REQUESTS"]]
-        # Django refuses the setting for an asynchronous view.
-        if not atomic or iscoroutinefunction(view) or not get_config().ENABLED:
-            return make(handler, view)
         return _watch_blocks(functools.partial(make, handler), view, atomic)
 
     handler_class: Any = BaseHandler

@@ -1,0 +1,145 @@
+"""What a scope knows of one cluster: what it has written there, whom it reads for, and where its reads go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from django_replica_router.policy import Decision
+from django_replica_router.scopes.written import Written
+from django_replica_router.values.tokens import Floor, Position, Record
+
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+
+class Terms(NamedTuple):
+    """What each answer must prove where a pooler may lead a statement to any of several servers.
+
+    Args:
+        floor: the position that its server must have replayed before.
+        max_lag: seconds that its data may be old.
+        written: the part of the floor that was written, not only seen; None where the reader yields to none.
+    """
+
+    floor: int
+    max_lag: float
+    written: int | None = None
+
+
+class Reader:
+    """Whom a scope reads for, as the token store knows them.
+
+    What every scope begins with is the class's, so that to make one takes no time.
+    """
+
+    floor: Floor | None = None
+    """What the reader must see; None until the store was asked."""
+
+    users: tuple[str, ...] = ()
+    """The users whose records are in the floor."""
+
+    name = ""
+    """A text that stands for the reader, or "" for nobody in particular."""
+
+    is_stranger = True
+    """Nobody knows which user the reader is."""
+
+    store_failed = False
+    """The store could not be read."""
+
+    may_be_forgotten = False
+    """The store has no record of somebody whom the reader is, and may have had one."""
+
+    primary_when_met: Position | None = None
+    """Where the primary was when the store knew nothing of the reader, and may have dropped what it knew."""
+
+    is_shadowed: bool | None = None
+    """By SHADOW or ROLLOUT the primary serves; None before that is asked. It stays so in the scope."""
+
+    drawn_as = ""
+    """The name for which that was asked."""
+
+    is_shadowed_as_stranger = False
+    """It is so by ROLLOUT, and was before it was known which user the reader is: on the next request the user's
+    own name may say otherwise."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record | None] = {}
+        """What the store knows of the reader, by key."""
+
+
+class Route:
+    """Where the reads of a scope go."""
+
+    failed = False
+    """A replica failed under the scope; the rest is read from the primary."""
+
+    stand_in: Decision | None = None
+    """The decision for a replica in place of a primary that is down."""
+
+    entered: tuple[str, ...] = ()
+    """Replicas that the scope is counted for as in flight."""
+
+    wait_left: float | None = None
+    """Seconds of the wait budget that are left."""
+
+    terms: Mapping[str, Terms] = _NOTHING
+    """Of the replicas that were chosen the ones where each answer has to prove that it may be shown."""
+
+    shown: Mapping[tuple[Any, ...], float] = _NOTHING
+    """The servers that have answered there, each with a position behind which nothing was seen on it."""
+
+    def __init__(self) -> None:
+        self.choices: dict[float, Decision] = {}
+        """The decision that holds for the rest of the scope, by allowed lag."""
+        self.lives: dict[str, tuple[Any, ...] | None] = {}
+        """The replicas that were chosen, each with the server, and the life of it, that it was chosen for; None
+        where nobody knows."""
+
+    def agree(self, alias: str, terms: Terms) -> None:
+        """Have each answer that comes by an alias prove so much, and what was agreed before."""
+        old = self.terms.get(alias, terms)
+        written = None
+        if old.written is not None and terms.written is not None:
+            written = max(old.written, terms.written)
+        agreed = Terms(max(old.floor, terms.floor), min(old.max_lag, terms.max_lag), written)
+        self.terms = {**self.terms, alias: agreed}
+
+    def note_shown(self, life: tuple[Any, ...], position: float) -> None:
+        """Note that a server has answered, and behind which position nothing was seen on it."""
+        self.shown = {**self.shown, life: position}
+
+
+class ClusterScope(Written):
+    """What a scope knows of one cluster: beside what was written, whom it reads for, and where.
+
+    Args:
+        shortcuts: those of the whole scope, which end with what was decided.
+    """
+
+    seen_elsewhere_on: str | None = None
+    """The server that the scope was sent to although its reader usually meets another; what the reader has seen
+    there must not be missing the next time."""
+
+    recorded: Record | None = None
+    """What a write of the scope was recorded as, for the browser to carry."""
+
+    is_unstored = False
+    """The token store has refused that."""
+
+    def __init__(self, shortcuts: dict[int, Any]) -> None:
+        super().__init__()
+        self.shortcuts = shortcuts
+        self.reader = Reader()
+        self.route = Route()
+
+    def decide_anew(self) -> None:
+        """Forget where reads go."""
+        self.route.choices = {}  # another one: who is deciding at this moment puts his into the old
+        self.shortcuts.clear()
+
+    def leave_replica(self) -> None:
+        """Read what is left from the primary: a replica has failed under the scope."""
+        self.route.failed = True
+        self.shortcuts.clear()
