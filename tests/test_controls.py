@@ -136,7 +136,6 @@ CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any
     (compare_nothing, test_reads.test_login_works_under_lag, {}),
     (compare_nothing, test_reads.test_a_session_value_is_read_back_under_lag, {}),
     (compare_nothing, test_reads.test_a_second_device_sees_the_write, {}),
-    (compare_nothing_at_once, test_reads.test_login_works_under_lag, {}),
     (compare_nothing_at_once, test_reads.test_a_second_device_sees_the_write, {}),
     (take_unknown_lag_for_none, test_metrics.test_of_a_stopped_replica_no_lag_is_told, {}),
     (take_position_too_early, test_reads.test_a_second_device_sees_the_write, {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from django.db import connections
 from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.replicas import postgres
 from django_replica_router.replicas.registry import stop_monitors
-from testproject.cluster import Cluster
+from testproject.cluster import Cluster, PostgresServer
 from testproject.notes.models import Note
 from tests.conftest import POOLER, wait_until
 from tests.endpoints import (  # noqa: F401 - fixtures
@@ -61,7 +62,12 @@ def test_an_endpoint_that_leads_to_the_primary_as_well_reads_from_its_standbys(
                 assert served.statements[-1][0] == "default"
         assert servers_of(endpoint, seen).keys() & {"replica1", "replica2"}
         for server in healed.replicas:
-            assert read(endpoint, server, ann).port == server.port
+            wait_until(partial(serves, endpoint, server, ann), f"{server.name} to serve")
+
+
+def serves(endpoint: Endpoint, server: PostgresServer, user: User) -> bool:
+    """Tell whether a reader is served by a server that the endpoint leads to."""
+    return read(endpoint, server, user).port == server.port
 
 
 def test_an_endpoint_that_falls_back_to_the_primary_serves_once_a_standby_is_back(

@@ -43,11 +43,14 @@ def test_one_that_takes_its_place_is_found(another: Any) -> None:
     assert connection_of("default") is another
 
 
-def test_unnoticed_it_would_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unnoticed_it_would_not_be() -> None:
     """Control: the test above fails where nobody watches."""
-    before = connection_of("default")
-    monkeypatch.setattr(connections._connections, "default", before.copy())  # type: ignore[attr-defined]
-    assert connection_of("default") is before
+    before, storage = connection_of("default"), connections._connections  # type: ignore[attr-defined]
+    try:
+        storage.default = before.copy()
+        assert connection_of("default") is before
+    finally:
+        storage.default = before
 
 
 def test_one_that_was_deleted_is_made_anew() -> None:
