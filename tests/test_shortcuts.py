@@ -282,7 +282,7 @@ def test_what_is_decided_while_another_thread_writes_is_dropped(
     def during_a_write(find: Callable[..., Any]) -> Callable[..., Any]:
         def find_during_a_write(*args: Any) -> Any:
             found = find(*args)
-            while names:
+            while found and names:
                 in_thread(partial(Tag.objects.create, name=names.pop()))
             return found
 
