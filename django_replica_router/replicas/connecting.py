@@ -50,18 +50,10 @@ def find_open(alias: str, life: Life | None) -> Any | None:
         life: which server, and which life of it.
     """
     connection = connection_of(alias)
-    raw, sight = connection.connection, getattr(connection, "sight", None)
-    if (
-        sight is None
-        or sight.raw is not raw
-        or sight.is_pooled
-        or sight.life != life
-        or raw.closed
-        or raw.pgconn.parameter_status(b"in_hot_standby") != b"on"
-        or "cursor" in connection.__dict__  # see ``connect_to_replica``
-    ):
+    raw = connection.connection
+    if raw is None or raw.closed or "cursor" in connection.__dict__:  # see ``connect_to_replica``
         return None
-    return connection
+    return connection if _leads_straight_to(connection, life) else None
 
 
 def connect_to_replica(
@@ -81,8 +73,7 @@ def connect_to_replica(
     connection = connection_of(alias)
     # In a test whose class does not list the alias in ``databases``, Django's test case puts an
     # object of this class in the place of the method, and any use of it fails the test.
-    attributes = connection.__dict__
-    if "cursor" in attributes and type(attributes["cursor"]).__name__ == "_DatabaseFailure":
+    if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":
         return None
     raw = connection.connection
     if raw is not None and not raw.closed and _is_watched(connection, alias, monitor):
@@ -301,16 +292,9 @@ def _is_watched(connection: Any, alias: str, monitor: Monitor) -> bool:
     The code may have opened it past this module, as by ``using()``. Whether a pooler has led it
     elsewhere meanwhile shows with the statement.
     """
-    raw, sight = connection.connection, getattr(connection, "sight", None)
-    if (  # as a rule: then nothing else need be asked
-        sight is not None
-        and sight.raw is raw
-        and not sight.is_pooled
-        and sight.life == monitor.servers.life(alias)
-        and raw.pgconn.parameter_status(b"in_hot_standby") == b"on"
-    ):
-        return True
-    if not isinstance(raw, psycopg.Connection) or not monitor.looks_itself:
+    if _leads_straight_to(connection, monitor.servers.life(alias)):
+        return True  # as a rule: then nothing else need be asked
+    if not isinstance(connection.connection, psycopg.Connection) or not monitor.looks_itself:
         return True
     try:
         sight = _sight_of(connection, alias)
@@ -318,6 +302,21 @@ def _is_watched(connection: Any, alias: str, monitor: Monitor) -> bool:
         return False
     servers = monitor.servers
     return sight is not None and (servers.knows(alias, sight.life) or alias in servers.led)
+
+
+def _leads_straight_to(connection: Any, life: Life | None) -> bool:
+    """Tell whether an open connection was seen to lead to just that server, which is a standby yet.
+
+    libpq knows that of the latter; a pooler may lead it elsewhere.
+    """
+    raw, sight = connection.connection, getattr(connection, "sight", None)
+    return (
+        sight is not None
+        and sight.raw is raw
+        and not sight.is_pooled
+        and sight.life == life
+        and raw.pgconn.parameter_status(b"in_hot_standby") == b"on"
+    )
 
 
 def _is_known_server(connection: Any, alias: str, monitor: Monitor) -> bool:
