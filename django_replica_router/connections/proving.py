@@ -110,7 +110,7 @@ class Proof:
         return True
 
     def _is_enough(self, life: Any, replayed: int, age: float) -> bool:
-        seen = [bound for other, bound in list(self._state.route.shown.items()) if other != life]
+        seen = [bound for other, bound in self._state.route.shown.items() if other != life]
         if age > self._terms.max_lag or replayed < max(seen, default=0):
             return False
         return replayed >= self._terms.floor or self._yields(replayed)

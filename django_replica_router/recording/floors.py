@@ -89,7 +89,7 @@ def clamped(record: Record, latest_ms: int) -> Record:
 
 # What the record for everybody was, and when it was asked for. Who is nobody in particular has
 # written nothing: for them it is the floor of the last migration alone, which waits for this.
-_last_everybody: dict[tuple[str, str], tuple[float, Record, Floor]] = {}
+_last_everybody: dict[tuple[str, str], tuple[float, Record]] = {}
 
 
 def _take_last_everybody(primary: str, state: ClusterScope, config: Config) -> Floor | None:
@@ -97,8 +97,8 @@ def _take_last_everybody(primary: str, state: ClusterScope, config: Config) -> F
     last = _last_everybody.get((config.CACHE, primary))
     if last is None or time.monotonic() - last[0] >= EVERYBODY_SECONDS:
         return None
-    _, state.reader.records[EVERYBODY], floor = last
-    return floor
+    state.reader.records[EVERYBODY] = last[1]
+    return _floor_of_everybody(last[1])
 
 
 def _load(
@@ -128,7 +128,7 @@ def _load(
     if asks_for_everybody:
         known[EVERYBODY] = record = found.pop(everybody)
         if record is not None:
-            _last_everybody[config.CACHE, primary] = now, record, _floor_of_everybody(record)
+            _last_everybody[config.CACHE, primary] = now, record
     state.reader.may_be_forgotten = may_be_forgotten(found, store) or state.reader.may_be_forgotten
     known.update(found)
 

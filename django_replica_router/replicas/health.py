@@ -58,9 +58,8 @@ class Health:
 
     def of_key(self, alias: str, key: str | None) -> Replica:
         """Return what is known now of the server of a key, behind an alias."""
-        known = self.known
-        now = known.clock()
-        reading = UNREAD if key is None else known.readings.get(key, UNREAD)
+        now = self.known.clock()
+        reading = self.known.reading(key)
         state = reading.state
         if state is ReplicaState.STREAMING and self.is_silent(alias, key or alias, now, reading):
             state = ReplicaState.SILENT
