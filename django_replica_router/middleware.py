@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,7 +13,7 @@ from django.utils.cache import patch_vary_headers
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import ReplicasLagError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.recording.carrying import token_of
 from django_replica_router.recording.finishing import finish_scope, needs_finish, unsent_records
 from django_replica_router.routing.reads import release_scope
@@ -23,8 +22,6 @@ from django_replica_router.scopes.headers import read_header, set_header
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.scopes.scope import Frame, Scope, current_frame
 from django_replica_router.scopes.views import names_views, override_for
-
-logger = logging.getLogger("django_replica_router")
 
 
 class ReplicaRouterMiddleware:

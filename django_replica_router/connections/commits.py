@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -12,7 +11,7 @@ from psycopg import generators, pq
 from psycopg.errors import error_from_result
 
 from django_replica_router.errors import PositionError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.replicas.postgres import parse_position
 from django_replica_router.values.tokens import Position
 
@@ -35,8 +34,6 @@ _COMMIT = f"{_WROTE};COMMIT;{_POSITION}".encode()
 # new line ends a comment of the statement's own, and in front of nothing no place in an error is moved.
 _BEHIND_CHANGE = f"\n;{_WROTE};BEGIN;COMMIT;{_POSITION}".encode()
 _RESULTS_BEHIND_CHANGE = 4
-
-logger = logging.getLogger("django_replica_router")
 
 
 class CommitAnswer(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from django.db import connections
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import StoreError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.policy import is_of_share
 from django_replica_router.recording.floors import known_owners, load_floor, pin, record_at
 from django_replica_router.recording.writes import (
@@ -29,8 +28,6 @@ from django_replica_router.stats import count
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.tokens import Position, Record
-
-logger = logging.getLogger("django_replica_router")
 
 # How many seconds a response waits for all replicas where its token cannot be stored.
 _HOLD = 2.0
@@ -68,12 +65,8 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> bool:
     """
     # What is read from now on counts anew: it has been seen after what is stored now.
     scope.shortcuts.clear()
-    if sent_session is None:
-        for state in list(scope.clusters.values()):
-            if not _is_unchanged(state):
-                break
-        else:
-            return False
+    if sent_session is None and all(map(_is_unchanged, list(scope.clusters.values()))):
+        return False
     config = get_config()
     _look(scope)
     for primary in _untouched(scope, sent_session):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 import time
@@ -12,13 +11,11 @@ from typing import Any
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import StoreError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.recording.floors import wall_clock_ms
 from django_replica_router.scopes.scope import Scope
 from django_replica_router.scopes.sources import names_of
 from django_replica_router.stores.store import get_store
-
-logger = logging.getLogger("django_replica_router")
 
 KEY = "rr:learned"
 """Under this the cache keeps what all processes have learned, as JSON of name to expiry."""

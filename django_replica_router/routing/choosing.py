@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from django.db import connections
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import ReplicaRouterError
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.policy import Decision, Reason, decide_for, floor_reason, may_serve
 from django_replica_router.recording.carrying import raised_by_carried
 from django_replica_router.recording.floors import expiry_ms, record_of_everybody
@@ -30,8 +29,6 @@ from django_replica_router.scopes.written import WriteMark
 from django_replica_router.stats import count
 from django_replica_router.transactions.settings import are_alike
 from django_replica_router.values.tokens import Floor, Record
-
-logger = logging.getLogger("django_replica_router")
 
 _unstored: set[str] = set()
 """Primaries from which this process has served readers without the token store. What they were shown

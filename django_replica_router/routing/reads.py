@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import Any
 
@@ -11,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import StoreError, TooStale, tell_ages
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.observations import Observing, note_decision
 from django_replica_router.policy import (
     Decision,
@@ -47,9 +46,6 @@ from django_replica_router.transactions.blocks import (
 )
 from django_replica_router.values.routed import routed_alias
 from django_replica_router.values.tokens import Floor
-
-logger = logging.getLogger("django_replica_router")
-
 
 # What a reader sees on the primary for one of these reasons is not remembered: the read is not the
 # scope's own choice of a server, or there is nobody to remember it for, or nothing to keep it in.

@@ -6,7 +6,6 @@ Django has no hook for it: ``BaseHandler.make_view_atomic`` is replaced by one t
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,14 +15,12 @@ from django.db import connections
 from psycopg import IsolationLevel
 
 from django_replica_router.conf import get_config
-from django_replica_router.logs import fields
+from django_replica_router.logs import fields, logger
 from django_replica_router.replicas import postgres
 from django_replica_router.scopes.scope import current_scope
 from django_replica_router.transactions.blocks import end_idling, idle_blocks, is_outermost
 from django_replica_router.transactions.postponing import Postponed, can_be_postponed
 from django_replica_router.transactions.settings import sets_isolation
-
-logger = logging.getLogger("django_replica_router")
 
 View = Callable[..., Any]
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from django_replica_router.replicas.attributes import SessionSettings
 from django_replica_router.values.statements import Kind, named_setting
-
-logger = logging.getLogger("django_replica_router")
 
 
 def note_setting(connection: Any, kind: Kind, sql: Any, params: Any) -> bool:
