@@ -26,7 +26,7 @@ from django_replica_router.replicas.readings import Sample
 from django_replica_router.replicas.registry import find_monitor, stop_monitors
 from django_replica_router.values.tokens import Position
 from testproject.cluster import Cluster
-from testproject.cluster.postgres import PostgresServer, record_end
+from testproject.cluster.postgres import PostgresServer
 from testproject.cluster.processes import send_signal
 from testproject.notes.models import Note
 from tests.conftest import PATIENT, stand_still, wait_until, wait_until_known
@@ -76,7 +76,7 @@ def open_transaction(primary: PostgresServer) -> Iterator[int]:
         connection.transaction(force_rollback=True),
     ):
         connection.execute("SELECT FROM notes_note FOR UPDATE")
-        position = record_end(primary.insert_lsn())
+        position = primary.insert_lsn()
         assert primary.flush_lsn() < position
         yield position
 

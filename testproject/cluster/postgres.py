@@ -240,8 +240,8 @@ class PostgresServer(Server):
         return (self.data_directory / "standby.signal").exists()
 
     def insert_lsn(self) -> int:
-        """Return the position behind the last WAL record, written out or not."""
-        return int(self._value("SELECT pg_current_wal_insert_lsn() - '0/0'"))
+        """Return where the last WAL record ends, written out or not."""
+        return record_end(int(self._value("SELECT pg_current_wal_insert_lsn() - '0/0'")))
 
     def flush_lsn(self) -> int:
         """Return the position up to which the WAL is written out."""
