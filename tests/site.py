@@ -83,6 +83,8 @@ async def avisit(
 def sign_in(user: User, client: Client | None = None) -> Client:
     """Return a client that has signed in as the user through the login page."""
     client = client or Client()
-    response = client.post("/login/", {"username": user.username, "password": PASSWORD})
+    # Told whereto: else the view would look for the name of a page among all that the site has, in each test anew.
+    data = {"username": user.username, "password": PASSWORD, "next": "/"}
+    response = client.post("/login/", data)
     assert response.status_code == 302, "the login was refused"
     return client

@@ -186,9 +186,12 @@ def open_on_a_cluster(patch: Patch) -> None:
         wait_until(lambda: b"state:ok" in node.command("CLUSTER", "INFO"), "the cluster to be up")
         options = {"CONNECTION_FACTORY": f"{__name__}.{ClusterFactory.__name__}"}
         cache = DjangoRedisCache(node.url, {"OPTIONS": options})
-        cache.set("a", 1)
-        assert cache.get("a") == 1
-        open_store(cache, 10.0)
+        try:
+            cache.set("a", 1)
+            assert cache.get("a") == 1
+            open_store(cache, 10.0)
+        finally:
+            cache.client.get_client().close()
     finally:
         node.kill()
         workspace.remove()
