@@ -34,6 +34,7 @@ from django_replica_router.routing import choosing
 from django_replica_router.routing.budget import monotonic_budget
 from django_replica_router.scopes.keys import EVERYBODY, store_key
 from django_replica_router.stores import redis as redis_client
+from django_replica_router.stores import store as stores
 from django_replica_router.stores.store import RedisStore, get_store
 from testproject.cluster import Cluster
 from testproject.cluster.pgbouncer import answers
@@ -256,7 +257,8 @@ def unwatched() -> Iterator[None]:
 
 def renew_store() -> None:
     """Have this thread's token store made anew: it keeps the time-out that it was made with."""
-    store = caches["default"].__dict__.pop("_replica_router_store", None)
+    caches["default"].__dict__.pop("_replica_router_store", None)
+    _, store = stores._here.known.pop("default", (None, None))
     if isinstance(store, RedisStore):
         store._client.connection_pool.disconnect()
 

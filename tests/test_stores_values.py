@@ -525,6 +525,28 @@ def test_redis_gets_its_own_store_without_being_asked() -> None:
 
 
 @pytest.mark.usefixtures("_caches")
+def test_a_store_on_redis_leaves_djangos_object_alone() -> None:
+    """Django closes those that a thread has used after each request; a store of another kind uses one of them."""
+    store = get_store("redis")
+    assert get_store("redis") is store
+    assert caches.all(initialized_only=True) == []
+    assert get_store("default")._cache in caches.all(initialized_only=True)
+
+
+@pytest.mark.usefixtures("_caches")
+def test_a_store_on_redis_is_of_the_present_settings() -> None:
+    """Also where they are changed in between, and changed back."""
+    first = get_store("redis")
+    for kind, location in [(RedisStore, "redis://127.0.0.1:2"), (LocMemStore, "a")]:
+        backend = REDIS if kind is RedisStore else LOCMEM
+        with override_settings(CACHES={"redis": {"BACKEND": backend, "LOCATION": location}}):
+            other = get_store("redis")
+            assert type(other) is kind
+            assert other is get_store("redis") is not first
+    assert type(get_store("redis")) is RedisStore
+
+
+@pytest.mark.usefixtures("_caches")
 @pytest.mark.parametrize(
     ("alias", "reason"),
     [

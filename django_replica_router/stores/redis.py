@@ -302,18 +302,27 @@ def _are_equal(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
         return False
 
 
-def _find_client(cache: BaseCache) -> Any | None:
+_DJANGOS = "django.core.cache.backends.redis.RedisCache"
+_DJANGO_REDIS = "django_redis.cache.RedisCache"
+
+
+def find_backend(kind: type) -> str | None:
+    """Return the path of the backend for Redis that a class is, or comes from; None where it is another one."""
+    paths = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+    return next((path for path in paths if path in (_DJANGOS, _DJANGO_REDIS)), None)
+
+
+def _find_client(cache: Any) -> Any | None:
     """Return the client for writing: a Redis replica may lag itself."""
-    for backend in type(cache).__mro__:
-        path = f"{backend.__module__}.{backend.__qualname__}"
-        if path == "django.core.cache.backends.redis.RedisCache":
-            return cache._cache.get_client(write=True)  # type: ignore[attr-defined]
-        if path == "django_redis.cache.RedisCache":
-            client = cache.client  # type: ignore[attr-defined]
-            # Keys of a sharded cache live on different servers: no one client can merge them.
-            is_sharded = hasattr(client, "get_server_name")
-            return None if is_sharded else client.get_client(write=True)
-    return None
+    backend = find_backend(type(cache))
+    if backend is None:
+        return None
+    if backend == _DJANGOS:
+        return cache._cache.get_client(write=True)
+    client = cache.client
+    # Keys of a sharded cache live on different servers: no one client can merge them.
+    is_sharded = hasattr(client, "get_server_name")
+    return None if is_sharded else client.get_client(write=True)
 
 
 def _after_fork() -> None:

@@ -12,12 +12,13 @@ from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache, default_key_func
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
+from django.utils.module_loading import import_string
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
 from django_replica_router.stores import owners, scripts
 from django_replica_router.stores.clients import Script, is_a
-from django_replica_router.stores.redis import Pause, RedisServer, find_server
+from django_replica_router.stores.redis import Pause, RedisServer, find_backend, find_server
 from django_replica_router.values.tokens import NOWHERE, Record
 
 T = TypeVar("T")
@@ -357,21 +358,58 @@ def open_store(cache: BaseCache, timeout: float) -> TokenStore:
     return GenericStore(cache)
 
 
-def get_store(alias: str) -> TokenStore:
-    """Return the store in the cache of that alias.
+class _Here(threading.local):
+    """What was found in one thread."""
 
-    It is kept with the backend object, which Django makes once for each thread, so that a client
-    is not made for each request.
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[object, TokenStore | None]] = {}
+        """By alias: the settings of caches, and a store that is not kept with an object of Django's."""
+
+
+_here = _Here()
+
+
+def get_store(alias: str) -> TokenStore:
+    """Return the store in the cache of that alias. Each thread has its own, as it has of Django's caches.
+
+    That of Redis or Valkey has a backend object of its own. Django looks for its objects by an exception, and
+    closes after each request those that were used, which takes django-redis two more.
 
     Raises:
         StoreError: there is no such cache, or its client cannot be made.
     """
+    settings = caches.settings
+    known, store = _here.known.get(alias, (None, None))
+    if known is not settings:
+        store = _open_own(alias)
+        _here.known[alias] = settings, store
+    return _open_djangos(alias) if store is None else store
+
+
+def _open_own(alias: str) -> TokenStore | None:
+    """Return a store of Redis or Valkey, on a backend object of its own; None where there is no such one."""
     try:
-        cache: Any = caches[alias]
-    except Exception as error:  # InvalidCacheBackendError, or what a backend's constructor raises
-        message = f"The token store could not be opened: {error}"
-        raise StoreError(message) from error
+        kind = import_string(caches.settings[alias]["BACKEND"])
+    except (KeyError, ImportError):
+        return None  # Django says so
+    if find_backend(kind) is None:
+        return None
+    store = open_store(_made(caches.create_connection, alias), get_config().STORE_TIMEOUT)
+    return store if isinstance(store, RedisStore) else None
+
+
+def _open_djangos(alias: str) -> TokenStore:
+    """Return the store that is kept with Django's object of a cache."""
+    cache: Any = _made(caches.__getitem__, alias)
     store: TokenStore | None = cache.__dict__.get("_replica_router_store")
     if store is None:
         store = cache._replica_router_store = open_store(cache, get_config().STORE_TIMEOUT)
     return store
+
+
+def _made(make: Callable[[str], BaseCache], alias: str) -> BaseCache:
+    try:
+        return make(alias)
+    except Exception as error:  # InvalidCacheBackendError, or what a backend's constructor raises
+        message = f"The token store could not be opened: {error}"
+        raise StoreError(message) from error
