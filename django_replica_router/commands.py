@@ -30,6 +30,9 @@ named_replica: ContextVar[str | None] = ContextVar("replica_router_named", defau
 """The replica that the present command was given. What it reads by way of an object from there it reads
 there, too: a dump with rows of one server and relations of another would fit no moment."""
 
+get_named_replica = named_replica.get
+"""Return that one, or None."""
+
 
 def refuse_replica(alias: str, command: str) -> None:
     """Raise an error if the alias is a replica, which a command is about to write to.

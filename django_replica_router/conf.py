@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -194,8 +194,40 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
+class _WorkedOut:
+    """What each read asks of the settings: worked out at once, since a cached property is found by a slower way."""
+
+    interval: float
+    """Seconds between two readings.
+
+    At most a quarter of ``MAX_LAG``: a replica's data is known to be as old as the latest
+    reading at least, so a longer interval would rule out replicas that do not lag.
+    """
+
+    token_bound: float
+    """Seconds beyond which a replica's data may lack a write whose token has expired."""
+
+    shadows: bool
+    """Whether there are readers who are not routed yet."""
+
+    yields: bool
+    """Whether what readers have seen, not written, may be given up to spare the primary."""
+
+    replica_models: frozenset[str]
+    """``REPLICA_MODELS`` in lower case: labels of apps and of models."""
+
+    ordinary_models: set[Any]
+    """The models that were found to be listed nowhere. Emptied with the setting."""
+
+    topology: Topology
+    """The clusters, from ``CLUSTERS`` or else from ``DATABASES``, with what was found by ``DISCOVERY``.
+
+    Another one takes its place where servers come or go.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(_WorkedOut):
     """The values of ``REPLICA_ROUTER``, one field a key. Durations are seconds."""
 
     ENABLED: bool = True
@@ -233,24 +265,16 @@ class Config:
     SHARE_COUNTS: bool = False
     DEBUG: bool = False
 
-    @cached_property
-    def interval(self) -> float:
-        """Seconds between two readings.
-
-        At most a quarter of ``MAX_LAG``: a replica's data is known to be as old as the latest
-        reading at least, so a longer interval would rule out replicas that do not lag.
-        """
-        return min(self.INTERVAL, self.MAX_LAG / 4)
-
-    @cached_property
-    def token_bound(self) -> float:
-        """Seconds beyond which a replica's data may lack a write whose token has expired."""
-        return self.TOKEN_TTL - self.WAIT - AGE_ERROR
-
-    @cached_property
-    def shadows(self) -> bool:
-        """Whether there are readers who are not routed yet."""
-        return self.SHADOW or self.ROLLOUT < 1
+    def __post_init__(self) -> None:
+        self.__dict__.update(
+            interval=min(self.INTERVAL, self.MAX_LAG / 4),
+            token_bound=self.TOKEN_TTL - self.WAIT - AGE_ERROR,
+            shadows=self.SHADOW or self.ROLLOUT < 1,
+            yields=self.MONOTONIC_READS and self.MONOTONIC_SHARE < 1,
+            replica_models=_in_lower_case(self.REPLICA_MODELS),
+            ordinary_models=set(),
+        )
+        self.arrange()
 
     @cached_property
     def routes_nobody(self) -> bool:
@@ -258,19 +282,9 @@ class Config:
         return not self.ENABLED or self.SHADOW or self.ROLLOUT <= 0
 
     @cached_property
-    def yields(self) -> bool:
-        """Whether what readers have seen, not written, may be given up to spare the primary."""
-        return self.MONOTONIC_READS and self.MONOTONIC_SHARE < 1
-
-    @cached_property
     def primary_only(self) -> frozenset[str]:
         """``PRIMARY_ONLY`` in lower case: labels of apps and of models."""
-        return frozenset(label.lower() for label in self.PRIMARY_ONLY)
-
-    @cached_property
-    def replica_models(self) -> frozenset[str]:
-        """``REPLICA_MODELS`` in lower case: labels of apps and of models."""
-        return frozenset(label.lower() for label in self.REPLICA_MODELS)
+        return _in_lower_case(self.PRIMARY_ONLY)
 
     @cached_property
     def views(self) -> dict[Any, Any]:
@@ -280,7 +294,7 @@ class Config:
     @cached_property
     def ignored_writes(self) -> frozenset[str]:
         """``IGNORED_WRITES`` in lower case: labels of apps and of models."""
-        return frozenset(label.lower() for label in self.IGNORED_WRITES)
+        return _in_lower_case(self.IGNORED_WRITES)
 
     @cached_property
     def primary_tables(self) -> frozenset[str]:
@@ -295,11 +309,6 @@ class Config:
             for model in apps.get_models(include_auto_created=True)
             if _is_listed(model._meta, self.primary_only) or _is_kept_in_a_cache(model)
         )
-
-    @cached_property
-    def ordinary_models(self) -> set[Any]:
-        """The models that were found to be listed nowhere. Emptied with the setting."""
-        return set()
 
     @cached_property
     def _reserved_models(self) -> set[Any]:
@@ -357,15 +366,8 @@ class Config:
             self._ignored_models[model] = found
         return found
 
-    @cached_property
-    def topology(self) -> Topology:
-        """The clusters, from ``CLUSTERS`` or else from ``DATABASES``, with what was found by ``DISCOVERY``.
-
-        Another one takes its place where servers come or go.
-        """
-        return self._arrange()
-
-    def _arrange(self) -> Topology:
+    def arrange(self) -> None:
+        """Arrange the clusters by what has been found until now."""
         if self.CLUSTERS is None:
             clusters = _mirrors()
         else:
@@ -377,7 +379,11 @@ class Config:
                 )
                 for primary, replicas in self.CLUSTERS.items()
             }
-        return arrange(clusters, self.DISCOVERY or {}, Present.found)
+        self.__dict__["topology"] = arrange(clusters, self.DISCOVERY or {}, parsed.found)
+
+
+def _in_lower_case(labels: Iterable[str]) -> frozenset[str]:
+    return frozenset(label.lower() for label in labels)
 
 
 def _is_listed(meta: Any, labels: frozenset[str]) -> bool:
@@ -466,15 +472,30 @@ def find_problems() -> Iterator[SettingError]:
             )
 
 
-class Present:
+class Parsed:
     """The parsed setting, kept as long as the setting is the same object; None before it is parsed."""
 
-    raw: Any = None
-    config: Config | None = None
-    found: Mapping[str, Found] = MappingProxyType({})
-    edition: object = None
-    """Another object whenever the settings, or the servers that were found, are others: what was worked out of
-    them holds as long as it is the same."""
+    __slots__ = ("config", "edition", "found", "raw")
+
+    def __init__(self) -> None:
+        self.raw: Any = None
+        self.config: Config | None = None
+        self.found: Mapping[str, Found] = MappingProxyType({})
+        self.edition: object = None
+        """Another object whenever the settings, or the servers that were found, are others: what was worked
+        out of them holds as long as it is the same."""
+
+
+parsed = Parsed()
+
+
+def site_settings() -> Any:
+    """Return the object behind Django's lazy settings, past that one's own way to look up attributes.
+
+    That takes four times as long; and it is quick also where there is no such setting.
+    """
+    wrapped = object.__getattribute__(settings, "_wrapped")
+    return settings if wrapped is empty else wrapped
 
 
 def get_config() -> Config:
@@ -483,24 +504,21 @@ def get_config() -> Config:
     Raises:
         ConfigurationError: names the key whose value cannot be used, and what is expected.
     """
-    # Of the object behind the lazy one, past that one's own way to look up attributes: that is quick
-    # also where there is no such setting.
-    wrapped = object.__getattribute__(settings, "_wrapped")
-    raw = getattr(settings if wrapped is empty else wrapped, SETTING, None)
-    config = Present.config
-    if config is not None and Present.raw is raw:
+    raw = getattr(site_settings(), SETTING, None)
+    config = parsed.config
+    if config is not None and parsed.raw is raw:
         return config
     reread()
     for problem in find_problems():
         raise problem
     config = Config(**(raw or {}))
-    Present.raw, Present.config, Present.edition = raw, config, object()
+    parsed.raw, parsed.config, parsed.edition = raw, config, object()
     return config
 
 
 def find_found(alias: str) -> Found | None:
     """Return what was found by the name of an alias, or None where nothing was found yet."""
-    return Present.found.get(alias)
+    return parsed.found.get(alias)
 
 
 def note_found(alias: str, found: Found) -> None:
@@ -508,12 +526,12 @@ def note_found(alias: str, found: Found) -> None:
 
     A decision that holds for the rest of a scope goes on to hold there.
     """
-    if found != Present.found.get(alias):
-        Present.found = {**Present.found, alias: found}
+    if found != parsed.found.get(alias):
+        parsed.found = {**parsed.found, alias: found}
     config = get_config()
-    if config.topology.found is not Present.found:
-        config.__dict__["topology"] = config._arrange()
-        Present.edition = object()
+    if config.topology.found is not parsed.found:
+        config.arrange()
+        parsed.edition = object()
 
 
 _READ_SETTINGS = frozenset([SETTING, "DATABASES", "DATABASE_ROUTERS", "SESSION_ENGINE"])
@@ -525,9 +543,9 @@ def reread() -> None:
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:
-    if setting in _READ_SETTINGS and Present.config is not None:
-        Present.config.ordinary_models.clear()  # so that no shortcut is followed any more
-        Present.config, Present.edition = None, object()
+    if setting in _READ_SETTINGS and parsed.config is not None:
+        parsed.config.ordinary_models.clear()  # so that no shortcut is followed any more
+        parsed.config, parsed.edition = None, object()
 
 
 setting_changed.connect(_forget, dispatch_uid="django_replica_router.conf")

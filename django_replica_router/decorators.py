@@ -19,7 +19,7 @@ from django_replica_router.recording.carrying import token_of
 from django_replica_router.recording.finishing import finish_scope, needs_finish
 from django_replica_router.routing.reads import release_scope
 from django_replica_router.scopes.identity import NamedIdentity
-from django_replica_router.scopes.scope import Frame, Override, Scope, current_frame
+from django_replica_router.scopes.scope import Frame, Override, Scope, current_frame, get_frame
 from django_replica_router.scopes.signing import Token
 
 OnStale = Literal["primary", "wait", "raise"]
@@ -60,7 +60,7 @@ class Routed:
         self._source = source
 
     def __enter__(self) -> Self:
-        outer = current_frame.get()
+        outer = get_frame()
         scope = outer.scope or self._scope
         owns_scope = scope is None and self._needs_scope
         if owns_scope:
@@ -84,7 +84,7 @@ class Routed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        frame = current_frame.get()
+        frame = get_frame()
         if frame.outer is None:
             return  # left in another context than entered: there is nothing to restore here
         current_frame.set(frame.outer)
@@ -100,7 +100,7 @@ class Routed:
 
         Whoever runs the steps ends it with ``end``.
         """
-        if not self._needs_scope or current_frame.get().scope is not None:
+        if not self._needs_scope or get_frame().scope is not None:
             return self
         block = copy(self)
         block._scope = self._new_scope()
@@ -223,7 +223,7 @@ class ScopeBlock:
         self._outer: Scope | None = None
 
     def _open(self) -> OpenedScope:
-        outer = current_frame.get()
+        outer = get_frame()
         self._outer = outer.scope
         if self.scope.source is None:
             self.scope.source = _opener()

@@ -20,8 +20,11 @@ from django_replica_router.routing.reads import release_scope
 from django_replica_router.scopes.cookies import set_cookie
 from django_replica_router.scopes.headers import read_header, set_header
 from django_replica_router.scopes.identity import RequestIdentity
-from django_replica_router.scopes.scope import Frame, Scope, current_frame
+from django_replica_router.scopes.scope import Frame, Scope, current_frame, get_frame
 from django_replica_router.scopes.views import names_views, override_for
+
+# A method of an imported object is looked up each time.
+_enter_frame, _leave_frame = current_frame.set, current_frame.reset
 
 
 class ReplicaRouterMiddleware:
@@ -53,7 +56,7 @@ class ReplicaRouterMiddleware:
         scope, identity, config = _open(request)
         streams = False
         # What _inside() does, without the generator that it costs every request.
-        token = current_frame.set(Frame(scope))
+        token = _enter_frame(Frame(scope))
         try:
             response: HttpResponseBase = self.get_response(request)
             sent = identity.sent_session(response)
@@ -71,12 +74,12 @@ class ReplicaRouterMiddleware:
         finally:
             if not streams:
                 release_scope(scope)
-            current_frame.reset(token)
+            _leave_frame(token)
         return response
 
     def _process_view(self, request: HttpRequest, *view: Any) -> None:
         """Route the reads of a view as ``PRIMARY_VIEWS`` or ``REPLICA_VIEWS`` ask for."""
-        frame = current_frame.get()
+        frame = get_frame()
         override = override_for(request.resolver_match, get_config())
         if override is not None and frame.scope is not None:
             current_frame.set(Frame(frame.scope, override))
@@ -181,7 +184,7 @@ class _Stream:
         self._steps = iter(content)
         self._closers = closers
         self._scope = scope
-        self._frame = current_frame.get()  # with what the settings ask for in its view
+        self._frame = get_frame()  # with what the settings ask for in its view
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -221,7 +224,7 @@ class _AsyncStream:
     def __init__(self, content: AsyncIterator[Any], scope: Scope) -> None:
         self._steps = content
         self._scope = scope
-        self._frame = current_frame.get()  # with what the settings ask for in its view
+        self._frame = get_frame()  # with what the settings ask for in its view
         self._has_ended = False
         self._ending: asyncio.Task[None] | None = None
 

@@ -1,6 +1,6 @@
 """What a block was seen to do: which server has answered each of its statements, and why.
 
-Nothing of it is at work where nobody observes: see ``Observing``.
+Nothing of it is at work where nobody observes: see ``observers``.
 """
 
 from __future__ import annotations
@@ -64,10 +64,16 @@ EVENTS = {
 """What may happen, by its name, and what that means. All but the first four are counted by ``get_stats()``."""
 
 
-class Observing:
+class Observers:
     """Whether anybody observes in this process: where nobody does, nothing else is looked at."""
 
-    is_on = False
+    __slots__ = ("present",)
+
+    def __init__(self) -> None:
+        self.present = False
+
+
+observers = Observers()
 
 
 class Query(NamedTuple):

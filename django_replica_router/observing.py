@@ -15,13 +15,13 @@ from django_replica_router.observations import (
     QUERYSET_LEFT_BLOCK,
     Event,
     Observation,
-    Observing,
     Query,
     find_observation,
     observed,
+    observers,
     warn,
 )
-from django_replica_router.scopes.scope import current_frame
+from django_replica_router.scopes.scope import get_frame
 
 __all__ = ["Event", "Observation", "Query", "commenting", "observe", "tell_reasons", "telling"]
 
@@ -134,8 +134,8 @@ def _end() -> None:
 
 def _switch() -> None:
     is_on = _observers > 0 or _tells_reasons
-    if is_on != Observing.is_on:
-        Observing.is_on = is_on
+    if is_on != observers.present:
+        observers.present = is_on
         reread()  # no shortcut is followed any more, or again, and each connection looks around
 
 
@@ -159,13 +159,13 @@ class _QuerySets:
 
         def made(self: Any, *args: Any, **kwargs: Any) -> None:
             init(self, *args, **kwargs)
-            override = current_frame.get().override
+            override = get_frame().override
             is_forced = override is not None and override.primary
             setattr(self._query, _MADE_IN_BLOCK, is_forced and self._db is None)
 
         def compiled(self: Any, *args: Any, **kwargs: Any) -> Any:
             if getattr(self, _MADE_IN_BLOCK, False):
-                override = current_frame.get().override
+                override = get_frame().override
                 if override is None or not override.primary:
                     warn(QUERYSET_LEFT_BLOCK, self.model._meta.label)
             return get_compiler(self, *args, **kwargs)

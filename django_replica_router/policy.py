@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import zlib
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -64,7 +65,8 @@ IN_SERVICE = (ReplicaState.STREAMING, ReplicaState.SLOW, ReplicaState.UNKNOWN)
 """Those in which a replica may serve now, in a moment, or from another process."""
 
 
-class Decision(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Decision:
     """Where a read goes, and why."""
 
     alias: str

@@ -7,12 +7,12 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, router
 
-from django_replica_router.commands import named_replica
+from django_replica_router.commands import get_named_replica
 from django_replica_router.conf import get_config
-from django_replica_router.observations import FOR_WRITE, SENTENCES, Observing, note_decision
+from django_replica_router.observations import FOR_WRITE, SENTENCES, note_decision, observers
 from django_replica_router.recording.stale_saves import adopt
 from django_replica_router.routing.reads import route_read
-from django_replica_router.scopes.scope import Frame, current_frame
+from django_replica_router.scopes.scope import Frame, get_frame
 from django_replica_router.transactions.blocks import replicas_in_transaction
 
 
@@ -30,7 +30,7 @@ class ReplicaRouter:
         look-ups, and what may have changed meanwhile is checked here: the model and the settings
         (whose change empties ``models``), the transaction, and who is signed in.
         """
-        frame = current_frame.get()
+        frame = get_frame()
         shortcuts = frame.shortcuts
         if shortcuts is not None:
             mine = shortcuts.get(get_ident())
@@ -70,7 +70,7 @@ class ReplicaRouter:
         primary = config.topology.primary_of.get(asked)
         if primary is None:
             return None
-        if asked == named_replica.get():
+        if asked == get_named_replica():
             return asked
         scope = frame.scope
         if scope is None or frame.override is not None or others or not config.ENABLED:
@@ -91,7 +91,7 @@ class ReplicaRouter:
         asked = self._alias_for("db_for_write", model, hints, self._others())
         primary = config.topology.primary_of.get(asked)
         adopt(hints.get("instance"), config)
-        if Observing.is_on and primary is not None:
+        if observers.present and primary is not None:
             note_decision(primary, FOR_WRITE, SENTENCES[FOR_WRITE], 0.0)
         return primary
 

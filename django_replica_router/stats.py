@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
-from django_replica_router.observations import Observing, note_events
+from django_replica_router.observations import note_events, observers
 
 _lock = threading.Lock()
 _counts: dict[str, int] = {}
@@ -35,7 +35,7 @@ def count(*events: str, about: str = "") -> None:
     with _lock:
         for event in events:
             _counts[event] = _counts.get(event, 0) + 1
-    if Observing.is_on:
+    if observers.present:
         note_events(*events, about=about)
 
 

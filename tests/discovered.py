@@ -91,7 +91,7 @@ def template(
         connections[alias].close()
         del connections[alias]
     connections["replica1"].close()
-    conf.Present.found = {}
+    conf.parsed.found = {}
     conf._forget(setting="DATABASES")
     database.clear()
     database.update(old)

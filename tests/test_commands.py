@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
@@ -382,7 +381,7 @@ def test_control_of_reading(note: Note, served: Served) -> None:
 def test_control_of_reading_relations_there_too(note: Note, served: Served) -> None:
     """Where a command's replica is not remembered, the relations of its objects come from elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routers, "named_replica", ContextVar("other", default=None))
+        patch.setattr(routers, "get_named_replica", lambda: None)
         with pytest.raises(pytest.fail.Exception):
             _must_fail(test_reading_by_name_reads, "dumpdata", note, served)
 

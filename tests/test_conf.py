@@ -553,7 +553,7 @@ ENTRY = {"NAME": "replicas.test"}
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forgets what the test has found."""
-    monkeypatch.setattr(conf.Present, "found", {})
+    monkeypatch.setattr(conf.parsed, "found", {})
     yield
     conf._forget(setting="REPLICA_ROUTER")
 

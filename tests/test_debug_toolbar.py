@@ -16,9 +16,9 @@ from django.utils.module_loading import import_string
 
 from django_replica_router import ignore_writes, use_primary
 from django_replica_router.checks import check_settings
-from django_replica_router.conf import Present
+from django_replica_router.conf import parsed
 from django_replica_router.connections.observed import Observed
-from django_replica_router.observations import Observing
+from django_replica_router.observations import observers
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import stand_still, wait_until_known
@@ -128,7 +128,7 @@ def test_an_asynchronous_page_is_told(ann: User, cluster: Cluster) -> None:
 
     asyncio.run(avisit(AsyncClient(), run))
     assert len(recorded()["queries"]) == 3
-    assert not Observing.is_on
+    assert not observers.present
 
 
 def test_a_page_that_writes_is_told_of(browser: Client) -> None:
@@ -234,8 +234,8 @@ def test_nothing_is_observed_where_the_toolbar_is_not_shown(browser: Client, set
     def look(request: HttpRequest) -> None:
         list(Note.objects.all())
         around = [one.around for one in connections.all(initialized_only=True)]
-        present = [one for one in around if one.edition is Present.edition]
-        found.append(Observing.is_on or any(isinstance(one, Observed) for one in present))
+        present = [one for one in around if one.edition is parsed.edition]
+        found.append(observers.present or any(isinstance(one, Observed) for one in present))
 
     visit(browser, page(look))
     settings.INTERNAL_IPS = []

@@ -14,7 +14,7 @@ from django.db import connections, transaction
 
 from django_replica_router import scope
 from django_replica_router.errors import ConfigurationError
-from django_replica_router.observations import Observation, Observing
+from django_replica_router.observations import Observation, observers
 from django_replica_router.policy import Reason
 from django_replica_router.testing import (
     assert_queries,
@@ -55,7 +55,7 @@ def test_reads_of_a_replica_and_of_the_primary() -> None:
             list(Tag.objects.all())
         with assert_reads_from("default", reason=Reason.WROTE):
             list(Tag.objects.all())
-    assert not Observing.is_on
+    assert not observers.present
 
 
 def test_each_statement_of_a_long_block_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_an_error_of_the_code_comes_through() -> None:
     """And not what is missing because of it; all is as before afterwards."""
     with pytest.raises(KeyError), assert_reads_from("replica"):
         raise KeyError
-    assert not Observing.is_on
+    assert not observers.present
 
 
 def test_a_cache_that_keeps_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

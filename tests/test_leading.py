@@ -378,7 +378,7 @@ def test_connections_are_led_before_they_are_opened(note: Note) -> None:
     connections["replica1"].close()
     del connections["replica1"]
     compiler = connections["replica1"].ops.compiler("SQLCompiler")
-    assert issubclass(compiler, leading.LedCompiler)
+    assert issubclass(compiler, leading.LedReader)
 
 
 def test_what_is_read_on_the_primary_by_name_is_not_taken_back(

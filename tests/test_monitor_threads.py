@@ -6,6 +6,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from types import SimpleNamespace
 from typing import Any
 
@@ -390,4 +391,5 @@ def test_maker_of_monitors_can_be_replaced(made: list[IdleMonitor]) -> None:
 
 def test_reading_is_nothing_by_default() -> None:
     """A reading that nobody has filled in is of no health, no position and no time."""
-    assert Reading() == (ReplicaState.UNKNOWN, -1, -math.inf, -math.inf, 0.0, "", -math.inf)
+    nothing = (ReplicaState.UNKNOWN, -1, -math.inf, -math.inf, 0.0, "", -math.inf)
+    assert astuple(Reading()) == nothing

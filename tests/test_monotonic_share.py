@@ -376,8 +376,14 @@ def test_the_share_is_for_those_who_are_known(cluster: Cluster, spent: None) -> 
 
 
 def never_yield(patch: Patch) -> None:
-    get_config().__dict__.pop("yields", None)
-    patch.setattr(Config, "yields", False)
+    init = Config.__post_init__
+
+    def make(self: Config) -> None:
+        init(self)
+        self.__dict__["yields"] = False
+
+    patch.setattr(Config, "__post_init__", make)
+    patch.setitem(get_config().__dict__, "yields", False)
 
 
 def ask_no_budget(patch: Patch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -274,7 +275,7 @@ def test_what_the_monitor_knows_must_still_hold(usual: str, note: Note, cluster:
     sight = connecting._last_sight(connections[usual])
     assert sight is not None
     assert sight.is_expected
-    connections[usual].sight = sight._replace(life=("another",))  # type: ignore[attr-defined]
+    connections[usual].sight = replace(sight, life=("another",))  # type: ignore[attr-defined]
     wait_until_known(cluster)
     with scope(user=1):
         assert title() == "first"

@@ -16,9 +16,9 @@ from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import callers, scope, use_primary
-from django_replica_router.conf import Present
+from django_replica_router.conf import parsed
 from django_replica_router.connections.observed import Observed
-from django_replica_router.observations import Observing, Query
+from django_replica_router.observations import Query, observers
 from django_replica_router.observing import observe
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.values.lsn import parse_lsn
@@ -142,9 +142,9 @@ def test_blocks_may_be_nested(cluster: Cluster) -> None:
         list(Tag.objects.all())
         with observe() as inner:
             list(Note.objects.all())
-        assert Observing.is_on
+        assert observers.present
     assert [len(seen.queries) for seen in (outer, inner)] == [2, 1]
-    assert not Observing.is_on
+    assert not observers.present
 
 
 def test_others_are_not_observed(cluster: Cluster) -> None:
@@ -180,9 +180,9 @@ def test_a_block_that_ends_in_another_context_ends() -> None:
 
     begun = stream()
     copy_context().run(next, begun)
-    assert Observing.is_on
+    assert observers.present
     assert list(begun) == []
-    assert not Observing.is_on
+    assert not observers.present
 
     async def astream() -> AsyncIterator[int]:
         with observe():
@@ -194,7 +194,7 @@ def test_a_block_that_ends_in_another_context_ends() -> None:
             break
 
     asyncio.run(give_up())
-    assert not Observing.is_on
+    assert not observers.present
 
 
 def test_what_outlives_a_block_is_not_observed(cluster: Cluster) -> None:
@@ -235,7 +235,7 @@ def test_nothing_is_done_while_nobody_observes(
             for _ in range(2):
                 list(Tag.objects.all())
             around = [one.around for one in connections.all(initialized_only=True)]
-            present = [one for one in around if one.edition is Present.edition]
+            present = [one for one in around if one.edition is parsed.edition]
             assert present
             assert not any(isinstance(one, Observed) for one in present)
             route()

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from django_replica_router import scope
 from django_replica_router.contrib.opentelemetry.spans import ReplicaSpanProcessor
-from django_replica_router.observations import Observing
+from django_replica_router.observations import observers
 from django_replica_router.observing import tell_reasons, telling
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
@@ -45,7 +45,7 @@ def exporter(test_site: None) -> Iterator[InMemorySpanExporter]:
         PsycopgInstrumentor().uninstrument()
         tell_reasons(is_on=False)
         connections.close_all()
-        assert not Observing.is_on
+        assert not observers.present
 
 
 def told(exporter: InMemorySpanExporter, text: str) -> set[tuple[Any, Any]]:
@@ -109,4 +109,4 @@ def test_without_the_middleware_spans_are_as_they_were(
     """Nothing is put on them, and nobody observes."""
     visit(browser, read)
     assert told(exporter, "notes_note") == {(None, None)}
-    assert not Observing.is_on
+    assert not observers.present

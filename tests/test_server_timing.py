@@ -15,7 +15,7 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client
 
 from django_replica_router.contrib.server_timing import ServerTimingMiddleware, metrics_of
-from django_replica_router.observations import Observation, Observing, Query
+from django_replica_router.observations import Observation, Query, observers
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.reading import browser, note
@@ -69,7 +69,7 @@ def test_others_are_told_nothing(browser: Client, settings: Any, ann: User) -> N
     seen: list[bool] = []
 
     def look(request: HttpRequest) -> HttpResponse:
-        seen.append(Observing.is_on)
+        seen.append(observers.present)
         return HttpResponse(str(Note.objects.count()))
 
     assert "Server-Timing" not in visit(browser, look).headers
@@ -130,7 +130,7 @@ def test_an_asynchronous_stream_tells_what_came_before_it(cluster: Cluster) -> N
     header, parts = asyncio.run(take())
     assert '"1 query: ' in header
     assert parts == [b"0"]
-    assert not Observing.is_on
+    assert not observers.present
 
 
 def test_what_is_no_token_is_replaced_and_what_ends_a_string_escaped() -> None:

@@ -15,7 +15,7 @@ from django.test import AsyncClient, Client
 from django_replica_router import scope, use_primary
 from django_replica_router.connections.commenting import comment_of, with_comment
 from django_replica_router.connections.on_replica import OnPooledReplica
-from django_replica_router.observations import Observing
+from django_replica_router.observations import observers
 from django_replica_router.observing import commenting, tell_reasons
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
@@ -34,7 +34,7 @@ def _ready(test_site: None) -> Iterator[None]:
     tell_reasons()
     yield
     tell_reasons(is_on=False)
-    assert not Observing.is_on
+    assert not observers.present
 
 
 def shown(cluster: Cluster, mark: str) -> set[tuple[str, str]]:

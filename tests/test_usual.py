@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def was_served_without_the_store(first: First) -> None:
 
 
 def is_pinned(first: First) -> None:
-    first.floor = first.floor._replace(pinned=True)
+    first.floor = replace(first.floor, pinned=True)
 
 
 def store_is_empty(first: First) -> None:
@@ -97,15 +98,15 @@ def store_is_empty(first: First) -> None:
 
 
 def store_is_of_before_a_failover(first: First) -> None:
-    first.patch.setattr(type(first.monitor.history), "timeline", 2)
+    first.patch.setattr(first.monitor.history, "timeline", 2)
 
 
 def token_is_of_a_later_timeline(first: First) -> None:
-    first.floor = first.floor._replace(position=Position(2, 1))
+    first.floor = replace(first.floor, position=Position(2, 1))
 
 
 def no_replica_has_the_token(first: First) -> None:
-    first.floor = first.floor._replace(position=Position(1, 2**60))
+    first.floor = replace(first.floor, position=Position(1, 2**60))
 
 
 def server_was_started_anew(first: First) -> None:
@@ -130,7 +131,7 @@ def nobody_has_looked_where_they_lead(first: First) -> None:
 def a_pooler_may_lead_them_elsewhere(first: First) -> None:
     for alias in ("replica1", "replica2"):
         connection: Any = connections[alias]
-        first.patch.setattr(connection, "sight", connection.sight._replace(is_pooled=True))
+        first.patch.setattr(connection, "sight", replace(connection.sight, is_pooled=True))
 
 
 def a_test_forbids_their_use(first: First) -> None:

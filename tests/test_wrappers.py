@@ -113,7 +113,7 @@ def test_they_are_watched_once() -> None:
 
 def test_nothing_is_kept_before_they_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would tell of one that takes their place."""
-    monkeypatch.setattr(wrappers._Watched, "edition", None)
+    monkeypatch.setattr(wrappers._watched, "edition", None)
     monkeypatch.setattr(wrappers._here, "known", wrappers._Known(None))
     assert connection_of("default") is connections["default"]
     assert wrappers._here.known.wrappers == {}

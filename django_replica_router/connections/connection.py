@@ -10,7 +10,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
-from django_replica_router.conf import Present, get_config
+from django_replica_router.conf import get_config, parsed
 from django_replica_router.connections.cursors import WatchedCursor, watched
 from django_replica_router.connections.leading import led_operations
 from django_replica_router.connections.mending import REPLICA_FAULT, leave, was_sent
@@ -19,7 +19,7 @@ from django_replica_router.connections.on_primary import OnPrimary
 from django_replica_router.connections.on_replica import OnPooledReplica, OnReplica
 from django_replica_router.connections.read_only import Unrouted
 from django_replica_router.connections.rerouting import open_on_primary
-from django_replica_router.observations import Observing, note_decision
+from django_replica_router.observations import note_decision, observers
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.recording.writes import note_shown
 from django_replica_router.replicas.attributes import Around, Attributes
@@ -49,9 +49,6 @@ class ClusterConnection(Attributes, _Wrapper):
     Of an alias that is in no cluster, and where the package is switched off, everything is the wrapper's.
     """
 
-    _has_plain_cursors = False
-    """The wrapper makes its cursors as Django does."""
-
     around_replicas: Callable[[Around], Around] | None = None
     """Of all connections: makes what runs around the statements of replicas from what would. A test of a
     site has them lag by it. Call ``reread()`` when it is changed."""
@@ -59,14 +56,15 @@ class ClusterConnection(Attributes, _Wrapper):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         make: Any = getattr(super(), "make_cursor", None)
-        cls._has_plain_cursors = make is BaseDatabaseWrapper.make_cursor
+        if make is BaseDatabaseWrapper.make_cursor:  # it makes its cursors as Django does
+            cls.make_cursor = cls._make_plain_cursor  # type: ignore[method-assign]
         operations: Any = getattr(cls, "ops_class", None)
         if operations is not None:
             cls.ops_class = led_operations(operations)
 
     def look_around(self) -> Around:
         """Return what runs around the statements from now on."""
-        edition = Present.edition  # before the settings, which may be newer
+        edition = parsed.edition  # before the settings, which may be newer
         config, alias = get_config(), self.alias
         primary = config.topology.primary_of.get(alias)
         kind: type[Around] = Unrouted
@@ -77,7 +75,7 @@ class ClusterConnection(Attributes, _Wrapper):
         wrap = ClusterConnection.around_replicas
         if wrap is not None and around.is_of_replica:
             around = wrap(around)
-        self.around = Observed(around) if Observing.is_on else around
+        self.around = Observed(around) if observers.present else around
         return self.around
 
     def get_new_connection(self, conn_params: Any) -> Any:
@@ -98,16 +96,17 @@ class ClusterConnection(Attributes, _Wrapper):
             leave(self.alias, primary, self, ReplicaState.UNREACHABLE, str(error))
         count(REPLICA_FAULT)
         note_shown(primary)
-        if Observing.is_on:
+        if observers.present:
             reason = Reason.REPLICA_FAILED
             note_decision(primary, reason.name, reason.value, 0.0)
         return open_on_primary(primary, server_side=name is not None)
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         """Return a cursor that has what is around its statements run."""
-        if self._has_plain_cursors:
-            return WatchedCursor(cursor, self)
-        return watched(super().make_cursor(cursor))  # which takes a microsecond longer
+        return watched(super().make_cursor(cursor))
+
+    def _make_plain_cursor(self, cursor: Any) -> CursorWrapper:
+        return WatchedCursor(cursor, self)  # a microsecond sooner
 
     def make_debug_cursor(self, cursor: Any) -> Any:
         """Return the same where Django keeps a log of queries."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db.backends.utils import CursorWrapper
 
-from django_replica_router.conf import Present, get_config
+from django_replica_router.conf import get_config, parsed
 from django_replica_router.connections.mending import find_remedy, leave_for_now, note_mended
 from django_replica_router.connections.proving import proof_for
 from django_replica_router.connections.read_only import reading_only
@@ -17,7 +17,7 @@ from django_replica_router.connections.rerouting import open_on_primary
 from django_replica_router.recording.writes import find_state, mark_written, note_shown
 from django_replica_router.replicas.connecting import look_where_expected
 from django_replica_router.replicas.postgres import is_unanswered
-from django_replica_router.scopes.scope import current_frame
+from django_replica_router.scopes.scope import get_frame
 from django_replica_router.stats import count
 from django_replica_router.transactions.blocks import end_idling
 
@@ -37,7 +37,7 @@ class WatchedCursor(CursorWrapper):
 
     def _execute_with_wrappers(self, sql: Any, params: Any, many: bool, executor: Any) -> Any:
         around = self.db.around
-        if around.edition is not Present.edition:
+        if around.edition is not parsed.edition:
             around = self.db.look_around()
         execute = super()._execute_with_wrappers  # type: ignore[misc]
         return around.run(self, execute, sql, params, many, executor)
@@ -119,7 +119,7 @@ class WatchedCursor(CursorWrapper):
 
     @contextmanager
     def _noting(self, sql: Any) -> Iterator[None]:
-        frame = current_frame.get()
+        frame = get_frame()
         if frame.query:
             with suppress(Exception):  # what follows meets it again, and mends it
                 look_where_expected(self.db)  # not in the transaction that only reads

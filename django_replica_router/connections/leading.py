@@ -20,7 +20,7 @@ from django.db import connections, transaction
 from django_replica_router.conf import Config, get_config
 from django_replica_router.recording.writes import leave_unseen, note_shown
 from django_replica_router.routing.reads import route_read
-from django_replica_router.scopes.scope import Frame, current_frame
+from django_replica_router.scopes.scope import Frame, get_frame
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.routed import RoutedAlias
 from django_replica_router.values.statements import IgnoredWrite
@@ -43,7 +43,7 @@ def _find_server(alias: RoutedAlias, connection: Any, model: Any, *, writes: boo
         return primary
     if connection.in_atomic_block:
         return alias  # a block on the replica, which the code has named
-    frame = current_frame.get()
+    frame = get_frame()
     if _is_chosen(alias, primary, model, config, frame):
         return alias
     return route_read(primary, model, config, frame)[0]
@@ -51,7 +51,7 @@ def _find_server(alias: RoutedAlias, connection: Any, model: Any, *, writes: boo
 
 def _is_shortcut(alias: RoutedAlias, model: Any) -> bool:
     """Tell whether the router has just taken a shortcut to the replica, and would again."""
-    shortcuts = current_frame.get().shortcuts
+    shortcuts = get_frame().shortcuts
     mine = None if shortcuts is None else shortcuts.get(get_ident())
     shortcut = None if mine is None else mine.get(alias.primary)
     if shortcut is None or shortcut.alias is not alias or model not in shortcut.models:
@@ -88,16 +88,22 @@ def _is_chosen(alias: RoutedAlias, primary: str, model: Any, config: Config, fra
     return choice is not None and choice.alias == alias
 
 
+def _lead(compiler: Any, *, writes: bool) -> None:
+    """Have a compiler that was made for a replica run its query where that belongs."""
+    using = compiler.using
+    server = _find_server(using, compiler.connection, compiler.query.model, writes=writes)
+    if server is not using:
+        compiler.using, compiler.connection = server, connections[server]
+
+
 def _binds_nobody(model: Any) -> bool:
     """Tell whether what is written to the model's table, and so what is seen there, must not be there later."""
     config = get_config()
     return config.is_primary_only(model) or config.ignores_writes(model)
 
 
-class LedCompiler:
-    """Stands in front of a compiler class of Django's, which runs the query that it is made for."""
-
-    writes = False
+class LedReader:
+    """Stands in front of a compiler class that reads, and runs the query that it is made for."""
 
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
         """Run the query where it belongs; on the primary where it cannot be one query on the replica.
@@ -108,12 +114,9 @@ class LedCompiler:
         compiler: Any = self
         using, model = compiler.using, compiler.query.model
         if type(using) is RoutedAlias:
-            connection = compiler.connection
-            if self.writes or connection.in_atomic_block or not _is_shortcut(using, model):
-                server = _find_server(using, connection, model, writes=self.writes)
-                if server is not using:
-                    compiler.using, compiler.connection = server, connections[server]
-        elif not self.writes and _binds_nobody(model):
+            if compiler.connection.in_atomic_block or not _is_shortcut(using, model):
+                _lead(compiler, writes=False)
+        elif _binds_nobody(model):
             leave_unseen(compiler.connection, model)
         try:
             return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
@@ -126,10 +129,15 @@ class LedCompiler:
         return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
 
 
-class LedWriter(LedCompiler):
-    """Stands in front of a compiler class that makes an INSERT, UPDATE or DELETE."""
+class LedWriter:
+    """Stands in front of a compiler class that makes an INSERT, UPDATE or DELETE: it runs on the primary."""
 
-    writes = True
+    def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the query where it belongs."""
+        compiler: Any = self
+        if type(compiler.using) is RoutedAlias:
+            _lead(compiler, writes=True)
+        return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
 
     def as_sql(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the compiler does, with each statement marked where it binds nobody."""
@@ -145,7 +153,7 @@ class LedWriter(LedCompiler):
 @cache
 def _led(kind: Any) -> type[Any]:
     """Return a subclass of a compiler class, made once."""
-    front = LedWriter if any(word in kind.__name__ for word in _WRITERS) else LedCompiler
+    front = LedWriter if any(word in kind.__name__ for word in _WRITERS) else LedReader
     return type(kind.__name__, (front, kind), {"__module__": kind.__module__})
 
 

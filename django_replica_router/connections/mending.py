@@ -19,7 +19,7 @@ from django_replica_router.recording.writes import mark_written, note_shown
 from django_replica_router.replicas import postgres
 from django_replica_router.replicas.connecting import is_elsewhere, life_behind
 from django_replica_router.replicas.registry import find_monitor
-from django_replica_router.scopes.scope import current_frame, current_scope
+from django_replica_router.scopes.scope import current_scope, get_frame
 from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
 from django_replica_router.values.statements import OF_SESSION, kind_of
@@ -34,7 +34,7 @@ _NONE_CHOSEN: Mapping[str, Life | None] = {}
 
 def chosen_lives(primary: str) -> Mapping[str, Life | None]:
     """Return, for each replica that the package has chosen in this scope, which server in which life."""
-    scope = current_frame.get().scope  # current_scope(), without a call for every statement
+    scope = get_frame().scope  # current_scope(), without a call for every statement
     state = None if scope is None else scope.clusters.get(primary)
     return _NONE_CHOSEN if state is None else state.route.lives
 
@@ -63,7 +63,7 @@ def find_remedy(
     """
     if not was_sent(primary, alias):
         return None
-    if current_frame.get().query and is_refused_write(error):
+    if get_frame().query and is_refused_write(error):
         return None  # it has no business on the primary either
     remedy = _find_remedy(primary, alias, connection, error)
     return None if kind_of(sql) in OF_SESSION else remedy

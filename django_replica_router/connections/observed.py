@@ -21,7 +21,7 @@ from django_replica_router.observations import (
     running,
 )
 from django_replica_router.replicas.attributes import Around, Execute
-from django_replica_router.scopes.scope import current_frame
+from django_replica_router.scopes.scope import get_frame
 from django_replica_router.values.lsn import format_lsn
 from django_replica_router.values.statements import (
     OF_SESSION,
@@ -79,7 +79,7 @@ class Observed(Around):
     ) -> Query:
         sql, decided = statement.sql, statement.decided
         is_written = might_write(sql) or "retried_refused_write" in statement.events
-        is_free = is_ignored(sql) or current_frame.get().ignores
+        is_free = is_ignored(sql) or get_frame().ignores
         return Query(
             sql=text_of(sql),
             alias=statement.alias,
@@ -110,7 +110,7 @@ class Observed(Around):
         return decided
 
     def _find_floor(self) -> str:
-        scope = current_frame.get().scope
+        scope = get_frame().scope
         state = None if scope is None else scope.clusters.get(self.primary)
         floor = None if state is None else state.reader.floor
         if floor is None or floor.position.lsn <= 0:

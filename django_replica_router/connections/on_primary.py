@@ -20,7 +20,7 @@ from django_replica_router.recording.writes import (
 from django_replica_router.replicas.attributes import Around, Execute
 from django_replica_router.replicas.postgres import can_ask_along, is_unanswered
 from django_replica_router.scopes.cluster import ClusterScope
-from django_replica_router.scopes.scope import Frame, current_frame, current_scope
+from django_replica_router.scopes.scope import Frame, current_scope, get_frame
 from django_replica_router.scopes.written import Checkpoint, Moment
 from django_replica_router.transactions.blocks import end_idling
 from django_replica_router.transactions.settings import note_setting
@@ -49,7 +49,7 @@ class OnPrimary(Around):
         self, cursor: Any, execute: Execute, sql: Any, params: Any, many: bool, executor: Any
     ) -> Any:
         """Run a statement, and note in the scope what it writes, and what it shows."""
-        connection, frame = cursor.db, current_frame.get()
+        connection, frame = cursor.db, get_frame()
         if frame.query:
             frame, execute = guard(frame, cursor, execute, sql)
         if connection.in_atomic_block and _keeps_reads(sql, frame):

@@ -31,8 +31,8 @@ from django_replica_router.connections.rerouting import (
 from django_replica_router.observations import (
     NAMES_PRIMARY_TABLE,
     NEEDS_PRIMARY,
-    Observing,
     note_events,
+    observers,
 )
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.attributes import Around, Execute
@@ -48,7 +48,7 @@ from django_replica_router.replicas.connecting import (
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.postgres import ask_along, can_ask_along, has_failed
 from django_replica_router.replicas.registry import find_monitor
-from django_replica_router.scopes.scope import Scope, current_frame
+from django_replica_router.scopes.scope import Scope, get_frame
 from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
 from django_replica_router.values.statements import (
@@ -57,6 +57,8 @@ from django_replica_router.values.statements import (
     describe_text,
     is_query,
 )
+
+_run_in_flight = in_flight.run  # a method of an imported object is looked up each time
 
 _BRIEF = 0.05
 """Seconds within which a statement has only just begun. One that takes longer, and is in the way of
@@ -76,7 +78,7 @@ class OnReplica(Around):
         self, cursor: Any, execute: Execute, sql: Any, params: Any, many: bool, executor: Any
     ) -> Any:
         """Run a statement there, or on the primary where the replica cannot, or may not, answer it."""
-        connection, tables, frame = cursor.db, self._tables, current_frame.get()
+        connection, tables, frame = cursor.db, self._tables, get_frame()
         if frame.query:
             execute = guard(frame, cursor, execute, sql)[1]
         said = describe_text(sql, tables) if isinstance(sql, str) else describe(sql, tables)
@@ -90,11 +92,11 @@ class OnReplica(Around):
             key = waiting_key(connection, key)
         try:
             try:
-                result = in_flight.run(waiter, key, raw, execute, sql, params, many, executor)
+                result = _run_in_flight(waiter, key, raw, execute, sql, params, many, executor)
             except Exception as error:
                 if not self._may_be_repeated(error, connection):
                     raise
-                result = in_flight.run(waiter, key, raw, execute, sql, params, many, executor)
+                result = _run_in_flight(waiter, key, raw, execute, sql, params, many, executor)
         except Exception as error:
             return self._mend(error, cursor, sql, params, many)
         if not (connection.in_atomic_block or self._is_of_chosen_server(connection, frame.scope)):
@@ -121,7 +123,7 @@ class OnReplica(Around):
             return False
         if not is_standby(connection):
             return False
-        if Observing.is_on:
+        if observers.present:
             note_events(NEEDS_PRIMARY if said.is_of_primary else NAMES_PRIMARY_TABLE)
         return True
 
@@ -197,7 +199,7 @@ class OnPooledReplica(OnReplica):
         self, cursor: Any, execute: Execute, sql: Any, params: Any, many: bool, executor: Any
     ) -> Any:
         """Run a statement there, or on the primary where nothing shows who has answered it."""
-        connection, primary, frame = cursor.db, self.primary, current_frame.get()
+        connection, primary, frame = cursor.db, self.primary, get_frame()
         if frame.query:
             execute = guard(frame, cursor, execute, sql)[1]
         said = describe(sql, self._tables)
@@ -216,7 +218,7 @@ class OnPooledReplica(OnReplica):
         sent = _message(proof, connection, cursor, sql) if asks_along else sql
         key = waiting_key(connection, self.alias)
         waiter, raw = connection.waiter, connection.connection
-        ask = partial(in_flight.run, waiter, key, raw, execute, sent, params, many, executor)
+        ask = partial(_run_in_flight, waiter, key, raw, execute, sent, params, many, executor)
         try:
             result = self._ask(ask, connection, asks_along=asks_along)
         except Exception as error:

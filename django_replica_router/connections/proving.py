@@ -24,7 +24,7 @@ from django_replica_router.replicas.postgres import Question
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing.budget import monotonic_budget
 from django_replica_router.scopes.cluster import ClusterScope
-from django_replica_router.scopes.scope import Scope, current_frame
+from django_replica_router.scopes.scope import Scope, get_frame
 from django_replica_router.stats import count
 
 
@@ -132,7 +132,7 @@ def proof_for(primary: str, connection: Any) -> Proof | None:
 
     None in a transaction on the replica, too: the code has named that, and one server answers all of it.
     """
-    scope = current_frame.get().scope  # current_scope(), without a call for every statement
+    scope = get_frame().scope  # current_scope(), without a call for every statement
     state = None if scope is None else scope.clusters.get(primary)
     if scope is None or state is None or connection.alias not in state.route.terms:
         return None

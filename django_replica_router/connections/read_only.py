@@ -19,7 +19,7 @@ from django_replica_router.errors import WriteInQuery
 from django_replica_router.replicas import postgres
 from django_replica_router.replicas.attributes import Around, Execute
 from django_replica_router.replicas.connecting import is_pooled
-from django_replica_router.scopes.scope import Frame, current_frame
+from django_replica_router.scopes.scope import Frame, get_frame
 from django_replica_router.stats import count
 from django_replica_router.values.effects import Effect, EffectKind, effect_of, written_table
 from django_replica_router.values.statements import text_of
@@ -39,7 +39,7 @@ class Unrouted(Around):
         self, cursor: Any, execute: Execute, sql: Any, params: Any, many: bool, executor: Any
     ) -> Any:
         """Run a statement. Of a query it only reads."""
-        frame = current_frame.get()
+        frame = get_frame()
         if frame.query:
             execute = guard(frame, cursor, execute, sql)[1]
         return execute(sql, params, many, executor)

@@ -17,7 +17,7 @@ from django_replica_router.conf import Config, get_config
 from django_replica_router.decorators import OpenedScope, scope
 from django_replica_router.errors import PositionError
 from django_replica_router.logs import fields, logger
-from django_replica_router.observations import TASK_TOO_SOON, Observing, warn
+from django_replica_router.observations import TASK_TOO_SOON, observers, warn
 from django_replica_router.policy import IN_SERVICE, may_serve
 from django_replica_router.recording.carrying import (
     OPEN_WAIT,
@@ -91,7 +91,7 @@ def token_to_publish(task: str, *, commits_with: bool = False) -> Token:
         connection = find_connection(primary)
         if connection is not None and _is_in_transaction(connection):
             _tell(task, _IN_TRANSACTION)
-            if Observing.is_on:
+            if observers.present:
                 warn(TASK_TOO_SOON, task)
             token |= _open_token(primary, connection)
     return token
@@ -104,7 +104,7 @@ def note_run_at_once(task: str) -> None:
         task: its name.
     """
     config = get_config()
-    if not (Observing.is_on and config.ENABLED):
+    if not (observers.present and config.ENABLED):
         return
     for primary in config.topology.clusters:
         connection = find_connection(primary)

@@ -32,7 +32,7 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
     state, identity = scope.cluster(primary), scope.identity
     users, reader = identity.users(), state.reader
     if reader.floor is None:
-        is_nobody = not (users or scope.seen_keys or reader.records) and identity.carries_nothing
+        is_nobody = not (users or scope.seen_keys or reader.records) and identity.carries_nothing()
         floor = _take_last_everybody(primary, state, config) if is_nobody else None
         if floor is not None:
             reader.floor = floor

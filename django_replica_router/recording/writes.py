@@ -19,7 +19,7 @@ from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.keys import EVERYBODY, store_key
-from django_replica_router.scopes.scope import current_frame, current_scope
+from django_replica_router.scopes.scope import current_scope, get_frame
 from django_replica_router.scopes.written import Checkpoint, WriteMark
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions.blocks import end_idling, keeps_reads
@@ -65,7 +65,7 @@ def mark_written(
         past: it may have been made past the transaction that is open on the connection.
         changed: it has changed rows.
     """
-    frame = current_frame.get()
+    frame = get_frame()
     connection = connections[primary]
     if frame.ignores:
         note_ignored(connection)

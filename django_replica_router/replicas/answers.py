@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from django_replica_router.logs import fields, logger
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.known import Known
@@ -52,7 +54,7 @@ class Answers:
         known.ahead.clear()
         for key, reading in known.readings.items():
             known.set(
-                key, UNKNOWN._replace(remark=reading.remark)
+                key, replace(UNKNOWN, remark=reading.remark)
             )  # else it would be told as gone, and as new
 
     def publish_reading(self, key: str, reading: Reading) -> None:
@@ -89,7 +91,7 @@ class Answers:
             took = known.reading(alias).catch_up if catch_up is None else catch_up
             known.take(key, Reading(state, replayed, read_at=read_at, catch_up=took))
             for other in known.servers.keys(alias):
-                reading = known.readings[other] = known.reading(other)._replace(catch_up=took)
+                reading = known.readings[other] = replace(known.reading(other), catch_up=took)
                 is_gone = read_at - reading.read_at > MAX_CONNECTION_AGE
                 if is_gone and other not in known.looks:
                     known.remove(other)
@@ -109,7 +111,7 @@ class Answers:
                 return
             reading = known.reading(key)
             if reading.state is ReplicaState.STREAMING and lsn >= reading.watermark:
-                known.take(key, reading._replace(watermark=lsn))
+                known.take(key, replace(reading, watermark=lsn))
                 known.changed.notify_all()
         known.announce()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from django_replica_router.replicas.inflight import Waiter
@@ -11,7 +12,8 @@ from django_replica_router.values.servers import Life
 Execute = Callable[..., Any]
 
 
-class Sight(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sight:
     """Which standby a connection was seen to lead to.
 
     Args:
@@ -47,7 +49,7 @@ class Around:
         alias: of the connection.
         primary: alias of the primary of its cluster.
         config: the settings for which this is what runs there.
-        edition: stands for these: see ``Present``.
+        edition: stands for these: see ``parsed``.
     """
 
     is_of_replica: bool = False
@@ -119,3 +121,5 @@ class Attributes:
         """Give a connection what it shares with no other."""
         self.waiter = Waiter()
         self.idle_blocks = [None]
+        # Each in its own dictionary, and in one order: there Python finds them at once.
+        self.around, self.sight, self.session_settings = UNKNOWN, None, None

@@ -10,6 +10,9 @@ from django_replica_router.replicas.readings import Reading
 from django_replica_router.values.servers import Life
 from django_replica_router.values.tokens import Position
 
+# Python finds a name of the module at once, and a member of an enum by a slower way.
+_STREAMING = ReplicaState.STREAMING
+
 PRIMARY, DOWN, UNKNOWN, LAGGING = "PRIMARY", "DOWN", ReplicaState.UNKNOWN.name, "LAGGING"
 
 
@@ -73,7 +76,7 @@ class Health:
         known = self.known
         now, reading = known.clock(), known.readings.get(alias, UNREAD)
         return (
-            reading.state is ReplicaState.STREAMING
+            reading.state is _STREAMING
             and reading.watermark >= floor.lsn
             and now - reading.fresh_at <= max_lag
             and not self.is_silent(alias, alias, now, reading)

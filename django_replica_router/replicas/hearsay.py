@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.known import Known
 from django_replica_router.replicas.readings import Told, ToldReading
@@ -71,7 +73,7 @@ class Hearsay:
             return False  # whether a server can be reached may depend on who asks
         old = known.readings[alias]
         read_at = max(old.read_at, reading.read_at)
-        known.take(alias, reading._replace(read_at=read_at, catch_up=old.catch_up))
+        known.take(alias, replace(reading, read_at=read_at, catch_up=old.catch_up))
         return True
 
     def describe(self) -> Told | None:

@@ -25,13 +25,10 @@ class History:
         self.baseline = -1
         """Where the timeline was first seen: what a replica replayed before that may be of another
         history, and does not count."""
+        self.timeline: int | None = None
+        """The primary's timeline as last seen, or None before the first sample."""
         self.wanted = Wanted()
         self.may_flush_at = -math.inf
-
-    @property
-    def timeline(self) -> int | None:
-        """The primary's timeline as last seen, or None before the first sample."""
-        return self.samples[-1].position.timeline if self.samples else None
 
     @property
     def sampled_at(self) -> float:
@@ -44,6 +41,7 @@ class History:
             self.baseline = sample.position.lsn
         # Never emptied: others look at the last one without the lock.
         self.samples = deque([sample], maxlen=_SAMPLES)
+        self.timeline = sample.position.timeline
         self.wanted = Wanted()
 
     def fresh_at(self, watermark: int, known: float, born_at: float) -> float:

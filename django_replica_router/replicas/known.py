@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.history import History
@@ -72,18 +73,18 @@ class Known(Members):
     def take(self, key: str, reading: Reading) -> None:
         """Take a reading into account, of whomever it is. The caller holds the lock."""
         old = self.reading(key)
-        reading = reading._replace(told_at=self.clock())
+        reading = replace(reading, told_at=self.clock())
         if key in self.ahead:
-            reading = reading._replace(state=ReplicaState.AHEAD)
+            reading = replace(reading, state=ReplicaState.AHEAD)
         elif reading.watermark < self.history.baseline:
-            reading = reading._replace(state=ReplicaState.UNKNOWN)
+            reading = replace(reading, state=ReplicaState.UNKNOWN)
         if reading.state is ReplicaState.STREAMING:
             watermark = max(old.watermark, reading.watermark)
             known, born_at = max(old.fresh_at, reading.fresh_at), self._born_at.get(key, -math.inf)
             fresh_at = self.history.fresh_at(watermark, known, born_at)
-            reading = reading._replace(watermark=watermark, fresh_at=fresh_at)
+            reading = replace(reading, watermark=watermark, fresh_at=fresh_at)
         else:
-            reading = reading._replace(watermark=-1)
+            reading = replace(reading, watermark=-1)
         self.set(key, reading)
 
     def forget(self, alias: str, life: Life | None = None) -> None:

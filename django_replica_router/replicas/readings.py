@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from django_replica_router.policy import ReplicaState
@@ -35,7 +36,8 @@ class Wanted(NamedTuple):
     written_at: float = -math.inf
 
 
-class Reading(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reading:
     """What one look at a replica has told.
 
     Args:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from django_replica_router.conf import Config, Present, get_config
+from django_replica_router.conf import Config, get_config, parsed
 from django_replica_router.replicas.discovery import Discoverer, entries_for
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.sharing import Sharer
@@ -49,7 +49,7 @@ class _Registry:
             return None
         sharer = self.sharers.get(primary)
         shares_through = None if sharer is None else sharer.cache
-        edition = Present.edition  # before the settings, which may be newer
+        edition = parsed.edition  # before the settings, which may be newer
         config = get_config()
         is_right = shares_through == self.cache_for(monitor, config)
         if not is_right or self.names.get(primary) is not config.DISCOVERY:
@@ -112,7 +112,7 @@ def get_monitor(primary: str, replicas: Sequence[str], interval: float) -> Monit
     right = _registry.right.get(primary)
     if (
         right is not None
-        and right.edition is Present.edition
+        and right.edition is parsed.edition
         and right.replicas is replicas
         and _monitors.get(primary) is right.monitor
     ):

@@ -17,6 +17,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections
@@ -143,7 +144,7 @@ def shift(told: Told, by: float) -> Told:
         replicas={
             alias: ToldReading(
                 life,
-                reading._replace(fresh_at=reading.fresh_at + by, read_at=reading.read_at + by),
+                replace(reading, fresh_at=reading.fresh_at + by, read_at=reading.read_at + by),
             )
             for alias, (life, reading) in told.replicas.items()
         },

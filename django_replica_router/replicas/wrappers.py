@@ -36,11 +36,15 @@ class _Here(threading.local):
 class _Watched:
     """Whether it is known when a connection takes the place of another one, as in a test."""
 
-    edition: object = None
-    """Another object whenever one does; None before that is watched."""
+    __slots__ = ("edition",)
+
+    def __init__(self) -> None:
+        self.edition: object = None
+        """Another object whenever one does; None before that is watched."""
 
 
 _here = _Here()
+_watched = _Watched()
 
 
 def connection_of(alias: str) -> Any:
@@ -51,7 +55,7 @@ def connection_of(alias: str) -> Any:
     """
     known = _here.known
     # In an event loop each task has its own.
-    if known.edition is _Watched.edition and _get_running_loop() is None:
+    if known.edition is _watched.edition and _get_running_loop() is None:
         connection = known.wrappers.get(alias)
         if connection is not None:
             return connection
@@ -59,7 +63,7 @@ def connection_of(alias: str) -> Any:
 
 
 def _find(alias: str) -> Any:
-    edition = _Watched.edition  # before the connection, which may be newer
+    edition = _watched.edition  # before the connection, which may be newer
     connection = connections[alias]
     if edition is not None and _get_running_loop() is None:
         if _here.known.edition is not edition:
@@ -73,11 +77,11 @@ class _WatchedHandler:
 
     def __setitem__(self, alias: str, connection: Any) -> None:
         super().__setitem__(alias, connection)  # type: ignore[misc]
-        _Watched.edition = object()
+        _watched.edition = object()
 
     def __delitem__(self, alias: str) -> None:
         super().__delitem__(alias)  # type: ignore[misc]
-        _Watched.edition = object()
+        _watched.edition = object()
 
 
 def watch_wrappers() -> None:
@@ -86,4 +90,4 @@ def watch_wrappers() -> None:
     if not issubclass(kind, _WatchedHandler):
         names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
         connections.__class__ = type(kind.__name__, (_WatchedHandler, kind), names)
-    _Watched.edition = object()
+    _watched.edition = object()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from django.db import connections
@@ -275,7 +275,7 @@ def _wish(case: Case, floor: Floor) -> Wish:
         if so_far.reason is Reason.YIELDED:
             # What was seen before is given up for the whole scope: else this read would show more
             # than the next one.
-            floor = floor._replace(position=floor.written)
+            floor = replace(floor, position=floor.written)
     elif primary in config.topology.settling:
         is_moved = _is_moved(primary, reader, usual, config)
     # Not where the scope has decided under another lag: it must not go back in time.

@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_replica_router.conf import Config
 from django_replica_router.errors import StoreError, TooStale, tell_ages
 from django_replica_router.logs import fields, logger
-from django_replica_router.observations import Observing, note_decision
+from django_replica_router.observations import note_decision, observers
 from django_replica_router.policy import (
     Decision,
     Reason,
@@ -89,7 +89,7 @@ def route_read(
     Beside it stands the shortcut to it, where the decision holds for more than this read. The alias of
     a replica is a ``RoutedAlias``.
     """
-    began = time.perf_counter() if Observing.is_on else 0.0
+    began = time.perf_counter() if observers.present else 0.0
     connection, scope = connection_of(primary), frame.scope
     decision = _decide(primary, connection, model, config, frame)
     may_stand_in = (
@@ -97,19 +97,19 @@ def route_read(
     )
     if scope is not None and may_stand_in:
         decision = _stand_in(primary, decision, scope, config)
-    alias, reason = decision
+    alias, reason = decision.alias, decision.reason
     if alias != primary:
         alias = routed_alias(alias, primary, config.topology.members[primary])
     elif scope is not None:
         _note_shown(primary, reason, connection, model, scope, config)
-    if Observing.is_on:
+    if observers.present:
         note_decision(str(alias), reason.name, reason.value, time.perf_counter() - began)
     if scope is None:
         return alias, None
     if scope.decisions is not None:
         scope.note_decision(decision)
     elif (
-        not (may_stand_in or Observing.is_on)
+        not (may_stand_in or observers.present)
         and frame.override is None
         and not (config.replica_models and config.wants_replica(model))
         and _is_kept(primary, decision, scope, config)

@@ -62,8 +62,8 @@ def find_at_once(
             return may_serve(replica, floor, max_lag)
 
         replica = reach(alias, monitor, connect_timeout, suits)
-        decision = replica and choose_replica([replica], floor, max_lag)
-        return decision and Found(decision, life_behind(connections[alias]))
+        decision = None if replica is None else choose_replica([replica], floor, max_lag)
+        return None if decision is None else Found(decision, life_behind(connections[alias]))
     life = monitor.servers.life(alias)  # before the reading, which may be newer
     if not may_serve(monitor.health.of_key(alias, alias), floor, max_lag):
         return None

@@ -28,67 +28,52 @@ class Terms(NamedTuple):
 
 
 class Reader:
-    """Whom a scope reads for, as the token store knows them.
+    """Whom a scope reads for, as the token store knows them."""
 
-    What every scope begins with is the class's, so that to make one takes no time.
-    """
-
-    floor: Floor | None = None
-    """What the reader must see; None until the store was asked."""
-
-    users: tuple[str, ...] = ()
-    """The users whose records are in the floor."""
-
-    name = ""
-    """A text that stands for the reader, or "" for nobody in particular."""
-
-    is_stranger = True
-    """Nobody knows which user the reader is."""
-
-    store_failed = False
-    """The store could not be read."""
-
-    may_be_forgotten = False
-    """The store has no record of somebody whom the reader is, and may have had one."""
-
-    primary_when_met: Position | None = None
-    """Where the primary was when the store knew nothing of the reader, and may have dropped what it knew."""
-
-    is_shadowed: bool | None = None
-    """By SHADOW or ROLLOUT the primary serves; None before that is asked. It stays so in the scope."""
-
-    drawn_as = ""
-    """The name for which that was asked."""
-
-    is_shadowed_as_stranger = False
-    """It is so by ROLLOUT, and was before it was known which user the reader is: on the next request the user's
-    own name may say otherwise."""
+    __slots__ = (
+        "drawn_as",
+        "floor",
+        "is_shadowed",
+        "is_shadowed_as_stranger",
+        "is_stranger",
+        "may_be_forgotten",
+        "name",
+        "primary_when_met",
+        "records",
+        "store_failed",
+        "users",
+    )
 
     def __init__(self) -> None:
+        self.floor: Floor | None = None
+        """What the reader must see; None until the store was asked."""
         self.records: dict[str, Record | None] = {}
         """What the store knows of the reader, by key."""
+        self.users: tuple[str, ...] = ()
+        """The users whose records are in the floor."""
+        self.name = ""
+        """A text that stands for the reader, or "" for nobody in particular."""
+        self.is_stranger = True
+        """Nobody knows which user the reader is."""
+        self.store_failed = False
+        """The store could not be read."""
+        self.may_be_forgotten = False
+        """The store has no record of somebody whom the reader is, and may have had one."""
+        self.primary_when_met: Position | None = None
+        """Where the primary was when the store knew nothing of the reader, and may have dropped what it knew."""
+        self.is_shadowed: bool | None = None
+        """By SHADOW or ROLLOUT the primary serves; None before that is asked. It stays so in the scope."""
+        self.drawn_as = ""
+        """The name for which that was asked."""
+        self.is_shadowed_as_stranger = False
+        """It is so by ROLLOUT, and was before it was known which user the reader is: on the next request the
+        user's own name may say otherwise."""
 
 
 class Route:
     """Where the reads of a scope go."""
 
-    failed = False
-    """A replica failed under the scope; the rest is read from the primary."""
-
-    stand_in: Decision | None = None
-    """The decision for a replica in place of a primary that is down."""
-
-    entered: tuple[str, ...] = ()
-    """Replicas that the scope is counted for as in flight."""
-
-    wait_left: float | None = None
-    """Seconds of the wait budget that are left."""
-
-    terms: Mapping[str, Terms] = _NOTHING
-    """Of the replicas that were chosen the ones where each answer has to prove that it may be shown."""
-
-    shown: Mapping[tuple[Any, ...], float] = _NOTHING
-    """The servers that have answered there, each with a position behind which nothing was seen on it."""
+    __slots__ = ("choices", "entered", "failed", "lives", "shown", "stand_in", "terms", "wait_left")
 
     def __init__(self) -> None:
         self.choices: dict[float, Decision] = {}
@@ -96,6 +81,18 @@ class Route:
         self.lives: dict[str, tuple[Any, ...] | None] = {}
         """The replicas that were chosen, each with the server, and the life of it, that it was chosen for; None
         where nobody knows."""
+        self.failed = False
+        """A replica failed under the scope; the rest is read from the primary."""
+        self.stand_in: Decision | None = None
+        """The decision for a replica in place of a primary that is down."""
+        self.entered: tuple[str, ...] = ()
+        """Replicas that the scope is counted for as in flight."""
+        self.wait_left: float | None = None
+        """Seconds of the wait budget that are left."""
+        self.terms: Mapping[str, Terms] = _NOTHING
+        """Of the replicas that were chosen the ones where each answer has to prove that it may be shown."""
+        self.shown: Mapping[tuple[Any, ...], float] = _NOTHING
+        """The servers that have answered there, each with a position behind which nothing was seen on it."""
 
     def agree(self, alias: str, terms: Terms) -> None:
         """Have each answer that comes by an alias prove so much, and what was agreed before."""
@@ -118,21 +115,20 @@ class ClusterScope(Written):
         shortcuts: those of the whole scope, which end with what was decided.
     """
 
-    seen_elsewhere_on: str | None = None
-    """The server that the scope was sent to although its reader usually meets another; what the reader has seen
-    there must not be missing the next time."""
-
-    recorded: Record | None = None
-    """What a write of the scope was recorded as, for the browser to carry."""
-
-    is_unstored = False
-    """The token store has refused that."""
+    __slots__ = ("is_unstored", "reader", "recorded", "route", "seen_elsewhere_on", "shortcuts")
 
     def __init__(self, shortcuts: dict[int, Any]) -> None:
-        super().__init__()
+        Written.__init__(self)  # super() takes as long as the rest of this
         self.shortcuts = shortcuts
         self.reader = Reader()
         self.route = Route()
+        self.seen_elsewhere_on: str | None = None
+        """The server that the scope was sent to although its reader usually meets another; what the reader has
+        seen there must not be missing the next time."""
+        self.recorded: Record | None = None
+        """What a write of the scope was recorded as, for the browser to carry."""
+        self.is_unstored = False
+        """The token store has refused that."""
 
     def decide_anew(self) -> None:
         """Forget where reads go."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.functional import LazyObject, empty
 from django.utils.module_loading import import_string
 
-from django_replica_router.conf import get_config
+from django_replica_router.conf import get_config, site_settings
 from django_replica_router.errors import ConfigurationError, tell_import_failure
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.cookies import NAME as COOKIE
@@ -43,20 +42,30 @@ class UserWatch:
         request: the request.
     """
 
-    # What every request begins with is the class's, so that to make one takes no time.
-    settled = False
-    _found: tuple[str, ...] = ()
-    # What the last look has found on the request, and the dictionaries of a session and of a lazy
-    # user that have not been loaded yet.
-    _size = -1
-    _user: object = None
-    _session_object: object = None
-    _unloaded: Mapping[str, Any] = _NOT_UNLOADED
-    _lazy: Mapping[str, Any] = _NOT_LAZY
+    __slots__ = (
+        "_found",
+        "_known",
+        "_lazy",
+        "_session_object",
+        "_size",
+        "_unloaded",
+        "_user",
+        "request",
+        "settled",
+    )
 
     def __init__(self, request: HttpRequest) -> None:
         self.request = request
+        self.settled = False
         self._known: dict[str, Any] = request.__dict__
+        self._found: tuple[str, ...] = ()
+        # What the last look has found on the request, and the dictionaries of a session and of a lazy
+        # user that have not been loaded yet.
+        self._size = -1
+        self._user: object = None
+        self._session_object: object = None
+        self._unloaded: Mapping[str, Any] = _NOT_UNLOADED
+        self._lazy: Mapping[str, Any] = _NOT_LAZY
 
     def has_news(self) -> bool:
         """Tell whether something was put on the request, or loaded, since the last look."""
@@ -128,19 +137,17 @@ class RequestIdentity(UserWatch):
         asks_site: the setting ``IDENTITY`` may name further keys.
     """
 
-    shortcuts: Shortcuts | None = None
-    clusters: Mapping[str, ClusterScope] | None = None
-    # None until somebody asks, "" where the request carries none.
-    _session: str | None = None
-    _credential: str | None = None
-    _cookie: dict[str, Record] | None = None
-    _extra: tuple[str, ...] | None = None
+    __slots__ = ("_cookie", "_credential", "_extra", "_session", "clusters", "shortcuts")
 
     def __init__(self, request: HttpRequest, *, asks_site: bool = True) -> None:
-        self.request = request
-        self._known = request.__dict__
-        if not asks_site:
-            self._extra = ()
+        UserWatch.__init__(self, request)  # super() takes as long as the rest of this
+        self.shortcuts: Shortcuts | None = None
+        self.clusters: Mapping[str, ClusterScope] | None = None
+        # None until somebody asks, "" where the request carries none.
+        self._session: str | None = None
+        self._credential: str | None = None
+        self._cookie: dict[str, Record] | None = None
+        self._extra: tuple[str, ...] | None = None if asks_site else ()
 
     def session(self) -> str | None:
         """Return the key of the session cookie."""
@@ -149,15 +156,14 @@ class RequestIdentity(UserWatch):
             self._session = digest("session", cookie) if cookie else ""
         return self._session or None
 
-    @property
     def carries_nothing(self) -> bool:
-        """Whether there is no cookie at all, and no ``Authorization`` header."""
+        """Tell whether there is no cookie at all, and no ``Authorization`` header."""
         request = self.request
         return not request.COOKIES and "HTTP_AUTHORIZATION" not in request.META
 
     def _session_cookie(self) -> str | None:
         cookies = self.request.COOKIES
-        return cookies.get(settings.SESSION_COOKIE_NAME) if cookies else None
+        return cookies.get(site_settings().SESSION_COOKIE_NAME) if cookies else None
 
     def credential(self) -> str | None:
         """Return the key of the ``Authorization`` header."""
@@ -220,7 +226,7 @@ class RequestIdentity(UserWatch):
     def sent_session(self, response: HttpResponseBase) -> str | None:
         """Return the key of the session cookie that the response sets, where it is a new one."""
         cookies = getattr(response, "cookies", None)
-        cookie = cookies.get(settings.SESSION_COOKIE_NAME) if cookies else None
+        cookie = cookies.get(site_settings().SESSION_COOKIE_NAME) if cookies else None
         if cookie is None or not cookie.value:
             return None
         key = digest("session", cookie.value)
@@ -253,8 +259,6 @@ class NamedIdentity:
 
     __slots__ = ("_found", "clusters", "settled", "shortcuts")
 
-    carries_nothing = True
-
     def __init__(self, users: Iterable[Any] = ()) -> None:
         self.settled = True
         self.shortcuts: Shortcuts | None = None
@@ -270,6 +274,10 @@ class NamedIdentity:
 
     def credential(self) -> None:
         """Return None: there are no headers."""
+
+    def carries_nothing(self) -> bool:
+        """Return True: there is no request."""
+        return True
 
     def carried(self, primary: str) -> None:
         """Return None: there is no cookie."""

@@ -6,7 +6,7 @@ import hashlib
 from binascii import b2a_base64
 from functools import cache, lru_cache
 
-from django.conf import settings
+from django_replica_router.conf import site_settings
 
 EVERYBODY = "everybody"
 """Stands for the record that is a floor for every reader.
@@ -36,12 +36,12 @@ def digest(kind: str, value: str) -> str:
     chance of less than 1 in 10**11, and nobody can search for such a pair who cannot compute keys.
     Two users of one key would share the higher of their tokens, which is never too low.
     """
-    return _hash(f"{kind}:{value}", settings.SECRET_KEY)
+    return _hash(f"{kind}:{value}", site_settings().SECRET_KEY)
 
 
 def remembered_digest(kind: str, value: str) -> str:
     """Return the same, for what is no secret itself and is asked for several times a request."""
-    return _remembered_hash(f"{kind}:{value}", settings.SECRET_KEY)
+    return _remembered_hash(f"{kind}:{value}", site_settings().SECRET_KEY)
 
 
 def _hash(text: str, secret: str | bytes) -> str:

@@ -38,9 +38,8 @@ class Identity(Protocol):
     def credential(self) -> str | None:
         """Return the key of the credential in the headers."""
 
-    @property
     def carries_nothing(self) -> bool:
-        """Whether there is neither cookie nor credential."""
+        """Tell whether there is neither cookie nor credential."""
 
     def carried(self, primary: str) -> Record | None:
         """Return what the reader's browser itself knows, by a signed cookie."""
@@ -195,10 +194,8 @@ class Scope:
 
     def cluster(self, primary: str) -> ClusterScope:
         """Return what the scope knows of the cluster of that primary."""
-        try:
-            return self.clusters[primary]
-        except KeyError:
-            return self.clusters.setdefault(primary, ClusterScope(self.shortcuts))
+        state = self.clusters.get(primary)
+        return state or self.clusters.setdefault(primary, ClusterScope(self.shortcuts))
 
     def follow(self, outer: Scope) -> None:
         """Read inside what the scope outside has written: no token tells of it yet."""
@@ -308,7 +305,10 @@ _OUTSIDE = Frame()
 
 current_frame: ContextVar[Frame] = ContextVar("replica_router_frame", default=_OUTSIDE)
 
+get_frame = current_frame.get
+"""Return the present frame. Each statement asks for it: a method of an imported object is looked up each time."""
+
 
 def current_scope() -> Scope | None:
     """Return the scope that the calling code runs in, or None."""
-    return current_frame.get().scope
+    return get_frame().scope

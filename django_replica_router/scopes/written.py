@@ -94,25 +94,29 @@ class Checkpoint(NamedTuple):
 class Written:
     """What a scope has written to one primary, and what of it is not recorded yet."""
 
-    wrote = False
-    """The scope has written; never taken back."""
-
-    pending: WriteMark | None = None
-    """The writes that no token covers yet."""
-
-    last_statement: object = None
-    """Stands for the latest statement that the primary has answered."""
-
-    last_write: object = None
-    """Stands for the latest write whose position is not known."""
-
-    checkpoint: Checkpoint | None = None
-    """The latest position that came with a COMMIT, or with a change outside a transaction."""
-
-    carried = 0
-    """How many changes have been asked for theirs."""
+    __slots__ = (
+        "carried",
+        "checkpoint",
+        "last_statement",
+        "last_write",
+        "pending",
+        "saving",
+        "wrote",
+    )
 
     def __init__(self) -> None:
+        self.wrote = False
+        """The scope has written; never taken back."""
+        self.pending: WriteMark | None = None
+        """The writes that no token covers yet."""
+        self.last_statement: object = None
+        """Stands for the latest statement that the primary has answered."""
+        self.last_write: object = None
+        """Stands for the latest write whose position is not known."""
+        self.checkpoint: Checkpoint | None = None
+        """The latest position that came with a COMMIT, or with a change outside a transaction."""
+        self.carried = 0
+        """How many changes have been asked for theirs."""
         self.saving: dict[int, Checkpoint | None] = {}
         """Objects that are being saved, by ``id()``, with the checkpoint of before."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -217,7 +218,8 @@ def kind_of(text: str) -> Kind:
     return Kind.PRIMARY if _OF_PRIMARY.search(plain) else Kind.OTHER
 
 
-class Description(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Description:
     """What the text of a statement tells of where it is to run.
 
     Args:

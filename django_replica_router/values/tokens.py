@@ -6,6 +6,7 @@ import re
 import string
 import struct
 from binascii import a2b_base64, b2a_base64
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -136,7 +137,8 @@ def _time_bytes(time_ms: int) -> bytes:
     return min(time_ms, _MAXIMUM_MS).to_bytes(6)
 
 
-class Floor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Floor:
     """What the present reader must see, from all records known of them.
 
     Args:
@@ -155,10 +157,10 @@ class Floor(NamedTuple):
         """Return the floor after also taking a record into account."""
         pinned = self.pinned or record.pinned_until_ms > now_ms
         if record.expires_ms <= now_ms:
-            return self._replace(pinned=pinned)
+            return Floor(self.position, pinned, self.expires_ms, self.written)
         written, token = max(self.written, record.position), record.token
         if token <= self.position:
-            return self._replace(pinned=pinned, written=written)
+            return Floor(self.position, pinned, self.expires_ms, written)
         return Floor(token, pinned, record.expires_ms, written)
 
 

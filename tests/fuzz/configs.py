@@ -27,7 +27,7 @@ CLUSTERS = ({"default": ["replica1"]}, {"default": {"replica1": 2}}, {"default":
 
 def check(value: Any) -> bool:
     """Require that a setting is refused with a sentence, or gives values that can be used."""
-    conf.Present.config = None
+    conf.parsed.config = None
     settings.REPLICA_ROUTER = value
     problems = list(find_problems())
     for problem in problems:
@@ -63,7 +63,7 @@ def restored() -> Iterator[None]:
         yield
     finally:
         settings.REPLICA_ROUTER = before
-        conf.Present.config = None
+        conf.parsed.config = None
 
 
 class Configs(Surface):

@@ -80,14 +80,14 @@ class Identities(Surface):
     def _open(self, stack: ExitStack) -> None:
         stack.callback(self._put_back)
         settings.REPLICA_ROUTER = {"IDENTITY": f"{__name__}.api_keys"}
-        conf.Present.config = None
+        conf.parsed.config = None
         for module in (finishing, floors, writes):
             module.get_store = lambda alias: self._store  # type: ignore[attr-defined]
         self._fill()
 
     def _put_back(self) -> None:
         settings.REPLICA_ROUTER = self._before
-        conf.Present.config = None
+        conf.parsed.config = None
         for module in (finishing, floors, writes):
             module.get_store = self._get_store  # type: ignore[attr-defined]
         self._cache.clear()

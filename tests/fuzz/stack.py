@@ -65,7 +65,7 @@ class Stack(Surface):
             "STORE_TIMEOUT": 10.0,
         }
         settings.ROOT_URLCONF = "tests.fuzz.site"
-        conf.Present.config = None
+        conf.parsed.config = None
         set_urlconf(None)
         clear_url_caches()
         self._handler = WSGIHandler()
@@ -80,7 +80,7 @@ class Stack(Surface):
     def _put_back(self) -> None:
         for name, value in self._before.items():
             setattr(settings, name, value)
-        conf.Present.config = None
+        conf.parsed.config = None
         set_urlconf(None)
         clear_url_caches()
         self._client.flushdb()

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from django.db import connections
@@ -107,13 +108,14 @@ def old_timeline_replica_accepted() -> None:
     def publish_reading(self: Any, alias: str, reading: Any) -> None:
         with self.known.changed:
             if reading.state in foreign and reading.watermark >= 0:
-                reading = reading._replace(state=ReplicaState.STREAMING)
-            self.known.set(alias, reading._replace(fresh_at=self.known.clock()))
+                reading = replace(reading, state=ReplicaState.STREAMING)
+            self.known.set(alias, replace(reading, fresh_at=self.known.clock()))
             self.known.changed.notify_all()
 
     def publish_sample(self: Any, sample: Any) -> None:
         with self.known.changed:
             self.known.history.samples.append(sample)
+            self.known.history.timeline = sample.position.timeline
             self.known.changed.notify_all()
 
     put(answers.Answers, "publish_reading", publish_reading)
@@ -128,7 +130,8 @@ def watermark_kept_over_rebuild() -> None:
     def set_reading(self: Any, alias: str, reading: Any, *args: Any) -> None:
         if reading.state is ReplicaState.STREAMING:
             best = highest.get(alias, reading)
-            reading = reading._replace(
+            reading = replace(
+                reading,
                 watermark=max(reading.watermark, best.watermark),
                 fresh_at=max(reading.fresh_at, best.fresh_at),
             )
@@ -160,7 +163,7 @@ def tokens_of_old_timeline_bind_for_ever() -> None:
         for user in (*scope.identity.users(), *known_owners(state)):
             timeline = bound.setdefault(user, floor.position.timeline or 1 << 31)
             if monitor is not None and timeline < (monitor.history.timeline or 0):
-                state.reader.floor = floor = floor._replace(pinned=True)
+                state.reader.floor = floor = replace(floor, pinned=True)
         return floor
 
     put(reads, "load_floor", load_floor)
