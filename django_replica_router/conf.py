@@ -513,6 +513,8 @@ def get_config() -> Config:
         raise problem
     config = Config(**(raw or {}))
     parsed.raw, parsed.config, parsed.edition = raw, config, object()
+    if config.topology.found is not parsed.found:
+        config.arrange()  # something was found while it was made
     return config
 
 

@@ -19,6 +19,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 from django.db.backends.utils import CursorWrapper
 
 from django_replica_router import receivers, scope
+from django_replica_router.backends.mixin import TokenMixin
 from django_replica_router.connections.connection import (
     ClusterConnection,
     _class_for,
@@ -168,6 +169,31 @@ def test_a_backend_keeps_its_own_class_of_cursors() -> None:
     """What is around statements runs around theirs."""
     made = OtherWrapper(connections["default"].settings_dict, "default")
     equip(made)
+    try:
+        assert notices_a_write(made)
+        with made.cursor() as cursor:
+            cursor.execute("SELECT title FROM notes_note")
+            assert cursor.fetchone() == ("FIRST",)
+            assert isinstance(cursor, WatchedCursor)
+    finally:
+        made.close()
+
+
+class OfASite(TokenMixin, DatabaseWrapper):
+    """What a site derives from the package's own, with a word in what its cursors are."""
+
+    def make_cursor(self, cursor: Any) -> CursorWrapper:
+        return ShoutingCursor(cursor, self)
+
+
+class FurtherOfASite(OfASite):
+    """And from that again."""
+
+
+@pytest.mark.parametrize("kind", [OfASite, FurtherOfASite])
+def test_a_backend_of_the_sites_own_keeps_its_class_of_cursors(kind: type[OfASite]) -> None:
+    """In front of what the package does, which is done all the same."""
+    made = kind(connections["default"].settings_dict, "default")
     try:
         assert notices_a_write(made)
         with made.cursor() as cursor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections
@@ -56,8 +56,14 @@ class ClusterConnection(Attributes, _Wrapper):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         make: Any = getattr(super(), "make_cursor", None)
-        if make is BaseDatabaseWrapper.make_cursor:  # it makes its cursors as Django does
+        is_djangos = make is BaseDatabaseWrapper.make_cursor
+        if is_djangos and cls.make_cursor is ClusterConnection.make_cursor:
+            # A microsecond sooner than what is right for any wrapper.
             cls.make_cursor = cls._make_plain_cursor  # type: ignore[method-assign]
+        for name in ("make_cursor", "make_debug_cursor"):
+            own = cls.__dict__.get(name)
+            if own is not None and own is not ClusterConnection._make_plain_cursor:
+                setattr(cls, name, _watching(own))  # it stands in front of those here
         operations: Any = getattr(cls, "ops_class", None)
         if operations is not None:
             cls.ops_class = led_operations(operations)
@@ -106,7 +112,7 @@ class ClusterConnection(Attributes, _Wrapper):
         return watched(super().make_cursor(cursor))
 
     def _make_plain_cursor(self, cursor: Any) -> CursorWrapper:
-        return WatchedCursor(cursor, self)  # a microsecond sooner
+        return WatchedCursor(cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> Any:
         """Return the same where Django keeps a log of queries."""
@@ -129,6 +135,16 @@ class ClusterConnection(Attributes, _Wrapper):
             look_where_expected(self)
         super().set_autocommit(autocommit, *args, **kwargs)
         note_transaction(self)
+
+
+def _watching(make: Callable[..., CursorWrapper]) -> Callable[..., CursorWrapper]:
+    """Return a method that makes cursors, with what is around their statements run as well."""
+
+    @wraps(make)
+    def make_watched(connection: Any, cursor: Any) -> CursorWrapper:
+        return watched(make(connection, cursor))
+
+    return make_watched
 
 
 def _primary_behind(connection: BaseDatabaseWrapper) -> str | None:
