@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.contenders import Contender
 from testproject.cluster import Cluster
-from testproject.cluster.gunicorn import Site, serving
+from testproject.cluster.gunicorn import LONG_KEEP_ALIVE, Site, serving
 
 WORKERS = 2
 
@@ -27,5 +27,6 @@ def running(
     The database must have been made by ``testproject.demo.site.prepare``.
     """
     environ = contender.environment(cluster, meter=meter, overrides=overrides)
-    with serving("testproject.wsgi", environ, workers=workers) as site:
+    # Contenders wait for their turn with their connections open.
+    with serving("testproject.wsgi", environ, workers=workers, keep_alive=LONG_KEEP_ALIVE) as site:
         yield site
