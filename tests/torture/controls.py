@@ -62,7 +62,7 @@ _DIRECTED: Mapping[str, Mapping[str, Any]] = {
     # Late enough that much is dropped while it is needed.
     "dropped_tokens_not_missed": {
         "faults": ("cache_evict",),
-        "delays": (0.5, 0.5),
+        "delays": (1.0, 1.0),
         "hold": (0.05, 0.1),
     },
     "every_write_ignored": {"delays": (0.5, 0.5)},
