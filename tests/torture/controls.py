@@ -65,7 +65,7 @@ _DIRECTED: Mapping[str, Mapping[str, Any]] = {
         "delays": (1.0, 1.0),
         "hold": (0.05, 0.1),
     },
-    "every_write_ignored": {"delays": (0.5, 0.5)},
+    "every_write_ignored": {"delays": (1.0, 1.0)},
     "tokens_of_old_timeline_bind_for_ever": {
         "faults": ("lossy_failover",),
         "hold": (0.5, 0.5),
