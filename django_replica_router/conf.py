@@ -222,7 +222,7 @@ class _WorkedOut:
     topology: Topology
     """The clusters, from ``CLUSTERS`` or else from ``DATABASES``, with what was found by ``DISCOVERY``.
 
-    Another one takes its place where servers come or go.
+    Another one takes its place where servers come or go. It is not there without settings of Django's.
     """
 
 
@@ -274,7 +274,8 @@ class Config(_WorkedOut):
             replica_models=_in_lower_case(self.REPLICA_MODELS),
             ordinary_models=set(),
         )
-        self.arrange()
+        if settings.configured:
+            self.arrange()
 
     @cached_property
     def routes_nobody(self) -> bool:

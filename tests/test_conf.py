@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields
@@ -594,3 +597,16 @@ def test_what_was_found_by_another_name_does_not_count() -> None:
         get_config().__dict__["topology"] = Topology({"p": {"r": 1.0}})
         conf.note_found("r", Found(ENTRY, ("r@1",)))
         assert get_config().topology.clusters == {"p": {"r@1": 1.0}}
+
+
+def test_the_defaults_are_told_without_settings_of_djangos() -> None:
+    """As to a program that is no site."""
+    told = "from django_replica_router.conf import Config; print(Config(MAX_LAG=2.0).interval)"
+    done = subprocess.run(
+        [sys.executable, "-c", told],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("0.5\n", 0), done.stderr
