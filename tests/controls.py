@@ -469,8 +469,7 @@ def judge_queries_by_their_text(patch: Patch) -> None:
 
 
 def mend_queries_as_well(patch: Patch) -> None:
-    frame = lambda: SimpleNamespace(query="", scope=current_scope())  # noqa: E731
-    patch.setattr(mending, "get_frame", frame)
+    patch.setattr(mending, "get_frame", lambda: SimpleNamespace(query="", scope=current_scope()))
 
 
 def send_queries_of_commands_to_replicas(patch: Patch) -> None:

@@ -55,15 +55,15 @@ class ClusterConnection(Attributes, _Wrapper):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        for name in ("make_cursor", "make_debug_cursor"):
+            own = cls.__dict__.get(name)
+            if own is not None:  # it stands in front of those here
+                setattr(cls, name, _watching(own))
         make: Any = getattr(super(), "make_cursor", None)
         is_djangos = make is BaseDatabaseWrapper.make_cursor
         if is_djangos and cls.make_cursor is ClusterConnection.make_cursor:
             # A microsecond sooner than what is right for any wrapper.
             cls.make_cursor = cls._make_plain_cursor  # type: ignore[method-assign]
-        for name in ("make_cursor", "make_debug_cursor"):
-            own = cls.__dict__.get(name)
-            if own is not None and own is not ClusterConnection._make_plain_cursor:
-                setattr(cls, name, _watching(own))  # it stands in front of those here
         operations: Any = getattr(cls, "ops_class", None)
         if operations is not None:
             cls.ops_class = led_operations(operations)
