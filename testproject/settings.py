@@ -66,7 +66,7 @@ ROUTING_MIDDLEWARE = {
 }
 
 DATABASE_ROUTERS = [router for router in [ROUTERS[ROUTING]] if router]
-REPLICA_ROUTER: dict[str, Any] = {"DEBUG": INSPECT, "SHARE_COUNTS": INSPECT}
+REPLICA_ROUTER: dict[str, Any] = {"DEBUG": True, "SHARE_COUNTS": True} if INSPECT else {}
 
 # 3. The site -----------------------------------------------------------------------------------
 
