@@ -16,7 +16,7 @@ from django_replica_router.policy import (
 )
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.routing.balancers import Order
-from django_replica_router.scopes.cluster import Reader
+from django_replica_router.scopes.cluster import Reader, Shadow
 from django_replica_router.stats import count
 from django_replica_router.values.tokens import Floor
 
@@ -30,13 +30,12 @@ def is_shadowed(reader: Reader, config: Config) -> bool:
     Whoever is stays so to the end of the scope. Of whoever is not, it is asked again where it turns out
     who it is: a user that is not of the share is sent to no replica any more.
     """
-    if reader.is_shadowed is None or (not reader.is_shadowed and reader.drawn_as != reader.name):
-        reader.drawn_as = reader.name
-        reader.is_shadowed = config.SHADOW or not _is_routed(reader.name, config.ROLLOUT)
-        reader.is_shadowed_as_stranger = (
-            reader.is_shadowed and reader.is_stranger and not config.SHADOW
-        )
-    return reader.is_shadowed
+    shadow = reader.shadow
+    if shadow is None or not (shadow.holds or shadow.drawn_as == reader.name):
+        holds = config.SHADOW or not _is_routed(reader.name, config.ROLLOUT)
+        is_of_stranger = holds and reader.is_stranger and not config.SHADOW
+        reader.shadow = shadow = Shadow(reader.name, holds, is_of_stranger)
+    return shadow.holds
 
 
 def _is_routed(reader: str, share: float) -> bool:

@@ -27,19 +27,32 @@ class Terms(NamedTuple):
     written: int | None = None
 
 
+class Shadow(NamedTuple):
+    """Whether the primary serves a reader whatever is decided, because of SHADOW or ROLLOUT.
+
+    Args:
+        drawn_as: the name of the reader for which that was asked.
+        holds: it does, for the rest of the scope.
+        is_of_stranger: it does by ROLLOUT, and was asked before it was known which user the reader is: on the
+            next request the user's own name may say otherwise.
+    """
+
+    drawn_as: str
+    holds: bool
+    is_of_stranger: bool
+
+
 class Reader:
     """Whom a scope reads for, as the token store knows them."""
 
     __slots__ = (
-        "drawn_as",
         "floor",
-        "is_shadowed",
-        "is_shadowed_as_stranger",
         "is_stranger",
         "may_be_forgotten",
         "name",
         "primary_when_met",
         "records",
+        "shadow",
         "store_failed",
         "users",
     )
@@ -61,13 +74,18 @@ class Reader:
         """The store has no record of somebody whom the reader is, and may have had one."""
         self.primary_when_met: Position | None = None
         """Where the primary was when the store knew nothing of the reader, and may have dropped what it knew."""
-        self.is_shadowed: bool | None = None
-        """By SHADOW or ROLLOUT the primary serves; None before that is asked. It stays so in the scope."""
-        self.drawn_as = ""
-        """The name for which that was asked."""
-        self.is_shadowed_as_stranger = False
-        """It is so by ROLLOUT, and was before it was known which user the reader is: on the next request the
-        user's own name may say otherwise."""
+        self.shadow: Shadow | None = None
+        """Whether the primary serves because of SHADOW or ROLLOUT; None before that is asked."""
+
+    @property
+    def is_shadowed(self) -> bool:
+        """Whether the primary serves the reader whatever is decided, as far as that was asked."""
+        return self.shadow is not None and self.shadow.holds
+
+    @property
+    def is_shadowed_as_stranger(self) -> bool:
+        """Whether it does so before it was known which user the reader is."""
+        return self.shadow is not None and self.shadow.is_of_stranger
 
 
 class Route:
