@@ -142,8 +142,8 @@ def result_of(
     table = Table(
         "CPU time of the serving thread for a request, in processes of their own",
         ["contender", "page", "us", f"ratio to {BASE}", "adds (us)"],
-        note="Of each turn the mean of a contender's processes; of all turns the median, with the "
-        "lowest and the highest. A ratio is taken within each turn.",
+        note="Of each turn the median request, and the mean of a contender's processes; of all turns the "
+        "median, with the lowest and the highest. A ratio is taken within each turn.",
     )
     verdicts = []
     for case, times in measured.items():

@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from django.conf import settings
@@ -33,13 +34,19 @@ def warm_up(path: str, session: str | None) -> None:
 
 
 def cpu_us(path: str, session: str | None, requests: int) -> float:
-    """Return the microseconds of CPU time that the thread takes to serve a request of a page."""
+    """Return the microseconds of CPU time that the thread takes to serve the median request of a page.
+
+    The mean is moved by the few that the machine was slow for: it may differ threefold from turn to turn.
+    """
     serve = server_of(path, session)
     serve()  # what other processes have left in the processor's caches costs this one nothing
+    return median(_measure(serve) for _ in range(requests)) * 1e6
+
+
+def _measure(serve: Callable[[], None]) -> float:
     began = time.thread_time()
-    for _ in range(requests):
-        serve()
-    return (time.thread_time() - began) / requests * 1e6
+    serve()
+    return time.thread_time() - began
 
 
 def memory_mb() -> float:
