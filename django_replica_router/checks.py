@@ -27,8 +27,8 @@ from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.packages import find_neighbours, pool_of
 from django_replica_router.replicas.lookups import is_available
 from django_replica_router.replicas.mirrors import differences
-from django_replica_router.replicas.postgres import is_under_test
 from django_replica_router.routers import ReplicaRouter
+from django_replica_router.sql.opening import is_under_test
 from django_replica_router.stores.store import TokenStore, get_store
 
 APP = "django_replica_router"

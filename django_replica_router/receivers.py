@@ -24,9 +24,9 @@ from django_replica_router.logs import fields, logger
 from django_replica_router.recording.floors import EVERYBODY_SECONDS
 from django_replica_router.recording.stale_saves import note_saved, on_pre_save
 from django_replica_router.recording.writes import find_state, mark_written, store_for_everybody
-from django_replica_router.replicas.postgres import is_under_test
 from django_replica_router.replicas.wrappers import watch_wrappers
 from django_replica_router.scopes.scope import current_scope
+from django_replica_router.sql.opening import is_under_test
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions.atomic_requests import watch_handlers_blocks
 

@@ -28,11 +28,11 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.recording import learning, stale_saves
 from django_replica_router.recording.writes import store_for_everybody
 from django_replica_router.replicas.pollers import ReplicaPoller
-from django_replica_router.replicas.postgres import read_answerer
 from django_replica_router.replicas.registry import find_monitor, get_monitor, stop_monitors
 from django_replica_router.routing import choosing
 from django_replica_router.routing.budget import monotonic_budget
 from django_replica_router.scopes.keys import EVERYBODY, store_key
+from django_replica_router.sql.answering import read_answerer
 from django_replica_router.stores import redis as redis_client
 from django_replica_router.stores import store as stores
 from django_replica_router.stores.store import RedisStore, get_store

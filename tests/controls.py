@@ -30,7 +30,7 @@ from django_replica_router.errors import StoreError
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.recording import finishing, floors, writes
 from django_replica_router.recording.writes import store_for_everybody
-from django_replica_router.replicas import connecting, postgres
+from django_replica_router.replicas import connecting
 from django_replica_router.replicas.attributes import Around
 from django_replica_router.replicas.health import Health
 from django_replica_router.routers import ReplicaRouter
@@ -41,6 +41,7 @@ from django_replica_router.scopes import keys
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.scopes.scope import Frame, Scope, current_scope
+from django_replica_router.sql import standby, states, wal
 from django_replica_router.status import metrics
 from django_replica_router.stores import scripts
 from django_replica_router.stores import store as stores
@@ -89,16 +90,16 @@ def ignore_lag(patch: Patch) -> None:
 
 
 def take_the_end_of_a_wait_for_success(patch: Patch) -> None:
-    original = postgres.wait_for_replay
+    original = standby.wait_for_replay
 
     def wait(connection: Any, lsn: int, seconds: float) -> Any:
         return original(connection, lsn, seconds)._replace(replayed=lsn)
 
-    patch.setattr(postgres, "wait_for_replay", wait)
+    patch.setattr(standby, "wait_for_replay", wait)
 
 
 def take_position_too_early(patch: Patch) -> None:
-    patch.setattr(postgres, "parse_position", lambda row: Position(1, 1))
+    patch.setattr(wal, "parse_position", lambda row: Position(1, 1))
 
 
 def store_for_no_user(patch: Patch) -> None:
@@ -312,14 +313,14 @@ def ignore_number_and_cursors(patch: Patch) -> None:
 
 
 def take_a_rollback_for_a_commit(patch: Patch) -> None:
-    patch.setattr(postgres, "has_failed", lambda raw: False)
+    patch.setattr(states, "has_failed", lambda raw: False)
     patch.setattr(
         mixin.TokenMixin, "_rollback", lambda self: super(mixin.TokenMixin, self)._rollback()
     )
 
 
 def take_a_loss_for_a_refusal(patch: Patch) -> None:
-    patch.setattr(postgres, "was_refused", lambda raw, error: True)
+    patch.setattr(states, "was_refused", lambda raw, error: True)
 
 
 def forget_when_the_position_was_told(patch: Patch) -> None:

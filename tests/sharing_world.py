@@ -13,9 +13,9 @@ import pytest
 
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.replicas.monitor import Monitor
-from django_replica_router.replicas.postgres import ServerIdentity
 from django_replica_router.replicas.readings import Reading, Sample
 from django_replica_router.replicas.sharing import Sharer
+from django_replica_router.sql.answering import ServerIdentity
 from django_replica_router.values.tokens import Position
 
 INTERVAL = 1.0

@@ -196,7 +196,7 @@ def test_an_unknown_level_is_a_higher_one(
         def fail(raw: Any) -> str:
             raise OSError("away")
 
-        patch.setattr(atomic_requests.postgres, "default_isolation", fail)
+        patch.setattr(atomic_requests.transacting, "default_isolation", fail)
         assert show(title) == "NEW"
     assert "'default' does not tell its default isolation level: away" in caplog.text
     assert show(title) == "first"

@@ -233,8 +233,8 @@ def open_where_named(patch: Patch) -> None:
 
 def ask_at_rest_only(patch: Patch) -> None:
     """Take out that a position can be asked for in a transaction that has written nothing."""
-    original = writes.postgres.read_token
-    patch.setattr(writes.postgres, "read_token", lambda raw, in_transaction: original(raw))
+    original = writes.wal.read_token
+    patch.setattr(writes.wal, "read_token", lambda raw, in_transaction: original(raw))
 
 
 def open_blocks_on_replicas(patch: Patch) -> None:

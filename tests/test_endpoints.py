@@ -13,11 +13,11 @@ from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.connections import on_replica, proving
 from django_replica_router.policy import ReplicaState
 from django_replica_router.recording import finishing
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.health import Health
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing import search
 from django_replica_router.routing.budget import Budget
+from django_replica_router.sql import answering
 from django_replica_router.values.tokens import Position
 from testproject.cluster import Cluster, PostgresServer
 from testproject.notes.models import Note
@@ -291,7 +291,7 @@ def test_a_driver_that_cannot_go_back_proves_less(
     endpoint: Endpoint, note: Note, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With psycopg 3.2 how much a statement has seen is not known: then one server answers a request."""
-    monkeypatch.setattr(postgres, "can_ask_bound", lambda sql, cursor: False)
+    monkeypatch.setattr(answering, "can_ask_bound", lambda sql, cursor: False)
     wait_until_served(endpoint)
     one, other = endpoint.targets
     with scope():

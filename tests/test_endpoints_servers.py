@@ -12,8 +12,8 @@ from django.contrib.auth.models import User
 from django.db import connections
 
 from django_replica_router import get_stats, pop_stats, scope
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.registry import stop_monitors
+from django_replica_router.sql import answering
 from testproject.cluster import Cluster, PostgresServer
 from testproject.notes.models import Note
 from tests.conftest import POOLER, wait_until
@@ -128,7 +128,7 @@ def test_were_it_not_refused_it_would_be_written_twice(
     kind: str, healed: Cluster, site_settings: Any, note: Note, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control."""
-    monkeypatch.setattr(postgres, "_READ_ONLY", "true")
+    monkeypatch.setattr(answering, "_READ_ONLY", "true")
     with led_by(healed, kind, [healed.primary, *healed.replicas]) as endpoint:
         assert len(add_by_a_query(endpoint)) == 2
 

@@ -18,12 +18,12 @@ from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import get_stats, pop_stats
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.history import UNFLUSHED
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.pollers import PrimaryPoller
 from django_replica_router.replicas.readings import Sample
 from django_replica_router.replicas.registry import find_monitor, stop_monitors
+from django_replica_router.sql import opening, wal
 from django_replica_router.values.tokens import Position
 from testproject.cluster import Cluster
 from testproject.cluster.postgres import PostgresServer
@@ -135,7 +135,7 @@ def test_who_has_only_looked_would_be_kept_on_the_primary(
 ) -> None:
     """Control: where the package writes no record, nothing flushes what was seen."""
     with open_transaction(cluster.primary) as position, monkeypatch.context() as patch:
-        patch.setattr(postgres, "flush", lambda *_: False)
+        patch.setattr(wal, "flush", lambda *_: False)
         visit(client, title, "post")
         until = time.monotonic() + 2
         while time.monotonic() < until:
@@ -170,7 +170,7 @@ def test_any_role_may_flush(plain_role: str, note: Note, cluster: Cluster, setti
             # Control: a record alone leaves all where it is.
             connection.execute("SELECT pg_logical_emit_message(false, 'test', '')")
             assert primary.flush_lsn() < position
-            assert postgres.flush(connection, position)
+            assert wal.flush(connection, position)
             assert primary.flush_lsn() >= position
 
 
@@ -181,13 +181,13 @@ def test_nothing_is_written_for_a_position_that_is_flushed_or_unknown(
     primary = cluster.primary
     with primary.connect() as connection, open_transaction(primary) as position:
         # A session that reads the catalogue for the first time may tidy up there, and write that down.
-        postgres.flush(connection, 1)
+        wal.flush(connection, 1)
         before = primary.insert_lsn()
-        assert not postgres.flush(connection, before + 1)
-        assert not postgres.flush(connection, primary.flush_lsn())
+        assert not wal.flush(connection, before + 1)
+        assert not wal.flush(connection, primary.flush_lsn())
         assert primary.insert_lsn() == before
-        assert postgres.flush(connection, position)
-        assert not postgres.flush(connection, position)
+        assert wal.flush(connection, position)
+        assert not wal.flush(connection, position)
 
 
 def test_a_flush_waits_for_no_standby(note: Note, cluster: Cluster) -> None:
@@ -199,7 +199,7 @@ def test_a_flush_waits_for_no_standby(note: Note, cluster: Cluster) -> None:
         primary.configure(synchronous_standby_names="nobody")
         try:
             with open_transaction(primary) as position:
-                flushed = pool.submit(postgres.flush, connection, position)
+                flushed = pool.submit(wal.flush, connection, position)
                 wait_until(lambda: flushed.done() or primary.execute(waiting), "the flush to end")
                 assert flushed.done()
                 assert flushed.result()
@@ -243,7 +243,7 @@ def refusing(
 ) -> Iterator[list[int]]:
     """Have the monitor's role be one that may write no such record; yield the attempts."""
     attempts: list[int] = []
-    connect, flush = postgres.connect, postgres.flush
+    connect, flush = opening.connect, wal.flush
 
     def connect_as_plain(alias: str, timeout: float) -> psycopg.Connection[Any]:
         connection = connect(alias, timeout)
@@ -254,8 +254,8 @@ def refusing(
         attempts.append(lsn)
         return flush(connection, lsn)
 
-    monkeypatch.setattr(postgres, "connect", connect_as_plain)
-    monkeypatch.setattr(postgres, "flush", note_attempt)
+    monkeypatch.setattr(opening, "connect", connect_as_plain)
+    monkeypatch.setattr(wal, "flush", note_attempt)
     functions = "SELECT oid::regprocedure FROM pg_proc WHERE proname = 'pg_logical_emit_message'"
     names = ", ".join(name for (name,) in cluster.primary.execute(functions))
     cluster.primary.execute(f"REVOKE EXECUTE ON FUNCTION {names} FROM PUBLIC")
@@ -300,8 +300,8 @@ class Watched:
         self.monitor = Monitor("default", ["r1"], 1.0, clock=lambda: self.now)
         self.poller: PrimaryPoller = self.monitor._primary_poller
         self.monitor.answers.publish_sample(Sample(self.now, Position(1, 100)))
-        monkeypatch.setattr(postgres, "sample_primary", lambda _: Position(1, 100))
-        monkeypatch.setattr(postgres, "flush", self._flush)
+        monkeypatch.setattr(wal, "sample_primary", lambda _: Position(1, 100))
+        monkeypatch.setattr(wal, "flush", self._flush)
 
     def _flush(self, connection: Any, lsn: int) -> bool:
         self.flushed.append(self.now)

@@ -14,7 +14,7 @@ from django.test import Client
 
 from django_replica_router import scope, use_replica
 from django_replica_router.errors import ConfigurationError, TooStale
-from django_replica_router.replicas import postgres
+from django_replica_router.sql import wal
 from django_replica_router.testing import assert_reads_from, lagging_replicas
 from django_replica_router.testing.lagging import LaggingReplicas
 from django_replica_router.testing.moments import Snapshot
@@ -117,10 +117,10 @@ def test_a_commit_is_shown_if_and_only_if_its_token_is_covered() -> None:
     wrong = []
     for number in range(40):
         create(f"before {number}")
-        before = postgres.read_token(raw)
+        before = wal.read_token(raw)
         moment = Snapshot("default")
         create(f"after {number}")
-        after = postgres.read_token(raw)
+        after = wal.read_token(raw)
         moment.end()
         if not before <= moment.position < after:
             wrong.append((before, moment.position, after))
@@ -129,10 +129,10 @@ def test_a_commit_is_shown_if_and_only_if_its_token_is_covered() -> None:
 
 def test_control_of_tokens_and_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a record in between, nothing tells a moment from a commit whose token is asked for later."""
-    monkeypatch.setattr(postgres, "_MARK_SQL", "SELECT 1")
+    monkeypatch.setattr(wal, "_MARK_SQL", "SELECT 1")
     create("one")
     moment = Snapshot("default")
-    after = postgres.read_token(connection.connection)
+    after = wal.read_token(connection.connection)
     moment.end()
     assert moment.position == after  # the token of a commit that the snapshot may lack
 

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from django_replica_router.policy import Replica, ReplicaState, may_serve
-from django_replica_router.replicas.postgres import Examination, ReplicaAnswer, ServerIdentity
+from django_replica_router.sql.answering import ServerIdentity
+from django_replica_router.sql.standby import Examination, ReplicaAnswer
 from django_replica_router.values.tokens import Position
 from tests.monitored import STREAMING, Cluster, cluster, no_real_monitor  # noqa: F401 - fixtures
 
@@ -41,11 +42,9 @@ class Replies:
         self.examined = 0
         self.takes = 0.0
         cluster.monitor.known.primary_looks.identity = ServerIdentity(SYSTEM, PRIMARY_LIFE)
-        monkeypatch.setattr("django_replica_router.replicas.postgres.ask_replica", self._ask)
-        monkeypatch.setattr(
-            "django_replica_router.replicas.postgres.examine_replica", self._examine
-        )
-        monkeypatch.setattr("django_replica_router.replicas.postgres.identify", self._identify)
+        monkeypatch.setattr("django_replica_router.sql.standby.ask_replica", self._ask)
+        monkeypatch.setattr("django_replica_router.sql.standby.examine_replica", self._examine)
+        monkeypatch.setattr("django_replica_router.sql.answering.identify", self._identify)
 
     def _ask(self, connection: Any) -> ReplicaAnswer:
         self.cluster.now += self.takes

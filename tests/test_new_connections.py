@@ -11,7 +11,8 @@ import pytest
 from django.db import DataError, OperationalError, connections, router, transaction
 
 from django_replica_router import get_stats, pop_stats, scope
-from django_replica_router.replicas import connecting, postgres
+from django_replica_router.replicas import connecting
+from django_replica_router.sql import answering
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import believe_every_connection, unwatched, wait_until_known
@@ -23,7 +24,7 @@ pytestmark = [
     pytest.mark.not_pooled("there each connection asks when it is opened, and each statement"),
 ]
 
-ASKED_ALONG = postgres.ask_along("SELECT", 1000, 0).split("<>")[0]
+ASKED_ALONG = answering.ask_along("SELECT", 1000, 0).split("<>")[0]
 
 
 def title() -> str:
@@ -48,14 +49,14 @@ def usual(note: Note, cluster: Cluster) -> Iterator[str]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The connections on which a request asks, in a message of its own, who is there."""
     asked: list[Any] = []
-    original = postgres.identify
+    original = answering.identify
 
-    def identify(raw: Any, *args: Any) -> postgres.ServerIdentity:
+    def identify(raw: Any, *args: Any) -> answering.ServerIdentity:
         if raw.info.get_parameters().get("application_name") != "django-replica-router":
             asked.append(raw)
         return original(raw, *args)
 
-    monkeypatch.setattr(connecting.postgres, "identify", identify)
+    monkeypatch.setattr(connecting.answering, "identify", identify)
     return asked
 
 

@@ -17,7 +17,8 @@ from django.test import Client
 
 from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.connections import on_replica
-from django_replica_router.replicas import connecting, postgres
+from django_replica_router.replicas import connecting
+from django_replica_router.sql import answering
 from testproject.cluster import Cluster, PgBouncerServer, ReplicaServer
 from testproject.notes.models import Note
 from tests.conftest import (
@@ -302,14 +303,14 @@ def test_an_error_of_another_server_is_not_the_visitors_concern(
 def count_questions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return a list of the connections on which this thread asks, in a message of its own, who is there."""
     asked: list[Any] = []
-    original = postgres.identify
+    original = answering.identify
 
-    def identify(raw: Any, *args: Any) -> postgres.ServerIdentity:
+    def identify(raw: Any, *args: Any) -> answering.ServerIdentity:
         if threading.current_thread() is threading.main_thread():
             asked.append(raw)
         return original(raw, *args)
 
-    monkeypatch.setattr(connecting.postgres, "identify", identify)
+    monkeypatch.setattr(connecting.answering, "identify", identify)
     return asked
 
 
@@ -327,7 +328,7 @@ def test_a_query_asks_along_who_answers_it(
     read_ten_times()
     assert asked == []
     assert len(served.statements) == 10
-    asked_along = postgres.ask_along("SELECT", 1000, 0).split("<>")[0]
+    asked_along = answering.ask_along("SELECT", 1000, 0).split("<>")[0]
     assert all(sql.startswith(asked_along) for _, sql in served.statements)
 
 

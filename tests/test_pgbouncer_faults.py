@@ -14,8 +14,8 @@ from django.test import Client
 
 from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.policy import ReplicaState
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.sql import wal
 from testproject.cluster import Cluster, PgBouncerServer
 from testproject.notes.models import Note
 from tests.conftest import PATIENT, wait_until, wait_until_reachable
@@ -209,7 +209,7 @@ def test_the_token_of_a_commit_may_be_read_on_another_connection(
     ) as holder:
         # PgBouncer gives the connection that was used last.
         assert holder.execute("SELECT pg_backend_pid()").fetchone() == (committed_on,)
-        position = postgres.read_token(connection.connection)
+        position = wal.read_token(connection.connection)
         ((read_on,),) = connection.connection.execute("SELECT pg_backend_pid()").fetchall()
     assert read_on != committed_on
     assert position.lsn >= least - 40  # less at most a page header

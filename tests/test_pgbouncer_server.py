@@ -8,8 +8,9 @@ import psycopg
 import pytest
 from django.db import connections
 
-from django_replica_router.replicas import connecting, postgres
+from django_replica_router.replicas import connecting
 from django_replica_router.replicas.registry import find_monitor, stop_monitors
+from django_replica_router.sql import answering, opening, standby
 from testproject.cluster import Cluster, PgBouncerServer
 from testproject.cluster.binaries import PGBOUNCER_VARIABLE
 from testproject.cluster.pgbouncer import answers
@@ -29,10 +30,10 @@ def test_a_pooler_is_told_from_a_server(
     poolers: dict[str, PgBouncerServer], cluster: Cluster
 ) -> None:
     """By the process id, which it makes up."""
-    with postgres.connect("replica1", 5.0) as raw:
-        through = postgres.identify(raw)
+    with opening.connect("replica1", 5.0) as raw:
+        through = answering.identify(raw)
     with cluster.replicas[0].connect() as raw:
-        direct = postgres.identify(raw)
+        direct = answering.identify(raw)
     assert through.is_pooled
     assert not direct.is_pooled
     assert through.life == direct.life
@@ -83,7 +84,7 @@ def test_the_monitor_prepares_nothing(
     seen = monitor.known.readings["replica1"].read_at
     wait_until(lambda: monitor.known.readings["replica1"].read_at > seen, "another look")
     for _ in range(20):
-        postgres.ask_replica(raw)
+        standby.ask_replica(raw)
     ((prepared,),) = raw.execute(
         "SELECT count(*) FROM pg_prepared_statements", prepare=False
     ).fetchall()

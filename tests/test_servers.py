@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from django_replica_router.policy import ReplicaState
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.endpoints import Scout, may_lead_elsewhere
 from django_replica_router.replicas.inflight import InFlight, Waiter, in_flight
 from django_replica_router.replicas.known import Known
 from django_replica_router.replicas.looks import MAX_CONNECTION_AGE
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.pollers import Poller
-from django_replica_router.replicas.postgres import Answerer, ServerIdentity
 from django_replica_router.replicas.registry import stop_monitors
+from django_replica_router.sql import answering, opening
+from django_replica_router.sql.answering import Answerer, ServerIdentity
 from django_replica_router.values.servers import Servers
 
 ONE = ("1", "10.0.0.2/32", 5432)
@@ -143,8 +143,8 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
         opened.append(Line((ONE, TWO)[len(opened) % 2]))
         return opened[-1]
 
-    monkeypatch.setattr(postgres, "connect", connect)
-    monkeypatch.setattr(postgres, "identify", lambda line: ServerIdentity("1", line.life))
+    monkeypatch.setattr(opening, "connect", connect)
+    monkeypatch.setattr(answering, "identify", lambda line: ServerIdentity("1", line.life))
     return opened
 
 
@@ -166,14 +166,14 @@ def test_a_scout_that_is_given_up_keeps_nothing(
 ) -> None:
     """As where its monitor is stopped meanwhile, or before it was asked what it has met."""
     scout = Scout("r", [], 3)
-    identify = postgres.identify
+    identify = answering.identify
 
     def identify_and_give_up(line: Any) -> ServerIdentity:
         assert scout.take() == []
         return identify(line)
 
     with monkeypatch.context() as patch:
-        patch.setattr(postgres, "identify", identify_and_give_up)
+        patch.setattr(answering, "identify", identify_and_give_up)
         scout.run()
     assert [line.is_closed for line in lines] == [True]
     late = Scout("r", [], 3)
@@ -187,14 +187,14 @@ def test_a_scout_that_fails_keeps_what_it_has_met(
 ) -> None:
     """One server that cannot be reached hides no other."""
     scout = Scout("r", [], 3)
-    connect = postgres.connect
+    connect = opening.connect
 
     def connect_twice(alias: str, timeout: float) -> Any:
         if len(lines) == 2:
             raise OSError("unreachable")
         return connect(alias, timeout)
 
-    monkeypatch.setattr(postgres, "connect", connect_twice)
+    monkeypatch.setattr(opening, "connect", connect_twice)
     scout.run()
     assert [identity.life for _, identity in scout.take()] == [ONE, TWO]
 

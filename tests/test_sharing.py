@@ -9,9 +9,9 @@ import pytest
 
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.hearsay import Hearsay
-from django_replica_router.replicas.postgres import ServerIdentity
 from django_replica_router.replicas.readings import ToldReading
 from django_replica_router.replicas.sharing import Beat, Beats
+from django_replica_router.sql.answering import ServerIdentity
 from tests.sharing_world import (  # noqa: F401 - fixtures
     BEAT_KEY,
     ENDURANCE,

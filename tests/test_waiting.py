@@ -14,9 +14,10 @@ from django.db import connections
 
 from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.errors import PositionError
-from django_replica_router.replicas import connecting, postgres
+from django_replica_router.replicas import connecting
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing import waiting as waits
+from django_replica_router.sql import standby
 from django_replica_router.values.lsn import WAL_PAGE_SIZE, normalise_insert_lsn
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
@@ -170,12 +171,12 @@ def test_a_replica_is_not_believed_because_its_wait_is_over(
     assert read(ann, note)[0] == "replica"
     pause(waiting)
     write(ann, note, "second")
-    wait = postgres.wait_for_replay
+    wait = standby.wait_for_replay
 
     def believe(connection: Any, lsn: int, seconds: float) -> Any:
         return wait(connection, lsn, seconds)._replace(replayed=lsn)
 
-    monkeypatch.setattr(postgres, "wait_for_replay", believe)
+    monkeypatch.setattr(standby, "wait_for_replay", believe)
     assert read(ann, note) == ("replica", "first")
 
 
@@ -230,7 +231,7 @@ def test_a_session_of_any_isolation_level_can_wait(waiting: Cluster, level: str)
     lsn = waiting.primary.flush()
     with waiting.replicas[0].connect(autocommit=True) as raw:
         raw.execute(f"SET default_transaction_isolation = '{level}'")
-        answer = postgres.wait_for_replay(raw, lsn, LONG)
+        answer = standby.wait_for_replay(raw, lsn, LONG)
         assert answer.in_recovery
         assert answer.replayed is not None
         assert answer.replayed >= lsn
@@ -240,7 +241,7 @@ def test_a_wait_of_less_than_a_millisecond_ends(waiting: Cluster) -> None:
     """Of 0.4 ms the server would make none, and of none a wait without end."""
     with waiting.replicas[0].connect(autocommit=True) as raw:
         for seconds in (0.0004, 0.0, -1.0):
-            answer = postgres.wait_for_replay(raw, NOWHERE_NEAR, seconds)
+            answer = standby.wait_for_replay(raw, NOWHERE_NEAR, seconds)
             assert answer.replayed is not None
             assert answer.replayed < NOWHERE_NEAR
 
@@ -248,7 +249,7 @@ def test_a_wait_of_less_than_a_millisecond_ends(waiting: Cluster) -> None:
 def test_a_server_that_is_no_standby_says_so_at_once(waiting: Cluster) -> None:
     """It is never taken for one that is there, as after a promotion."""
     with waiting.primary.connect(autocommit=True) as raw:
-        answer = postgres.wait_for_replay(raw, 1, 1000.0)
+        answer = standby.wait_for_replay(raw, 1, 1000.0)
     assert not answer.in_recovery
 
 
@@ -270,10 +271,10 @@ def test_a_position_that_is_not_normalised_is_waited_for_in_vain(waiting: Cluste
     lsn = page_end(waiting)
     normalised = normalise_insert_lsn(lsn, 16 * 1024 * 1024)
     with waiting.replicas[0].connect(autocommit=True) as raw:
-        there = postgres.wait_for_replay(raw, normalised, LONG).replayed
+        there = standby.wait_for_replay(raw, normalised, LONG).replayed
         assert there is not None
         assert there >= normalised
-        behind = postgres.wait_for_replay(raw, lsn, 0.2).replayed
+        behind = standby.wait_for_replay(raw, lsn, 0.2).replayed
     assert behind is not None
     assert behind < lsn
 
@@ -287,13 +288,13 @@ def test_older_servers_are_told_to_wait_for_nothing(
 ) -> None:
     """Nothing is sent that they do not know. Negative control: a newer one is told."""
     told: list[int] = []
-    wait = postgres.wait_for_replay
+    wait = standby.wait_for_replay
 
     def note_wait(connection: Any, lsn: int, seconds: float) -> Any:
         told.append(lsn)
         return wait(connection, lsn, seconds)
 
-    monkeypatch.setattr(postgres, "wait_for_replay", note_wait)
+    monkeypatch.setattr(standby, "wait_for_replay", note_wait)
     be_patient(settings, 0.1)
     assert read(ann, note)[0] == "replica"
     pause(cluster)
@@ -311,8 +312,8 @@ def test_a_server_that_does_not_know_the_question_harms_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As one of another make, whose version says that it should: the reader waits as everywhere else."""
-    monkeypatch.setattr(postgres, "_WAITING_VERSION", 0)
-    monkeypatch.setattr(postgres, "_WAIT_SQL", "WAIT FOR NOTHING;SELECT 1")
+    monkeypatch.setattr(standby, "_WAITING_VERSION", 0)
+    monkeypatch.setattr(standby, "_WAIT_SQL", "WAIT FOR NOTHING;SELECT 1")
     be_patient(settings, LONG)
     assert read(ann, note)[0] == "replica"
     raws = [connections[alias].connection for alias in ("replica1", "replica2")]
@@ -339,8 +340,8 @@ def write_unseen(
     """Return what has the reader write what no replica shows, and servers wait in a way of the test's."""
 
     def write_with(wait: Callable[..., Any]) -> None:
-        monkeypatch.setattr(postgres, "_WAITING_VERSION", 0)
-        monkeypatch.setattr(postgres, "wait_for_replay", wait)
+        monkeypatch.setattr(standby, "_WAITING_VERSION", 0)
+        monkeypatch.setattr(standby, "wait_for_replay", wait)
         be_patient(settings, 0.1)
         assert read(ann, note)[0] == "replica"
         pause(cluster)
@@ -384,7 +385,7 @@ def test_one_of_a_process_occupies_a_server_of_a_pooler(
     ann: User, note: Note, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pooler has few servers: while one waits for somebody, others of the process are told by him."""
-    monkeypatch.setattr(postgres, "_WAITING_VERSION", 0)
+    monkeypatch.setattr(standby, "_WAITING_VERSION", 0)
     assert read(ann, note)[0] == "replica"
     alias = next(a for a in ("replica1", "replica2") if connections[a].connection is not None)
     monitor = find_monitor("default")
@@ -401,10 +402,10 @@ def test_a_connection_in_a_transaction_is_not_told_to_wait(cluster: Cluster) -> 
     """There the wait would hold what the transaction holds, or come too late."""
     with cluster.replicas[0].connect(autocommit=True) as raw:
         is_new = raw.info.server_version >= WAITING_VERSION
-        assert postgres.can_wait(raw) == is_new
+        assert standby.can_wait(raw) == is_new
         with raw.transaction():
-            assert not postgres.can_wait(raw)
+            assert not standby.can_wait(raw)
         with raw.pipeline():
-            assert not postgres.can_wait(raw)
+            assert not standby.can_wait(raw)
         raw.autocommit = False
-        assert not postgres.can_wait(raw)
+        assert not standby.can_wait(raw)

@@ -36,7 +36,7 @@ def test_a_write_whose_position_cannot_be_read_pins_its_user(
         message = "server closed the connection unexpectedly"
         raise psycopg.OperationalError(message)
 
-    monkeypatch.setattr(writes.postgres, "read_token", fail)
+    monkeypatch.setattr(writes.wal, "read_token", fail)
     visit(signed_in, lambda request: note.save(), "post")
     monkeypatch.undo()
     record = record_of(ann)

@@ -12,9 +12,9 @@ from django.db.backends.utils import debug_transaction
 from django_replica_router.connections import commits
 from django_replica_router.connections.connection import ClusterConnection
 from django_replica_router.recording.writes import find_state, note_transaction_end
-from django_replica_router.replicas import postgres
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.written import Checkpoint, WriteMark
+from django_replica_router.sql import states
 
 if TYPE_CHECKING:
 
@@ -56,7 +56,7 @@ class TokenMixin(_Wrapper):
             self._commit_and_ask(raw, state, binds=binds)
         else:
             # In a transaction that has failed the server answers ROLLBACK.
-            wrote = False if postgres.has_failed(raw) else None
+            wrote = False if states.has_failed(raw) else None
             with _noting_loss(raw, state, binds=binds):
                 super()._commit()
             note_transaction_end(self.alias, state, raw, wrote=wrote)
@@ -94,6 +94,6 @@ def _noting_loss(
     try:
         yield
     except BaseException as error:
-        if binds and not postgres.was_refused(raw, error):
+        if binds and not states.was_refused(raw, error):
             state.add_write(WriteMark(uncertain=True))
         raise

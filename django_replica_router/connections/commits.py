@@ -12,7 +12,7 @@ from psycopg.errors import error_from_result
 
 from django_replica_router.errors import PositionError
 from django_replica_router.logs import fields, logger
-from django_replica_router.replicas.postgres import parse_position
+from django_replica_router.sql.wal import parse_position
 from django_replica_router.values.tokens import Position
 
 if TYPE_CHECKING:

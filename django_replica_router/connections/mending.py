@@ -16,10 +16,10 @@ from django_replica_router.connections.rerouting import (
 )
 from django_replica_router.policy import ReplicaState
 from django_replica_router.recording.writes import mark_written, note_shown
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.connecting import is_elsewhere, life_behind
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.scopes.scope import current_scope, get_frame
+from django_replica_router.sql import states
 from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
 from django_replica_router.values.statements import OF_SESSION, kind_of
@@ -78,7 +78,7 @@ def _find_remedy(
     if is_replica_fault(error, raw):
         leave(alias, primary, connection, ReplicaState.UNREACHABLE, str(error))
         return REPLICA_FAULT
-    can_be_asked = raw is None or not postgres.has_failed(raw)
+    can_be_asked = raw is None or not states.has_failed(raw)
     if can_be_asked and is_elsewhere(connection, chosen_lives(primary).get(alias)):
         # What is wrong with a statement is for the right server to say: there the table may exist.
         leave(alias, primary, connection, ReplicaState.UNKNOWN, MET_ANOTHER)

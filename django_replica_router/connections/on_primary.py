@@ -18,10 +18,11 @@ from django_replica_router.recording.writes import (
     note_shown,
 )
 from django_replica_router.replicas.attributes import Around, Execute
-from django_replica_router.replicas.postgres import can_ask_along, is_unanswered
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.scope import Frame, current_scope, get_frame
 from django_replica_router.scopes.written import Checkpoint, Moment
+from django_replica_router.sql.answering import can_ask_along
+from django_replica_router.sql.states import is_unanswered
 from django_replica_router.transactions.blocks import end_idling
 from django_replica_router.transactions.settings import note_setting
 from django_replica_router.values.statements import (

@@ -46,9 +46,10 @@ from django_replica_router.replicas.connecting import (
     was_elsewhere,
 )
 from django_replica_router.replicas.inflight import in_flight
-from django_replica_router.replicas.postgres import ask_along, can_ask_along, has_failed
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.scopes.scope import Scope, get_frame
+from django_replica_router.sql.answering import ask_along, can_ask_along
+from django_replica_router.sql.states import has_failed
 from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
 from django_replica_router.values.statements import (

@@ -12,7 +12,6 @@ from typing import Any
 
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Decision, Reason, ReplicaState
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.connecting import (
     is_pooled,
     life_behind,
@@ -20,11 +19,12 @@ from django_replica_router.replicas.connecting import (
     note_answerer,
 )
 from django_replica_router.replicas.monitor import Monitor
-from django_replica_router.replicas.postgres import Question
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing.budget import monotonic_budget
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.scope import Scope, get_frame
+from django_replica_router.sql import answering
+from django_replica_router.sql.answering import Question
 from django_replica_router.stats import count
 
 
@@ -68,23 +68,23 @@ class Proof:
 
     def message(self, sql: str, cursor: Any) -> str:
         """Return the message that asks along what proves it."""
-        self._asks_bound = postgres.can_ask_bound(sql, cursor)
+        self._asks_bound = answering.can_ask_bound(sql, cursor)
         pid = self._connection.connection.info.backend_pid
-        return postgres.ask_along(
+        return answering.ask_along(
             sql, lock_wait_ms(), pid, self._question, asks_bound=self._asks_bound
         )
 
     def holds(self, cursor: Any) -> bool:
         """Tell whether what the message has brought may be shown; the cursor then yields the rows."""
         try:
-            answer = postgres.read_answerer(cursor, self._question)
-            bound = postgres.read_bound(cursor) if self._asks_bound else None
+            answer = answering.read_answerer(cursor, self._question)
+            bound = answering.read_bound(cursor) if self._asks_bound else None
         except Exception:  # whoever that was
             count("retried_elsewhere")
             return False
         return self._is_right(answer, math.inf if bound is None else bound)
 
-    def _is_right(self, answer: postgres.Answerer, bound: float) -> bool:
+    def _is_right(self, answer: answering.Answerer, bound: float) -> bool:
         monitor, alias, life = self._monitor, self._alias, answer.life
         if self._question is Question.ALL:
             monitor.answers.publish_answer(alias, answer, self._asked_at)

@@ -16,10 +16,10 @@ from psycopg.sql import Composable
 from django_replica_router.conf import session_model
 from django_replica_router.connections.rerouting import is_refused_write, is_server_side
 from django_replica_router.errors import WriteInQuery
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.attributes import Around, Execute
 from django_replica_router.replicas.connecting import is_pooled
 from django_replica_router.scopes.scope import Frame, get_frame
+from django_replica_router.sql import states
 from django_replica_router.stats import count
 from django_replica_router.values.effects import Effect, EffectKind, effect_of, written_table
 from django_replica_router.values.statements import text_of
@@ -160,7 +160,7 @@ def _speaks_simply(raw: psycopg.Connection[Any], driver: Any, sql: Any) -> bool:
 def _block(connection: Any) -> Iterator[None]:
     """Have the server refuse writes inside: in a transaction of its own, or in a part of the open one."""
     raw = connection.connection
-    if not _can_write(connection) or postgres.has_failed(raw):
+    if not _can_write(connection) or states.has_failed(raw):
         yield
         return
     with connection.wrap_database_errors:
@@ -197,7 +197,7 @@ def _rolling_back(raw: psycopg.Connection[Any]) -> Iterator[None]:
     try:
         yield
     except (Error, psycopg.Error) as error:
-        if is_refused_write(error) and postgres.has_failed(raw):
+        if is_refused_write(error) and states.has_failed(raw):
             raw.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT};RELEASE SAVEPOINT {_SAVEPOINT}")
         raise
 

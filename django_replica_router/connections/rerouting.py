@@ -10,7 +10,8 @@ from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
 from django_replica_router.replicas.inflight import in_flight
-from django_replica_router.replicas.postgres import READ_ONLY_SQL_TRANSACTION, replays_lock
+from django_replica_router.sql.standby import replays_lock
+from django_replica_router.sql.states import READ_ONLY_SQL_TRANSACTION
 
 _RECOVERY_CONFLICT = "40001"
 _LOCK_NOT_AVAILABLE = "55P03"

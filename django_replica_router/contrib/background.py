@@ -28,7 +28,6 @@ from django_replica_router.recording.carrying import (
 )
 from django_replica_router.recording.floors import pin
 from django_replica_router.recording.tracking import store_under, tracked_key
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.connecting import find_connection
 from django_replica_router.replicas.registry import find_monitor, get_monitor
 from django_replica_router.replicas.systems import system_of
@@ -38,6 +37,7 @@ from django_replica_router.scopes.keys import digest
 from django_replica_router.scopes.scope import Scope, current_scope
 from django_replica_router.scopes.signing import Token
 from django_replica_router.scopes.written import WriteMark
+from django_replica_router.sql import transacting
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.carried import Entry
 from django_replica_router.values.tokens import NOWHERE, Position, Record
@@ -171,7 +171,7 @@ def _is_in_transaction(connection: Any) -> bool:
 def _open_token(primary: str, connection: Any) -> Token:
     """Return the token of an open transaction, which may have written nothing so far."""
     try:
-        number = postgres.number_transaction(connection.connection)
+        number = transacting.number_transaction(connection.connection)
         return Token({system_of(primary): Entry(Record(), frozenset({number}))})
     except Exception as error:  # one that has failed commits nothing
         logger.debug("The transaction on %r has no number: %s", primary, error)

@@ -20,7 +20,6 @@ from django_replica_router.recording.floors import (
     wall_clock_ms,
 )
 from django_replica_router.recording.writes import known_position, locate, locate_seen
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.systems import system_of
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.identity import NamedIdentity
@@ -28,6 +27,7 @@ from django_replica_router.scopes.keys import EVERYBODY
 from django_replica_router.scopes.scope import Scope
 from django_replica_router.scopes.signing import Token
 from django_replica_router.scopes.written import WriteMark
+from django_replica_router.sql import transacting, wal
 from django_replica_router.stats import count
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.carried import MOST_OPEN, Carried, Entry
@@ -125,8 +125,8 @@ def _inside_transaction(primary: str, state: ClusterScope, config: Config) -> En
     try:
         if any(other is not raw for other in others) or (state.pending and state.pending.uncertain):
             return Entry(pin(config))
-        position = postgres.read_token(raw, in_transaction=True)
-        number = postgres.open_transaction(raw)
+        position = wal.read_token(raw, in_transaction=True)
+        number = transacting.open_transaction(raw)
     except Exception as error:  # one that has failed answers nothing
         logger.warning(
             "No position can be told from within a transaction: %s",
@@ -199,7 +199,7 @@ def _wait_for_end(primary: str, numbers: frozenset[int]) -> bool:
     try:
         connection.ensure_connection()
         for number in numbers:
-            while postgres.is_in_progress(connection.connection, number):
+            while transacting.is_in_progress(connection.connection, number):
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(_OPEN_PAUSE)

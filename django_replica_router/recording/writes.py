@@ -13,7 +13,6 @@ from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import ConfigurationError, PositionError
 from django_replica_router.logs import fields, logger
 from django_replica_router.recording.floors import forget_everybody
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.connecting import waiting_key
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.registry import find_monitor
@@ -21,6 +20,7 @@ from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.keys import EVERYBODY, store_key
 from django_replica_router.scopes.scope import current_scope, get_frame
 from django_replica_router.scopes.written import Checkpoint, WriteMark
+from django_replica_router.sql import standby, wal
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions.blocks import end_idling, keeps_reads
 from django_replica_router.values.statements import reads_rows
@@ -217,7 +217,7 @@ def locate(primary: str, mark: WriteMark) -> Position | None:
         raw = connection.connection
         # The driver's own connection, so that the query is in no log and no assertNumQueries.
         if isinstance(raw, psycopg.Connection):
-            return postgres.read_token(raw, in_transaction=connection.in_atomic_block)
+            return wal.read_token(raw, in_transaction=connection.in_atomic_block)
     except Exception as error:  # whatever fails here, the user is pinned instead
         report_unrecorded(primary, error)
     return None
@@ -266,7 +266,7 @@ def locate_seen(primary: str, alias: str, state: ClusterScope | None = None) -> 
         raw = connections[alias].connection
         if timeline is not None and isinstance(raw, psycopg.Connection):
             with in_flight.waiting(waiting_key(connections[alias], alias), raw):
-                answer = postgres.ask_replica(raw)
+                answer = standby.ask_replica(raw)
             is_same = life in (None, answer.life) and shown < 0
             if is_same and answer.in_recovery and answer.replayed is not None:
                 return Position(timeline, answer.replayed)

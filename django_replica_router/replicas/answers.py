@@ -9,8 +9,8 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.known import Known
 from django_replica_router.replicas.looks import MAX_CONNECTION_AGE
 from django_replica_router.replicas.news import UNKNOWN
-from django_replica_router.replicas.postgres import Answerer
 from django_replica_router.replicas.readings import Reading, Sample
+from django_replica_router.sql.answering import Answerer
 from django_replica_router.values.servers import Life
 
 

@@ -15,12 +15,12 @@ from django.db.utils import OperationalError
 from django_replica_router.conf import get_config
 from django_replica_router.errors import PositionError
 from django_replica_router.policy import Replica, ReplicaState
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.attributes import UNKNOWN, Sight
 from django_replica_router.replicas.inflight import in_flight, shut_down
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.replicas.wrappers import connection_of
+from django_replica_router.sql import answering, standby, states
 from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
 
@@ -196,11 +196,11 @@ def ask_over_connection(alias: str, monitor: Monitor) -> None:
     raw = connection.connection
     if not monitor.looks_itself or not isinstance(raw, psycopg.Connection):
         return
-    if not postgres.can_be_asked(raw):
+    if not states.can_be_asked(raw):
         return
     try:
         with in_flight.waiting(monitor.servers.waiting_key(alias, life_behind(connection)), raw):
-            answer = postgres.ask_replica(raw)
+            answer = standby.ask_replica(raw)
     except Exception:  # says nothing of the server: the connection may be an old one
         connection.close()
         return
@@ -224,7 +224,7 @@ def waits_itself(alias: str, monitor: Monitor) -> bool:
 
 def _can_wait(connection: Any) -> bool:
     raw = connection.connection
-    return isinstance(raw, psycopg.Connection) and postgres.can_wait(raw)
+    return isinstance(raw, psycopg.Connection) and standby.can_wait(raw)
 
 
 def wait_over_connection(
@@ -261,14 +261,14 @@ def wait_over_connection(
 
 def _wait_over(
     connection: Any, alias: str, monitor: Monitor, lsn: int, seconds: float
-) -> postgres.ReplicaAnswer | None:
+) -> standby.ReplicaAnswer | None:
     raw = connection.connection
     try:
         with in_flight.waiting(monitor.servers.waiting_key(alias, life_behind(connection)), raw):
-            return postgres.wait_for_replay(raw, lsn, seconds)
+            return standby.wait_for_replay(raw, lsn, seconds)
     except (psycopg.Error, PositionError):
         # A time limit of the session, as a rule; a connection that has ended says nothing of the server.
-        if not postgres.can_be_asked(raw):
+        if not states.can_be_asked(raw):
             connection.close()
         return None
     except BaseException:  # a time limit of the code's own, by a signal
@@ -389,15 +389,15 @@ def lift_lock_wait(connection: Any) -> bool:
     """Have a connection wait for locks as long as it takes; tell whether the bound was the package's."""
     raw = connection.connection
     sight = _last_sight(connection)
-    if sight is None or sight.is_pooled or not lock_wait_ms() or not postgres.can_be_asked(raw):
+    if sight is None or sight.is_pooled or not lock_wait_ms() or not states.can_be_asked(raw):
         return False
-    postgres.lift_lock_wait(raw)
+    answering.lift_lock_wait(raw)
     _note_sight(connection, None)  # so that whoever is sent here next bounds it anew
     return True
 
 
 def _see(raw: psycopg.Connection[Any]) -> Sight | None:
-    identity = postgres.identify(raw, lock_wait_ms())
+    identity = answering.identify(raw, lock_wait_ms())
     return Sight(raw, identity.life, identity.is_pooled) if identity.in_recovery else None
 
 
@@ -415,7 +415,7 @@ def waiting_key(connection: Any, alias: str) -> str:
     return monitor.servers.waiting_key(alias, life_behind(connection))
 
 
-def note_answerer(connection: Any, answerer: postgres.Answerer) -> Life | None:
+def note_answerer(connection: Any, answerer: answering.Answerer) -> Life | None:
     """Note which server has answered a statement; return the one that had answered before."""
     sight, life = _last_sight(connection), answerer.life
     if sight is None or (sight.life == life and not sight.is_expected):
@@ -465,7 +465,7 @@ def was_elsewhere(connection: Any, cursor: Any, life: Life | None) -> bool:
         life: which server, in which life, was chosen; None where nobody has chosen.
     """
     try:
-        answerer = postgres.read_answerer(cursor)
+        answerer = answering.read_answerer(cursor)
     except Exception:  # whoever that was
         return True
     if not answerer.in_recovery or life not in (None, answerer.life):

@@ -17,7 +17,7 @@ from django_replica_router.logs import fields, logger
 from django_replica_router.replicas.ending import EndingThread, jittered
 from django_replica_router.replicas.lookups import MOST, Answer, Server, look_up
 from django_replica_router.replicas.monitor import Monitor
-from django_replica_router.replicas.postgres import is_under_test
+from django_replica_router.sql.opening import is_under_test
 from django_replica_router.values.topology import Found
 
 INTERVAL = 10.0

@@ -17,13 +17,13 @@ import psycopg
 
 from django_replica_router.logs import logger
 from django_replica_router.policy import Replica, ReplicaState
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.answers import Answers
 from django_replica_router.replicas.health import Health
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.looks import CONNECT_TIMEOUT, MAX_CONNECTION_AGE, Looks
 from django_replica_router.replicas.pollers import ReplicaPoller
 from django_replica_router.replicas.readings import Reading
+from django_replica_router.sql import answering, opening, standby
 from django_replica_router.values.servers import Life, without
 
 # So many connections in a row that lead to no new server are taken for a sign that there is none.
@@ -33,7 +33,7 @@ _UNSERVED = 5.0
 # More servers than an endpoint has: a pooler may make up lives without end.
 _MOST = 50
 
-Met = tuple[psycopg.Connection[Any], postgres.ServerIdentity]
+Met = tuple[psycopg.Connection[Any], answering.ServerIdentity]
 
 
 class ServerLeftError(Exception):
@@ -80,11 +80,11 @@ class Scout(threading.Thread):
         # All are held until the last one is there, in a transaction each: who balances by the number of
         # connections, or gives one server connection to many clients, would lead all to one server.
         while misses < self._tries and len(self._opened) < _MOST and not self._is_given_up:
-            connection = postgres.connect(self._alias, CONNECT_TIMEOUT)
+            connection = opening.connect(self._alias, CONNECT_TIMEOUT)
             self._opened.append(connection)
             connection.autocommit = False
             with in_flight.waiting(self.key, connection):
-                identity = postgres.identify(connection)
+                identity = answering.identify(connection)
             misses += 1
             if identity.life not in self._known:
                 self._known.add(identity.life)
@@ -193,11 +193,11 @@ class EndpointPoller(ReplicaPoller):
             super().look(connection)
             return
         read_at = self.known.clock()
-        answer = postgres.ask_server(connection)
+        answer = answering.ask_server(connection)
         self._follow_chase(-1 if answer.replayed is None else answer.replayed)
         self.answers.publish_answer(self.alias, answer, read_at, self._catch_up)
 
-    def _state(self, answer: postgres.ReplicaAnswer) -> ReplicaState:
+    def _state(self, answer: standby.ReplicaAnswer) -> ReplicaState:
         return super()._state(answer) if self._is_settled else ReplicaState.UNKNOWN
 
     def _note_life(self, life: Life) -> None:
@@ -240,7 +240,9 @@ class EndpointPoller(ReplicaPoller):
         if self.life != present:
             self.look_around()
 
-    def adopt(self, connection: psycopg.Connection[Any], identity: postgres.ServerIdentity) -> None:
+    def adopt(
+        self, connection: psycopg.Connection[Any], identity: answering.ServerIdentity
+    ) -> None:
         """Have a further server looked at, over a connection that leads to it."""
         with self.known.changed:
             if not (self.is_over or self.known.stopped):
@@ -288,7 +290,7 @@ class EndpointPoller(ReplicaPoller):
 
 
 def may_lead_elsewhere(
-    connection: psycopg.Connection[Any] | None, identity: postgres.ServerIdentity | None
+    connection: psycopg.Connection[Any] | None, identity: answering.ServerIdentity | None
 ) -> bool:
     """Tell whether new connections may lead to another server than this one does.
 
@@ -327,7 +329,7 @@ class Companion(ReplicaPoller):
         endpoint: EndpointPoller,
         looks: Looks,
         connection: psycopg.Connection[Any],
-        identity: postgres.ServerIdentity,
+        identity: answering.ServerIdentity,
     ) -> None:
         super().__init__(endpoint.answers, looks)
         self._endpoint = endpoint

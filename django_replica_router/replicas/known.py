@@ -9,8 +9,8 @@ from dataclasses import replace
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.history import History
 from django_replica_router.replicas.members import Members
-from django_replica_router.replicas.postgres import ServerIdentity
 from django_replica_router.replicas.readings import Reading
+from django_replica_router.sql.answering import ServerIdentity
 from django_replica_router.values.servers import Life
 
 

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable
 
-from django_replica_router.replicas.postgres import ServerIdentity
+from django_replica_router.sql.answering import ServerIdentity
 
 PATIENCE = 1.0
 """Seconds that a replica may take to answer before it is taken out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.db import connections
 
-from django_replica_router.replicas.postgres import is_under_test
+from django_replica_router.sql.opening import is_under_test
 
 _ADDRESS = ("HOST", "PORT", "NAME")
 

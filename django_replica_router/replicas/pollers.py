@@ -10,12 +10,13 @@ import psycopg
 
 from django_replica_router.logs import fields, logger
 from django_replica_router.policy import Replica, ReplicaState
-from django_replica_router.replicas import looks, postgres
+from django_replica_router.replicas import looks
 from django_replica_router.replicas.answers import Answers
 from django_replica_router.replicas.ending import jittered
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.looks import CONNECT_TIMEOUT, MAX_CONNECTION_AGE, Looks
 from django_replica_router.replicas.readings import Reading, Sample
+from django_replica_router.sql import answering, opening, standby, wal
 from django_replica_router.stats import count
 from django_replica_router.values.servers import Life
 
@@ -115,7 +116,7 @@ class Poller(threading.Thread):
 
     def identify(self, connection: psycopg.Connection[Any]) -> None:
         """Find out which server the connection reaches."""
-        self.looks.identity = postgres.identify(connection)
+        self.looks.identity = answering.identify(connection)
 
     def _connect(self) -> psycopg.Connection[Any]:
         """Return the connection, opened anew where it is gone, or old.
@@ -126,7 +127,7 @@ class Poller(threading.Thread):
         if self._connection is not None and now - self.looks.connected_at > MAX_CONNECTION_AGE:
             self._close()
         if self._connection is None or self._connection.closed:
-            self._connection = postgres.connect(self.alias, CONNECT_TIMEOUT)
+            self._connection = opening.connect(self.alias, CONNECT_TIMEOUT)
             self.looks.version = self._connection.info.server_version
             self.looks.connected_at = now
             self._is_known = False
@@ -155,7 +156,7 @@ class PrimaryPoller(Poller):
 
     def look(self, connection: psycopg.Connection[Any]) -> None:
         at = self.known.clock()
-        self.answers.publish_sample(Sample(at, postgres.sample_primary(connection)))
+        self.answers.publish_sample(Sample(at, wal.sample_primary(connection)))
         if self.looks.failures:
             logger.info(
                 "The primary %r answers again.",
@@ -171,7 +172,7 @@ class PrimaryPoller(Poller):
         # Before it is tried: where the disk hangs the look is ended, and the next one must not hang.
         self.known.history.may_flush_at = now + _REFUSED_FLUSH_PAUSE
         try:
-            if postgres.flush(connection, lsn):
+            if wal.flush(connection, lsn):
                 count("wal_flushes")
         except psycopg.Error as error:
             if connection.closed:
@@ -207,7 +208,7 @@ class ReplicaPoller(Poller):
         self._catch_up = 0.0
         self._due_after = 0.0
         self._lives: list[Life] = []
-        self._examination: postgres.Examination | None = None
+        self._examination: standby.Examination | None = None
         self._examined_at = -math.inf
 
     @property
@@ -217,12 +218,12 @@ class ReplicaPoller(Poller):
 
     def look(self, connection: psycopg.Connection[Any]) -> None:
         read_at = self.known.clock()
-        answer = postgres.ask_replica(connection)
+        answer = standby.ask_replica(connection)
         if self.looks.identity is not None and self.looks.identity.life != answer.life:
             self.identify(connection)  # behind a pooler, it may be another server by now
         self._note_life(answer.life)
         if read_at - self._examined_at >= self.known.interval / 2:
-            self._examination, self._examined_at = postgres.examine_replica(connection), read_at
+            self._examination, self._examined_at = standby.examine_replica(connection), read_at
         state = self._state(answer)
         if state is ReplicaState.STREAMING and self.known.clock() - read_at > looks.PATIENCE:
             state = ReplicaState.SLOW
@@ -241,10 +242,10 @@ class ReplicaPoller(Poller):
             self.known.forget(self.alias, life)
             self._lives = [*self._lives[-_LIVES_KEPT:], life]
 
-    def _state(self, answer: postgres.ReplicaAnswer) -> ReplicaState:
+    def _state(self, answer: standby.ReplicaAnswer) -> ReplicaState:
         if self._examination is None:
             return ReplicaState.UNKNOWN
-        answerer = postgres.Answerer(
+        answerer = answering.Answerer(
             answer.life,
             answer.in_recovery,
             0,

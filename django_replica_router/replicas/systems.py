@@ -8,8 +8,8 @@ import psycopg
 from django.db import connections
 
 from django_replica_router.errors import PositionError
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.sql import answering
 
 _known: dict[str, int] = {}
 
@@ -37,5 +37,5 @@ def system_of(primary: str) -> int:
         if not isinstance(raw, psycopg.Connection):
             message = f"{primary!r} is no connection of psycopg 3."
             raise PositionError(message)
-        _known[primary] = int(postgres.identify(raw).system)
+        _known[primary] = int(answering.identify(raw).system)
     return _known[primary]

@@ -13,12 +13,12 @@ from django_replica_router.conf import get_config
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.recording.writes import store_for_everybody
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.health import Health
 from django_replica_router.replicas.mirrors import differences
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Sample
 from django_replica_router.replicas.registry import replace_factory
+from django_replica_router.sql import opening, states, wal
 from django_replica_router.testing.blocks import block
 from django_replica_router.testing.transactions import blocks_of_test, sharing_transaction
 from django_replica_router.values.servers import Life
@@ -36,8 +36,8 @@ class MirrorMonitor(Monitor):
         self.health = _MirrorHealth(self.known)
         for alias in replicas:
             _demand_mirror(alias, primary)
-        with postgres.connect(primary, timeout=5) as connection:
-            position = postgres.sample_primary(connection)
+        with opening.connect(primary, timeout=5) as connection:
+            position = wal.sample_primary(connection)
         self.answers.publish_sample(Sample(self.clock(), position))
 
     def start(self) -> None:
@@ -177,6 +177,6 @@ def _begin_to_remember(primary: str) -> None:
     Over the driver's connection, where one is open: a test that may use no database is kept from opening one.
     """
     raw = connections[primary].connection
-    if raw is None or raw.closed or postgres.has_failed(raw):
+    if raw is None or raw.closed or states.has_failed(raw):
         return
-    store_for_everybody(primary, get_config(), postgres.read_token(raw, in_transaction=True))
+    store_for_everybody(primary, get_config(), wal.read_token(raw, in_transaction=True))

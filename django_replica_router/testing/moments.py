@@ -11,8 +11,8 @@ from django.db.utils import InternalError
 from psycopg import sql as composing
 from psycopg.pq import TransactionStatus
 
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.attributes import Around, Execute
+from django_replica_router.sql import transacting, wal
 from django_replica_router.values.statements import OF_SESSION, is_query, kind_of, might_write
 from django_replica_router.values.tokens import Position
 
@@ -69,8 +69,8 @@ class Snapshot:
         raw = holder.connection
         raw.autocommit = True
         with self._lock:  # nobody reads by the old one's name when that ends
-            position = postgres.mark_moment(raw)
-            name = postgres.hold_snapshot(raw)
+            position = wal.mark_moment(raw)
+            name = transacting.hold_snapshot(raw)
             self.end()
             self.position, self._name, self._holder = position, name, holder
 
@@ -89,7 +89,7 @@ class Snapshot:
         if is_in_block or (raw.autocommit and kind_of(sql) in OF_SESSION):
             return execute(sql, params, many, executor)
         with self._lock:
-            postgres.begin_by_snapshot(raw, self._name)
+            transacting.begin_by_snapshot(raw, self._name)
         if not raw.autocommit:
             return execute(sql, params, many, executor)
         try:
@@ -118,7 +118,7 @@ class Copies:
     def renew(self) -> None:
         """Copy the tables as they are now."""
         self.end()
-        self.position = postgres.mark_moment(self._raw)
+        self.position = wal.mark_moment(self._raw)
         found = self._raw.execute(_COPY_SQL, {"schema": _SCHEMA}).fetchall()
         schema = composing.Identifier(_SCHEMA)
         self._raw.execute(composing.SQL("CREATE SCHEMA {}").format(schema))

@@ -16,8 +16,8 @@ from psycopg import IsolationLevel
 
 from django_replica_router.conf import get_config
 from django_replica_router.logs import fields, logger
-from django_replica_router.replicas import postgres
 from django_replica_router.scopes.scope import current_scope
+from django_replica_router.sql import transacting
 from django_replica_router.transactions.blocks import end_idling, idle_blocks, is_outermost
 from django_replica_router.transactions.postponing import Postponed, can_be_postponed
 from django_replica_router.transactions.settings import sets_isolation
@@ -138,7 +138,7 @@ def _default_level(alias: str, raw: psycopg.Connection[Any] | None) -> str | Non
     """Return the isolation level of transactions that name none, or None where nobody knows it."""
     if alias not in _default_levels and raw is not None:
         try:
-            _default_levels[alias] = postgres.default_isolation(raw)
+            _default_levels[alias] = transacting.default_isolation(raw)
         except Exception as error:  # whatever it is, the view will meet it
             logger.warning(
                 "%r does not tell its default isolation level: %s",

@@ -13,9 +13,9 @@ from psycopg import pq
 
 from django_replica_router.errors import PositionError
 from django_replica_router.policy import ReplicaState
-from django_replica_router.replicas import postgres
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Sample
+from django_replica_router.sql import answering, standby, wal
 from django_replica_router.values.tokens import Position
 from tests.fuzz.surface import Surface, Tally, require
 
@@ -35,12 +35,12 @@ GENUINE: dict[str, tuple[Any, ...]] = {
     "answerer": (True, PID, *LIFE),
 }
 ASK: dict[str, Callable[[Any], Any]] = {
-    "token": postgres.read_token,
-    "sample": postgres.sample_primary,
-    "replica": lambda connection: postgres.ask_replica(connection),
-    "examination": lambda connection: postgres.examine_replica(connection),
-    "identity": postgres.identify,
-    "answerer": lambda connection: postgres.read_answerer(connection.execute("SELECT")),
+    "token": wal.read_token,
+    "sample": wal.sample_primary,
+    "replica": lambda connection: standby.ask_replica(connection),
+    "examination": lambda connection: standby.examine_replica(connection),
+    "identity": answering.identify,
+    "answerer": lambda connection: answering.read_answerer(connection.execute("SELECT")),
 }
 _WAL_FILE = re.compile("[0-9A-F]{24}", re.ASCII)
 
@@ -198,14 +198,14 @@ class Answers(Surface):
     def _look(self) -> None:
         """Require that only who answers as a healthy standby does is taken for one."""
         monitor = Monitor("default", ["r1"], 1.0, clock=lambda: self.now)
-        monitor.known.primary_looks.identity = postgres.ServerIdentity(SYSTEM, PRIMARY_LIFE)
+        monitor.known.primary_looks.identity = answering.ServerIdentity(SYSTEM, PRIMARY_LIFE)
         monitor.answers.publish_sample(Sample(self.now, Position(TIMELINE, LSN)))
         poller = monitor._pollers["r1"]
         replica, examination = self._row("replica"), self._row("examination")
         identity = self._row("identity") if self.draw.chance(0.3) else GENUINE["identity"]
         self.present = (replica, examination, identity)
         try:
-            poller.looks.identity = postgres.identify(Answering({"": identity}))  # type: ignore[arg-type]
+            poller.looks.identity = answering.identify(Answering({"": identity}))  # type: ignore[arg-type]
             connection: Any = Answering(
                 {
                     "system_identifier": identity,  # asked again where the life is another

@@ -13,8 +13,8 @@ from django.core import signing
 
 from django_replica_router import conf
 from django_replica_router.recording import floors
-from django_replica_router.replicas import postgres
 from django_replica_router.scopes import cookies, identity
+from django_replica_router.sql import rows, standby, wal
 from django_replica_router.stores import store as stores
 from django_replica_router.values import tokens
 from django_replica_router.values.tokens import Record
@@ -118,10 +118,10 @@ CONTROLS: dict[str, Control] = {
         "owner",
         lambda old: lambda self: next(iter(self.users()[-1:]), ""),
     ),
-    "null_is_far_ahead": Control("answers", postgres, "_position", _healthy_null),
-    "everybody_is_in_recovery": Control("answers", postgres, "ask_replica", _null_replay),
+    "null_is_far_ahead": Control("answers", wal, "read_lsn", _healthy_null),
+    "everybody_is_in_recovery": Control("answers", standby, "ask_replica", _null_replay),
     "any_lsn_is_read": Control(
-        "answers", postgres, "parse_lsn", lambda old: lambda text: old(text.strip())
+        "answers", rows, "parse_lsn", lambda old: lambda text: old(text.strip())
     ),
     "merge_by_plain_set": Control("merging", stores.RedisStore, "_merge", _plain_set),
     "any_number_is_seconds": Control(

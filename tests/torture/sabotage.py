@@ -17,9 +17,10 @@ from django_replica_router.connections import leading, mending, on_primary, on_r
 from django_replica_router.policy import ReplicaState
 from django_replica_router.recording import finishing, floors
 from django_replica_router.recording.floors import known_owners
-from django_replica_router.replicas import answers, connecting, inflight, known, postgres, registry
+from django_replica_router.replicas import answers, connecting, inflight, known, registry
 from django_replica_router.routing import reads
 from django_replica_router.scopes.identity import RequestIdentity
+from django_replica_router.sql import rows, wal
 from django_replica_router.stores import store as stores
 from django_replica_router.values.statements import might_write
 from django_replica_router.values.tokens import NOWHERE, Position
@@ -81,24 +82,24 @@ def token_lowered_by_plain_set() -> None:
 def lsn_taken_before_commit() -> None:
     """Take the position right after the statement, where a transaction has not committed yet."""
     taken: dict[int, Position] = {}
-    ask = postgres.read_token
+    ask = wal.read_token
     mark: Callable[..., None] = getattr(on_primary, "mark_written")  # noqa: B009 - not exported
 
     def mark_written(primary: str, **options: Any) -> None:
         mark(primary, **options)
         raw = connections[primary].connection
         if connections[primary].in_atomic_block:
-            row = raw.execute(postgres._POSITION_SQL).fetchone()
+            row = raw.execute(wal._POSITION_SQL).fetchone()
             lsn, wal_file, _ = row
             taken[threading.get_ident()] = Position(
-                postgres._timeline(wal_file), postgres._position(lsn)
+                rows.read_timeline(wal_file), rows.read_lsn(lsn)
             )
 
     def read_token(connection: Any, **options: Any) -> Position:
         return taken.pop(threading.get_ident(), None) or ask(connection, **options)
 
     put(on_primary, "mark_written", mark_written)
-    put(postgres, "read_token", read_token)
+    put(wal, "read_token", read_token)
 
 
 def old_timeline_replica_accepted() -> None:
