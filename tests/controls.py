@@ -30,7 +30,7 @@ from django_replica_router.errors import StoreError
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.recording import finishing, floors, writes
 from django_replica_router.recording.writes import store_for_everybody
-from django_replica_router.replicas import connecting
+from django_replica_router.replicas import attempts, connecting
 from django_replica_router.replicas.attributes import Around
 from django_replica_router.replicas.health import Health
 from django_replica_router.routers import ReplicaRouter
@@ -277,7 +277,7 @@ def wait_for_a_look_at_the_next(patch: Patch) -> None:
 
 def trust_given_connections(patch: Patch) -> None:
     patch.setattr(connecting, "_is_watched", lambda *args: True)
-    patch.setattr(connecting, "_first_sight", lambda raw, expected: None)
+    patch.setattr(attempts, "_first_sight", lambda raw, expected: None)
 
 
 def let_unverified_keys_own(patch: Patch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from django.db import DataError, OperationalError, connections, router, transaction
 
 from django_replica_router import get_stats, pop_stats, scope
-from django_replica_router.replicas import connecting
+from django_replica_router.replicas import sights
 from django_replica_router.sql import answering
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
@@ -39,7 +39,7 @@ def usual(note: Note, cluster: Cluster) -> Iterator[str]:
     with scope(user=1):
         alias = str(Note.objects.get()._state.db)
     assert alias.startswith("replica")
-    assert alias in connecting._straight
+    assert alias in sights._straight
     close_replicas()
     yield alias
     close_replicas()
@@ -56,7 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             asked.append(raw)
         return original(raw, *args)
 
-    monkeypatch.setattr(connecting.answering, "identify", identify)
+    monkeypatch.setattr(answering, "identify", identify)
     return asked
 
 
@@ -94,7 +94,7 @@ def test_a_new_connection_costs_no_message(usual: str, served: Served, asked: li
 
 def test_the_first_connection_of_a_process_asks_by_itself(usual: str, asked: list[Any]) -> None:
     """Control: where nobody knows whether a pooler answers, only an answer shows that a server is there."""
-    connecting._straight.clear()
+    sights._straight.clear()
     with scope(user=1):
         assert title() == "first"
     assert len(asked) == 1
@@ -273,7 +273,7 @@ def test_what_the_monitor_knows_must_still_hold(usual: str, note: Note, cluster:
     with scope(user=1):
         assert router.db_for_read(Note) == usual
     raw = connections[usual].connection
-    sight = connecting._last_sight(connections[usual])
+    sight = sights.last_sight(connections[usual])
     assert sight is not None
     assert sight.is_expected
     connections[usual].sight = replace(sight, life=("another",))  # type: ignore[attr-defined]

@@ -17,7 +17,6 @@ from django.test import Client
 
 from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.connections import on_replica
-from django_replica_router.replicas import connecting
 from django_replica_router.sql import answering
 from testproject.cluster import Cluster, PgBouncerServer, ReplicaServer
 from testproject.notes.models import Note
@@ -310,7 +309,7 @@ def count_questions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             asked.append(raw)
         return original(raw, *args)
 
-    monkeypatch.setattr(connecting.answering, "identify", identify)
+    monkeypatch.setattr(answering, "identify", identify)
     return asked
 
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from django.db import connections
 
-from django_replica_router.replicas import connecting
+from django_replica_router.replicas import sights
 from django_replica_router.replicas.registry import find_monitor, stop_monitors
 from django_replica_router.sql import answering, opening, standby
 from testproject.cluster import Cluster, PgBouncerServer
@@ -120,7 +120,7 @@ def test_a_pooler_that_is_put_in_between_is_noticed(
     require_pgbouncer()
     alias = read_ten_times()
     connections[alias].close()
-    assert alias in connecting._straight
+    assert alias in sights._straight
     servers = {replica.name: replica.port for replica in cluster.replicas}
     ports = cluster.lead_poolers("transaction", servers)
     settings = connections[alias].settings_dict
@@ -129,8 +129,8 @@ def test_a_pooler_that_is_put_in_between_is_noticed(
         wait_until(lambda: answers(ports[alias], settings["NAME"], timeout=2), "the pooler")
         settings["PORT"] = ports[alias]
         assert read_ten_times() == alias
-        assert connecting.is_pooled(connections[alias])
-        assert alias not in connecting._straight
+        assert sights.is_pooled(connections[alias])
+        assert alias not in sights._straight
     finally:
         settings["PORT"] = before
         connections[alias].close()

@@ -14,7 +14,7 @@ from django.db import connections
 
 from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.errors import PositionError
-from django_replica_router.replicas import connecting
+from django_replica_router.replicas import asking
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing import waiting as waits
 from django_replica_router.sql import standby
@@ -390,12 +390,12 @@ def test_one_of_a_process_occupies_a_server_of_a_pooler(
     alias = next(a for a in ("replica1", "replica2") if connections[a].connection is not None)
     monitor = find_monitor("default")
     assert monitor is not None
-    monkeypatch.setattr(connecting, "is_pooled", lambda connection: True)
-    assert connecting.waits_itself(alias, monitor)
-    monkeypatch.setattr(connecting, "_occupied", {alias})
-    assert not connecting.waits_itself(alias, monitor)
-    monkeypatch.setattr(connecting, "is_pooled", lambda connection: False)
-    assert connecting.waits_itself(alias, monitor) or POOLER
+    monkeypatch.setattr(asking, "is_pooled", lambda connection: True)
+    assert asking.waits_itself(alias, monitor)
+    monkeypatch.setattr(asking, "_occupied", {alias})
+    assert not asking.waits_itself(alias, monitor)
+    monkeypatch.setattr(asking, "is_pooled", lambda connection: False)
+    assert asking.waits_itself(alias, monitor) or POOLER
 
 
 def test_a_connection_in_a_transaction_is_not_told_to_wait(cluster: Cluster) -> None:

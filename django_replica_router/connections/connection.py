@@ -22,15 +22,11 @@ from django_replica_router.connections.rerouting import open_on_primary
 from django_replica_router.observations import note_decision, observers
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.recording.writes import note_shown
+from django_replica_router.replicas.attempts import open_within_bound
 from django_replica_router.replicas.attributes import Around, Attributes
-from django_replica_router.replicas.connecting import (
-    is_pooled,
-    look_where_expected,
-    open_within_bound,
-    waiting_key,
-)
 from django_replica_router.replicas.discovery import note_connection
 from django_replica_router.replicas.inflight import in_flight
+from django_replica_router.replicas.sights import is_pooled, look_where_expected, waiting_key
 from django_replica_router.stats import count
 from django_replica_router.transactions.blocks import note_transaction
 

@@ -15,7 +15,7 @@ from django_replica_router.connections.proving import proof_for
 from django_replica_router.connections.read_only import reading_only
 from django_replica_router.connections.rerouting import open_on_primary
 from django_replica_router.recording.writes import find_state, mark_written, note_shown
-from django_replica_router.replicas.connecting import look_where_expected
+from django_replica_router.replicas.sights import look_where_expected
 from django_replica_router.scopes.scope import get_frame
 from django_replica_router.sql.states import is_unanswered
 from django_replica_router.stats import count

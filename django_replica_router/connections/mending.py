@@ -16,8 +16,8 @@ from django_replica_router.connections.rerouting import (
 )
 from django_replica_router.policy import ReplicaState
 from django_replica_router.recording.writes import mark_written, note_shown
-from django_replica_router.replicas.connecting import is_elsewhere, life_behind
 from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.replicas.sights import is_elsewhere, life_behind
 from django_replica_router.scopes.scope import current_scope, get_frame
 from django_replica_router.sql import states
 from django_replica_router.stats import count

@@ -36,7 +36,9 @@ from django_replica_router.observations import (
 )
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.attributes import Around, Execute
-from django_replica_router.replicas.connecting import (
+from django_replica_router.replicas.inflight import in_flight
+from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.replicas.sights import (
     is_elsewhere,
     is_standby,
     lift_lock_wait,
@@ -45,8 +47,6 @@ from django_replica_router.replicas.connecting import (
     waiting_key,
     was_elsewhere,
 )
-from django_replica_router.replicas.inflight import in_flight
-from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.scopes.scope import Scope, get_frame
 from django_replica_router.sql.answering import ask_along, can_ask_along
 from django_replica_router.sql.states import has_failed

@@ -12,14 +12,14 @@ from typing import Any
 
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Decision, Reason, ReplicaState
-from django_replica_router.replicas.connecting import (
+from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.replicas.sights import (
     is_pooled,
     life_behind,
     lock_wait_ms,
     note_answerer,
 )
-from django_replica_router.replicas.monitor import Monitor
-from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.routing.budget import monotonic_budget
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.scope import Scope, get_frame

@@ -17,7 +17,7 @@ from django_replica_router.conf import session_model
 from django_replica_router.connections.rerouting import is_refused_write, is_server_side
 from django_replica_router.errors import WriteInQuery
 from django_replica_router.replicas.attributes import Around, Execute
-from django_replica_router.replicas.connecting import is_pooled
+from django_replica_router.replicas.sights import is_pooled
 from django_replica_router.scopes.scope import Frame, get_frame
 from django_replica_router.sql import states
 from django_replica_router.stats import count

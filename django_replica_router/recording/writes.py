@@ -13,9 +13,9 @@ from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import ConfigurationError, PositionError
 from django_replica_router.logs import fields, logger
 from django_replica_router.recording.floors import forget_everybody
-from django_replica_router.replicas.connecting import waiting_key
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.replicas.sights import waiting_key
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.keys import EVERYBODY, store_key
 from django_replica_router.scopes.scope import current_scope, get_frame

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from django_replica_router.policy import Decision, Replica, ReplicaState, choose_yielding
-from django_replica_router.replicas.connecting import open_life, refused_replicas
+from django_replica_router.replicas.connecting import refused_replicas
 from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.sights import open_life
 from django_replica_router.routing.balancers import Order
 from django_replica_router.values.tokens import Position
 

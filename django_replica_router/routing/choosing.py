@@ -16,8 +16,9 @@ from django_replica_router.policy import Decision, Reason, decide_for, floor_rea
 from django_replica_router.recording.carrying import raised_by_carried
 from django_replica_router.recording.floors import expiry_ms, record_of_everybody
 from django_replica_router.recording.writes import known_position, locate, store_for_everybody
-from django_replica_router.replicas.connecting import find_open, is_pooled
+from django_replica_router.replicas.connecting import find_open
 from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.sights import is_pooled
 from django_replica_router.routing.balancers import Order, first_for, order_for, rendezvous
 from django_replica_router.routing.candidates import Target
 from django_replica_router.routing.search import Found, Search, find_at_once

@@ -17,8 +17,9 @@ from django_replica_router.policy import (
     fallback_reason,
     may_serve,
 )
-from django_replica_router.replicas.connecting import connect_to_replica, life_behind, reach
+from django_replica_router.replicas.connecting import connect_to_replica, reach
 from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.sights import life_behind
 from django_replica_router.routing.budget import monotonic_budget, primary_budget
 from django_replica_router.routing.waiting import Waiting
 from django_replica_router.stats import count

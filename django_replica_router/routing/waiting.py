@@ -13,7 +13,7 @@ from django_replica_router.policy import (
     fallback_reason,
     may_serve,
 )
-from django_replica_router.replicas.connecting import (
+from django_replica_router.replicas.asking import (
     ask_over_connection,
     wait_over_connection,
     waits_itself,

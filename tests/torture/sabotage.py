@@ -17,7 +17,7 @@ from django_replica_router.connections import leading, mending, on_primary, on_r
 from django_replica_router.policy import ReplicaState
 from django_replica_router.recording import finishing, floors
 from django_replica_router.recording.floors import known_owners
-from django_replica_router.replicas import answers, connecting, inflight, known, registry
+from django_replica_router.replicas import answers, connecting, inflight, known, registry, sights
 from django_replica_router.routing import reads
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.sql import rows, wal
@@ -203,7 +203,7 @@ def writes_yield_as_well() -> None:
 
 def locks_waited_for() -> None:
     """Let a read on a replica wait for a lock for as long as it takes: no ``LOCK_WAIT``."""
-    for user in (connecting, on_replica, proving):
+    for user in (sights, on_replica, proving):
         put(user, "lock_wait_ms", lambda: 0)
 
 
