@@ -14,14 +14,7 @@ from django.db import connections
 from django.utils.module_loading import import_string
 from psycopg import IsolationLevel
 
-from django_replica_router.conf import (
-    AGE_ERROR,
-    BALANCERS,
-    Config,
-    find_problems,
-    get_config,
-    session_model,
-)
+from django_replica_router.conf import AGE_ERROR, Config, find_problems, get_config, session_model
 from django_replica_router.errors import StoreError, tell_import_failure
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.packages import find_neighbours, pool_of
@@ -30,6 +23,7 @@ from django_replica_router.replicas.mirrors import differences
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.sql.opening import is_under_test
 from django_replica_router.stores.store import TokenStore, get_store
+from django_replica_router.values.rules import BALANCERS
 
 APP = "django_replica_router"
 _ROUTER = f"{APP}.ReplicaRouter"

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, get_args, overload
 from asgiref.sync import sync_to_async
 
 from django_replica_router.callers import find_frame
-from django_replica_router.conf import get_config, is_seconds
+from django_replica_router.conf import get_config
 from django_replica_router.decorating import decorate
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.recording.carrying import token_of
@@ -21,6 +21,7 @@ from django_replica_router.routing.reads import release_scope
 from django_replica_router.scopes.identity import NamedIdentity
 from django_replica_router.scopes.scope import Frame, Override, Scope, current_frame, get_frame
 from django_replica_router.scopes.signing import Token
+from django_replica_router.values.rules import is_seconds
 
 OnStale = Literal["primary", "wait", "raise"]
 _ON_STALE = get_args(OnStale)

@@ -8,7 +8,7 @@ from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS
 from django.utils.asyncio import async_unsafe
 
-from django_replica_router.conf import get_config, is_seconds
+from django_replica_router.conf import get_config
 from django_replica_router.errors import ConfigurationError, PositionError, TooStale, tell_ages
 from django_replica_router.policy import IN_SERVICE
 from django_replica_router.recording.carrying import position_in, token_of
@@ -19,6 +19,7 @@ from django_replica_router.replicas.registry import get_monitor
 from django_replica_router.scopes.scope import current_scope
 from django_replica_router.scopes.signing import Token
 from django_replica_router.scopes.written import WriteMark
+from django_replica_router.values.rules import is_seconds
 
 __all__ = [
     "Token",

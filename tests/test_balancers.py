@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_replica_router.conf import BALANCERS
 from django_replica_router.routing.balancers import (
     LeastInFlight,
     get_balancer,
@@ -26,6 +25,7 @@ from django_replica_router.routing.balancers import (
     rendezvous,
     round_robin,
 )
+from django_replica_router.values.rules import BALANCERS
 
 EQUAL = {"replica1": 1.0, "replica2": 1.0, "replica3": 1.0}
 READERS = [hashlib.blake2b(b"%d" % number, digest_size=16).hexdigest() for number in range(6000)]

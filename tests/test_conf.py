@@ -22,6 +22,7 @@ from django.test import override_settings
 from django_replica_router import conf
 from django_replica_router.conf import Config, SettingError, Topology, find_problems, get_config
 from django_replica_router.errors import ConfigurationError, ReplicaRouterError
+from django_replica_router.values import rules
 from django_replica_router.values.topology import Found
 from testproject.notes.models import Note
 
@@ -87,13 +88,13 @@ def test_setting_may_be_missing(settings: Any) -> None:
 
 def test_every_key_has_a_rule_and_a_field() -> None:
     """No key can be set that is not checked, and none is checked that does nothing."""
-    assert set(conf._RULES) == {field.name for field in fields(Config)}
+    assert set(rules.RULES) == {field.name for field in fields(Config)}
 
 
 def test_defaults_keep_their_own_rules() -> None:
     """Every default is a value that the rule of its key allows."""
     for field in fields(Config):
-        is_valid, _ = conf._RULES[field.name]
+        is_valid, _ = rules.RULES[field.name]
         assert is_valid(field.default), field.name
 
 

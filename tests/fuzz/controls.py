@@ -127,7 +127,7 @@ CONTROLS: dict[str, Control] = {
     "any_number_is_seconds": Control(
         "configs",
         conf,
-        "_RULES",
+        "RULES",
         lambda old: {**old, "MAX_LAG": (_any_number, ""), "TOKEN_TTL": (_any_number, "")},
     ),
     "garbage_breaks_the_store": Control("stack", stores.RedisStore, "_load", _pickling),
