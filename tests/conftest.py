@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +18,6 @@ from django.core.cache import caches
 from django.core.management import call_command
 from django.db import connection, connections
 
-from benchmarks.__main__ import read_results
 from django_replica_router import pop_stats, stats
 from django_replica_router.conf import get_config
 from django_replica_router.connections import mending, on_replica
@@ -75,25 +72,6 @@ def real_cluster() -> Iterator[Cluster]:
         replicas=2, cache=True, databases=("app",), settings=settings, pooler=POOLER
     ) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="session")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the quick form of all benchmarks has written, each run once."""
-    directory = tmp_path_factory.mktemp("benchmarks")
-    file = directory / "results.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick"]
-    done = subprocess.run(
-        [*command, "--json", str(file), "--report", str(directory)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (directory / "performance.md").exists()
-    return read_results([file])
 
 
 def pytest_report_header() -> str:

@@ -388,26 +388,3 @@ def test_benchmarks_are_found() -> None:
     found = find_benchmarks()
     assert {"decision", "request", "roundtrips", "growth"} <= set(found) <= set(MODULES)
     assert [benchmark.name for benchmark in found.values()] == list(found)
-
-
-@pytest.mark.parametrize("name", find_benchmarks())
-def test_quick_form(quick: dict[str, Any], name: str) -> None:
-    """Each benchmark runs, has something to say of its target, and no table is empty."""
-    found = from_json(quick[name])
-    assert quick[name]["quick"]
-    assert found.verdicts
-    assert all(table.rows for table in found.tables)
-    names = {str(row[0]) for table in found.tables for row in table.rows}
-    assert any("package" in name for name in names)
-
-
-def test_round_trips(quick: dict[str, Any]) -> None:
-    """The counts of the quick form are exact: without a router all goes to the primary, once."""
-    [trips, _] = from_json(quick["roundtrips"]).tables
-    rows = {(str(row[0]), str(row[1])): [cell_text(cell) for cell in row[2:]] for row in trips.rows}
-    assert rows["none", "read, anonymous"][:4] == ["5", "0", "0", "5"]
-    assert rows["none", "write in a transaction"][:4] == ["6", "0", "0", "6"]
-    assert rows["package", "write in a transaction"][0] == "7"
-    assert rows["package", "write"][0] == "5"
-    assert rows["package+backend", "write in a transaction"][0] == "6"
-    assert rows["package+backend", "write"][0] == rows["none", "write"][0] == "4"

@@ -11,75 +11,16 @@ import pytest
 
 from benchmarks import freshness
 from benchmarks.failover import Event, timeline_of
-from benchmarks.harness import Options, Result, Table, from_json
+from benchmarks.harness import Options
 from benchmarks.load.browsers import Jar
 from benchmarks.load.crowd import Crowd, Habits, Log, User, _check
-from benchmarks.load.kinds import QUICK as QUICK_SITES
 from benchmarks.load.loops import ERROR, Request
 from benchmarks.load.members import SESSION_OF
-from benchmarks.load.variants import DEFAULT, plain
+from benchmarks.load.variants import plain
 from benchmarks.oracle import Look, Oracle, Promise, Read, Track, Write
+from tests.benchmarked import rows
 
 QUICK = Options(quick=True, rounds=1)
-
-
-def rows(table: Table) -> list[dict[str, Any]]:
-    """Return the rows by heading."""
-    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-
-
-@pytest.fixture
-def offloaded(quick: dict[str, Any]) -> Result:
-    """The quick form, at a lag of 100 ms."""
-    return from_json(quick["offload"])
-
-
-def test_the_package_shows_nobody_old_data(offloaded: Result) -> None:
-    """And most of its reads are on replicas."""
-    table = rows(offloaded.tables[1])
-    package = next(row for row in table if row["contender"] == DEFAULT.name)
-    assert package["reads"] > 0
-    assert (package["stale: own writes"], package["stale: taken back"]) == (0, 0)
-    assert package["errors"] == 0
-    assert package["on replicas, %"] > 0
-
-
-def test_who_routes_at_random_is_found_out(offloaded: Result) -> None:
-    """Negative control: stale reads are noticed where there are some."""
-    table = rows(offloaded.tables[1])
-    others = [row for row in table if row["contender"] == "random"]
-    assert sum(row["stale: own writes"] for row in others) > 0
-
-
-def test_the_oracle_does_not_serve_everything(offloaded: Result) -> None:
-    """Right after a write no replica has it, at that lag."""
-    [row] = rows(offloaded.tables[0])
-    assert 0 < row["oracle, %"] < 100
-
-
-def test_a_sample_is_measured_over_http(offloaded: Result) -> None:
-    """With the same users and the same oracle."""
-    [row] = rows(offloaded.tables[-1])
-    assert row["reads"] > 0
-    assert row["stale"] == 0
-
-
-def test_sites_of_the_package_show_nobody_old_data(quick: dict[str, Any]) -> None:
-    """Nor do they log anybody out, or fail, behind an endpoint either."""
-    table = rows(from_json(quick["sites"]).tables[0])
-    packages = [row for row in table if row["contender"] == "package"]
-    can_run = [site for site in QUICK_SITES if site.contender == "package" and not site.missing]
-    assert [row["site"] for row in packages] == [site.name for site in can_run]
-    for row in packages:
-        assert row["SELECTs"] > 0
-        assert (row["stale: own writes"], row["log-outs"], row["errors"]) == (0, 0, 0)
-
-
-def test_a_site_that_routes_at_random_is_found_out(quick: dict[str, Any]) -> None:
-    """Negative control: log-outs are noticed where there are some."""
-    table = rows(from_json(quick["sites"]).tables[0])
-    [row] = [row for row in table if row["contender"] == "random"]
-    assert row["log-outs"] > 0
 
 
 def test_a_session_that_is_saved_binds_nothing_but_the_session() -> None:
@@ -93,14 +34,6 @@ def test_a_session_that_is_saved_binds_nothing_but_the_session() -> None:
     assert (verdict.by_oracle, verdict.by_contender) == (1, 1)
 
 
-def test_freshness_runs(quick: dict[str, Any]) -> None:
-    """Each trial ends with a read on a replica that shows the write."""
-    result = from_json(quick["freshness"])
-    for row in rows(result.tables[0]):
-        assert row["never, or old"] == 0
-        assert row["commit to read"].median > 0
-
-
 def test_freshness_takes_no_old_row_for_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: who routes at random shows a row that is old, at every lag but none."""
     random = plain("random")
@@ -110,24 +43,6 @@ def test_freshness_takes_no_old_row_for_a_fresh_one(monkeypatch: pytest.MonkeyPa
     result = freshness.run(QUICK)
     lagging = [row for row in rows(result.tables[0]) if row["lag"] != "0 ms"]
     assert sum(row["never, or old"] for row in lagging) > 0
-
-
-def test_scaling_runs(quick: dict[str, Any]) -> None:
-    """Clients are answered, with and without a replica."""
-    result = from_json(quick["scaling"])
-    by_replicas = {row["replicas"]: row for row in rows(result.tables[0])}
-    assert set(by_replicas) == {0, 1}
-    assert all(row["requests/s"].median > 0 and row["errors"] == 0 for row in by_replicas.values())
-    assert by_replicas[0]["reads on replicas, %"].median == 0
-
-
-def test_failover_runs_without_an_error(quick: dict[str, Any]) -> None:
-    """No read of the package fails."""
-    result = from_json(quick["failover"])
-    table = rows(result.tables[0])
-    assert len(table) == 4
-    assert all(row["errors"] == 0 for row in table)
-    assert result.verdicts[0].reached
 
 
 # The arithmetic ----------------------------------------------------------------------------------
