@@ -52,15 +52,22 @@ def hurried(kind: str, cluster: Cluster, site_settings: Any) -> Iterator[Endpoin
         yield endpoint
 
 
+NEW_SECONDS = 0.5
+"""For so long after a fault, or its end, its user does not rest."""
+
+
 def read_through(endpoint: Endpoint, user: User, seconds: float) -> Counter[str]:
     """Read and write as one user for a while; return who has served how often.
+
+    Without a rest at first, when a fault is new; later now and then, as nothing changes any more.
 
     Raises:
         AssertionError: something else than the last write was seen.
     """
     seen = []
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
+    began = time.monotonic()
+    while (elapsed := time.monotonic() - began) < seconds:
+        time.sleep(max(0.0, elapsed - NEW_SECONDS) / 20)
         title = f"title {len(seen)}"
         if len(seen) % 4 == 0:
             rename(user, title)
