@@ -61,7 +61,6 @@ class Endpoint:
         self.kind = kind
         self.targets = targets
         if isinstance(entrance, PgBouncerServer):
-            entrance.ask(f"SET default_pool_size = {len(targets)}")
             self._hold_all().close()
 
     def _hold_all(self, server: PostgresServer | None = None) -> ExitStack:
@@ -124,7 +123,9 @@ def led_by(
     targets = targets or cluster.replicas
     database = connections[ALIAS].settings_dict
     before = dict(database)
-    entrance = cluster.lead_endpoint(kind, {server.name: server.port for server in targets})
+    ports = {server.name: server.port for server in targets}
+    # The monitor, on another database, opens a few more, and would wait for a connection to be free.
+    entrance = cluster.lead_endpoint(kind, ports, {"app": len(targets)})
     reconnect()
     database.update(PORT=str(entrance.port), DISABLE_SERVER_SIDE_CURSORS=kind == "transaction")
     try:

@@ -164,7 +164,7 @@ class Cluster(Managed):
         return pooler.port
 
     def lead_endpoint(
-        self, kind: str, targets: Mapping[str, int]
+        self, kind: str, targets: Mapping[str, int], pool_sizes: Mapping[str, int] | None = None
     ) -> HAProxyServer | PgBouncerServer:
         """Put one entrance in front of several ports, and return what stands there.
 
@@ -172,6 +172,7 @@ class Cluster(Managed):
             kind: "roundrobin" or "leastconn" for HAProxy in that mode; "session" or "transaction" for a
                 PgBouncer in that mode, with several hosts in one entry.
             targets: a port for each name.
+            pool_sizes: of PgBouncer, for databases.
         """
         self.remove_endpoint()
         if self._workspace is None:
@@ -201,6 +202,7 @@ class Cluster(Managed):
             pool_mode=kind,
             # Else the connection that was given back last is given out first, and so its server.
             settings={"server_round_robin": "1", **self._pooler_settings},
+            pool_sizes=pool_sizes,
         )
         self.endpoint_pooler.start()
         return self.endpoint_pooler

@@ -66,6 +66,8 @@ class PgBouncerServer(Server):
         pool_mode: when a connection to the server is given to the next client: after a
             "session" or after a "transaction".
         settings: more settings of PgBouncer, or others.
+        pool_sizes: how many connections to servers there are at most for a database, where that is not
+            the ``default_pool_size``.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class PgBouncerServer(Server):
         target_hosts: Sequence[str] = (LOOPBACK,),
         pool_mode: str,
         settings: Mapping[str, str] | None = None,
+        pool_sizes: Mapping[str, int] | None = None,
     ) -> None:
         if pool_mode not in POOL_MODES:
             raise ClusterError(
@@ -89,6 +92,7 @@ class PgBouncerServer(Server):
         self._target_hosts = ",".join(target_hosts)
         self._program = program
         self._settings = {**DEFAULT_SETTINGS, **(settings or {})}
+        self._pool_sizes = dict(pool_sizes or {})
         self._configuration = self.data_directory / "pgbouncer.ini"
         self._users = self.data_directory / "users.txt"
         self._pid_file = self.data_directory / "pgbouncer.pid"
@@ -109,10 +113,12 @@ class PgBouncerServer(Server):
             "pool_mode": self.pool_mode,
             **self._settings,
         }
+        target = f"host={self._target_hosts} port={self.target_port}"
         lines = [
             "[databases]",
+            *(f"{name} = {target} pool_size={size}" for name, size in self._pool_sizes.items()),
             # Any database of the one server, as the monitor's is another one under test.
-            f"* = host={self._target_hosts} port={self.target_port}",
+            f"* = {target}",
             "[pgbouncer]",
             *(f"{name} = {value}" for name, value in settings.items()),
         ]
