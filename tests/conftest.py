@@ -74,6 +74,38 @@ def real_cluster() -> Iterator[Cluster]:
         yield cluster
 
 
+SLOW_FILES = (
+    "test_torture.py",
+    "test_benchmarks_quick.py",
+    "test_endpoints.py",
+    "test_demo.py",
+    "test_endpoints_faults.py",
+    "test_endpoints_servers.py",
+    "test_controls.py",
+    "test_ignore_writes_blocks.py",
+    "test_cqrs_writes.py",
+    "test_discovery_names.py",
+    "test_cache_http.py",
+    "test_discovery.py",
+    "test_sharing_processes.py",
+    "test_pgbouncer_faults.py",
+    "test_window.py",
+)
+"""The slowest first: whichever began last would go on alone at the end of a run by several processes."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist keep the order of the files: it would put those of few tests last, the slowest."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow files first; by then all have been shuffled."""
+    places = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_report_header() -> str:
     """Say which servers the run is about."""
     servers = [
