@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 from psycopg import sql
 
+from django_replica_router.values import statements
 from django_replica_router.values.statements import Kind, kind_of, might_write
 from tests.statement_kinds import is_write_command
 
 NAME = "notes_note"
+DIGITS = "0123456789"
 
 
 # Writes
@@ -238,3 +243,19 @@ def test_write_that_the_text_does_not_show(statement: str) -> None:
 def test_verb_says_nothing_of_what_is_inside(statement: object) -> None:
     """A query is no write command whatever it calls; a parenthesis does not hide the verb."""
     assert is_write_command(statement) is (statement == "(DELETE")
+
+
+# Letters
+
+
+@pytest.mark.parametrize(
+    ("pattern", "others"),
+    [(statements._LETTER, ""), (statements._IN_TAG, DIGITS), (statements._IN_NAME, f"{DIGITS}$")],
+    ids=["letter", "tag", "name"],
+)
+@pytest.mark.parametrize("flags", [0, re.IGNORECASE | re.ASCII])
+def test_letters_are_all_beyond_ascii(pattern: str, others: str, flags: int) -> None:
+    """As for PostgreSQL: of ASCII the letters and the underscore, and every character beyond."""
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    expected = [c for c in every if not c.isascii() or c.isalpha() or c == "_" or c in others]
+    assert re.findall(pattern, every, flags) == expected
