@@ -116,16 +116,28 @@ class Endpoint:
 
 @contextmanager
 def led_by(
-    cluster: Cluster, kind: str, targets: Sequence[PostgresServer] = ()
+    cluster: Cluster,
+    kind: str,
+    targets: Sequence[PostgresServer] = (),
+    *,
+    is_monitor_bound: bool = False,
 ) -> Iterator[Endpoint]:
-    """Have the alias lead to both standbys, or to other servers, for the length of the block."""
+    """Have the alias lead to both standbys, or to other servers, for the length of the block.
+
+    Args:
+        cluster: the servers.
+        kind: what leads there.
+        targets: the other servers.
+        is_monitor_bound: a pooler has as many connections for the monitor as there are servers, too.
+    """
     require_proxies()
     targets = targets or cluster.replicas
     database = connections[ALIAS].settings_dict
     before = dict(database)
     ports = {server.name: server.port for server in targets}
     # The monitor, on another database, opens a few more, and would wait for a connection to be free.
-    entrance = cluster.lead_endpoint(kind, ports, {"app": len(targets)})
+    pools = ("app", "postgres") if is_monitor_bound else ("app",)
+    entrance = cluster.lead_endpoint(kind, ports, dict.fromkeys(pools, len(targets)))
     reconnect()
     database.update(PORT=str(entrance.port), DISABLE_SERVER_SIDE_CURSORS=kind == "transaction")
     try:

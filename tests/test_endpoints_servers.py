@@ -19,6 +19,7 @@ from testproject.notes.models import Note
 from tests.conftest import POOLER, wait_until
 from tests.endpoints import (  # noqa: F401 - fixtures
     ALIAS,
+    POOLED,
     Endpoint,
     endpoint,
     kind,
@@ -42,6 +43,17 @@ pytestmark = [
     pytest.mark.usefixtures("test_site"),
     pytest.mark.skipif(bool(POOLER), reason="it has poolers of its own"),
 ]
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_a_pool_of_as_many_connections_as_servers_is_enough(
+    kind: str, cluster: Cluster, site_settings: Any, ann: User, note: Note
+) -> None:
+    """The monitor's next one waits until the pooler gives it up; both servers serve all the same."""
+    with led_by(cluster, kind, is_monitor_bound=True) as endpoint:
+        wait_until_served(endpoint)
+        for server in endpoint.targets:
+            wait_until(partial(serves, endpoint, server, ann), f"{server.name} to serve")
 
 
 # Servers that must not serve ---------------------------------------------------------------------
