@@ -295,9 +295,12 @@ def empty_store() -> None:
     stale_saves._told.clear()
     store = get_store("default")
     store._pause.until = -math.inf
+    servers = [server for _, server in redis_client._servers]
     if isinstance(store, RedisStore):
+        servers.append(store._server)
+    for server in servers:  # one for each STORE_TIMEOUT: a new thread has that of its test
         # Another test may have started it anew.
-        store._server.life = None
+        server.life, server.pause.until = None, -math.inf
     store_for_everybody("default", get_config(), None)
 
 
