@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -95,15 +96,16 @@ SLOW_FILES = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have pytest-xdist keep the order of the files: it would put those of few tests last, the slowest."""
+    """Have pytest-xdist keep the order of the files: it would put the slowest last, which have few tests."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put slow files first; by then all have been shuffled."""
+    """Put slow files first, and of the others those of many tests; by then all have been shuffled."""
     places = {name: place for place, name in enumerate(SLOW_FILES)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (places.get(item.path.name, len(places)), -sizes[item.path]))
 
 
 def pytest_report_header() -> str:

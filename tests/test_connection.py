@@ -67,9 +67,14 @@ def test_nothing_of_the_instance_is_replaced() -> None:
         Note.objects.create(title="new", owner_id=Note.objects.get().owner_id)
     for alias in connections:
         kind = type(connections[alias])
-        assert not [
-            name for name in vars(connections[alias]) if callable(getattr(kind, name, None))
+        replaced = [
+            name
+            for name, value in vars(connections[alias]).items()
+            # Django's test cases put a method of the class itself back there.
+            if callable(found := getattr(kind, name, None))
+            and found != getattr(value, "__func__", None)
         ]
+        assert not replaced
         assert not [name for name in vars(connections[alias]) if "replica_router" in name]
 
 

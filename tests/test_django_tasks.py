@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from django.contrib import admin
 from django.db import connection, transaction
 from django.test import override_settings
 
@@ -45,6 +46,7 @@ def _installed(real_cluster: Cluster, _django_on_cluster: None) -> Iterator[None
         "TASKS": tasks_settings.TASKS,
         "RQ_QUEUES": {"default": {"URL": queue_url(real_cluster)}},
     }
+    registered = dict(admin.site._registry)
     with override_settings(**names):
         from django_tasks_db.models import DBTaskResult
 
@@ -53,6 +55,7 @@ def _installed(real_cluster: Cluster, _django_on_cluster: None) -> Iterator[None
         yield
         with connection.schema_editor() as editor:
             editor.delete_model(DBTaskResult)
+    admin.site._registry = registered  # the apps have added to it
 
 
 @pytest.fixture(scope="module", params=WORKERS)

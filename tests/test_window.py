@@ -192,7 +192,8 @@ def test_many_visits_are_counted_and_can_be_stopped(window: Window) -> None:
     again = window.page.locator("#again")
     pages = window.site("package").locator("[data-count=pages]")
     again.click()
-    expect(pages).to_have_text("2", timeout=PATIENCE_MS)
+    # A look may come too late for any one number.
+    expect(pages).to_have_text(re.compile(r"^([2-9]|1\d)$"), timeout=PATIENCE_MS)
     again.click()
     expect(again).to_have_text("20 visits", timeout=PATIENCE_MS)
     assert int(pages.inner_text()) < 20
