@@ -93,7 +93,7 @@ def _is_unchanged(state: ClusterScope) -> bool:
         and state.pending is None
         and not state.carried
         and reader.primary_when_met is None
-        and reader.shadow is None
+        and (reader.shadow is None or not reader.shadow.is_of_stranger)
     )
 
 
