@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import hypothesis
 import pytest
@@ -267,6 +268,24 @@ def unwatched() -> Iterator[None]:
         yield
 
 
+_met_servers: WeakSet[redis_client.RedisServer] = WeakSet()
+"""What is known of cache servers, by whichever thread: one that runs asynchronous code outlives its test."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_noted() -> Iterator[None]:
+    """Note each cache server as it is met."""
+    original = redis_client.RedisServer.__init__
+
+    def note(server: redis_client.RedisServer, *args: Any) -> None:
+        original(server, *args)
+        _met_servers.add(server)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis_client.RedisServer, "__init__", note)
+        yield
+
+
 def renew_store() -> None:
     """Have this thread's token store made anew: it keeps the time-out that it was made with."""
     caches["default"].__dict__.pop("_replica_router_store", None)
@@ -297,12 +316,11 @@ def empty_store() -> None:
     stale_saves._told.clear()
     store = get_store("default")
     store._pause.until = -math.inf
-    servers = [server for _, server in redis_client._servers]
-    if isinstance(store, RedisStore):
-        servers.append(store._server)
-    for server in servers:  # one for each STORE_TIMEOUT: a new thread has that of its test
-        # Another test may have started it anew.
+    for server in _met_servers:
+        # Another test may have started it anew, or have had it drop keys.
         server.life, server.pause.until = None, -math.inf
+        if server._drops_keys:
+            server._asked_at = -math.inf
     store_for_everybody("default", get_config(), None)
 
 
