@@ -309,7 +309,7 @@ def empty_store() -> None:
     """Let the token store know nobody, and begin to remember now."""
     caches["default"].clear()
     # Nor remember that it was down a moment ago.
-    choosing._unstored.clear()
+    choosing.unstored.clear()
     # Nor that readers who have only seen something were many.
     monotonic_budget._granted = 0
     learning.forget()

@@ -185,7 +185,7 @@ def forget_choices(patch: Patch) -> None:
         return original(primary, connection, model, scope, *args)
 
     patch.setattr(reads, "_decide_by_token", decide)
-    patch.setattr(reads, "_is_kept", lambda *args: False)
+    patch.setattr(reads, "_shortcut_to", lambda *args: None)
 
 
 def renew_budget(patch: Patch) -> None:

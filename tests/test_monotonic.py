@@ -369,7 +369,7 @@ def test_what_was_shown_while_the_cache_hung_is_not_taken_back_on_another_device
         cluster.cache.resume_process()
     # The phone is answered by a process that has read nothing meanwhile, and has missed nothing.
     settings.REPLICA_ROUTER = PATIENT
-    choosing._unstored.clear()
+    choosing.unstored.clear()
     forget_the_server()
     assert visit(phone, title) == "new"
 

@@ -23,7 +23,7 @@ from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.policy import Decision, Reason
 from django_replica_router.recording import floors
 from django_replica_router.routers import ReplicaRouter
-from django_replica_router.routing import choosing, reads
+from django_replica_router.routing import choosing, reads, usual
 from django_replica_router.scopes import scope as context
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.stores.store import get_store
@@ -288,8 +288,8 @@ def test_what_is_decided_while_another_thread_writes_is_dropped(
 
         return find_during_a_write
 
-    for name in ("find_at_once", "find_open"):
-        monkeypatch.setattr(choosing, name, during_a_write(getattr(choosing, name)))
+    for module, name in ((choosing, "find_at_once"), (usual, "find_open")):
+        monkeypatch.setattr(module, name, during_a_write(getattr(module, name)))
     with paused(cluster), scope(), block():
         assert is_replica(route())
         assert route() == "default"

@@ -17,8 +17,7 @@ from django_replica_router.policy import ReplicaState, may_serve
 from django_replica_router.recording.floors import load_floor
 from django_replica_router.replicas.readings import Reading
 from django_replica_router.replicas.registry import find_monitor
-from django_replica_router.routing import choosing
-from django_replica_router.routing.choosing import choose_usual
+from django_replica_router.routing import usual
 from django_replica_router.scopes.keys import EVERYBODY
 from django_replica_router.scopes.scope import Scope, current_scope
 from django_replica_router.values.carried import Carried
@@ -51,10 +50,8 @@ class First:
 
     def decide(self) -> Any:
         """Return the decision; None where it is left to the long way."""
-        primary = connections["default"]
-        return choose_usual(
-            "default", primary, self.scope, self.config, self.monitor, 4.0, self.floor
-        )
+        way = usual.Usual("default", self.config, self.monitor)
+        return way.choose(self.scope, self.state, connections["default"], 4.0, self.floor)
 
 
 def is_in_shadow(first: First) -> None:
@@ -86,7 +83,7 @@ def servers_have_just_come(first: First) -> None:
 
 
 def was_served_without_the_store(first: First) -> None:
-    first.patch.setattr(choosing, "_unstored", {"default"})
+    first.patch.setattr(usual, "unstored", {"default"})
 
 
 def is_pinned(first: First) -> None:

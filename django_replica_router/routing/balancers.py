@@ -178,7 +178,7 @@ class Order:
         return self._all
 
 
-_UNRANKED = ("rendezvous", "random")
+UNRANKED = ("rendezvous", "random")
 """Balancers whose first replica is known without ranking all."""
 
 _rendezvous: dict[str, RendezvousTable] = {}
@@ -208,17 +208,27 @@ def first_for(name: str, primary: str, reader: str, weights: Mapping[str, float]
 
     Takes what ``order_for`` takes.
     """
-    if name not in _UNRANKED or not weights:
+    if name not in UNRANKED or not weights:
         return None
     if reader and name == "rendezvous":
-        table = _rendezvous.get(primary)
-        if table is None or table.weights is not weights:
-            table = _rendezvous[primary] = RendezvousTable(weights)
-        return table.first(reader)
-    draws = _random.get(primary)
-    if draws is None or draws.weights is not weights:
-        draws = _random[primary] = RandomTable(weights)
-    return draws.draw()
+        return rendezvous_table(primary, weights).first(reader)
+    return random_table(primary, weights).draw()
+
+
+def rendezvous_table(primary: str, weights: Mapping[str, float]) -> RendezvousTable:
+    """Return the table of the replicas of a primary, made where their weights are others."""
+    table = _rendezvous.get(primary)
+    if table is None or table.weights is not weights:
+        table = _rendezvous[primary] = RendezvousTable(weights)
+    return table
+
+
+def random_table(primary: str, weights: Mapping[str, float]) -> RandomTable:
+    """Return what draws from the replicas of a primary, made where their weights are others."""
+    table = _random.get(primary)
+    if table is None or table.weights is not weights:
+        table = _random[primary] = RandomTable(weights)
+    return table
 
 
 def get_balancer(name: str) -> Balancer:

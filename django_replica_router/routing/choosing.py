@@ -12,14 +12,13 @@ from django.db import connections
 from django_replica_router.conf import Config
 from django_replica_router.errors import ReplicaRouterError
 from django_replica_router.logs import fields, logger
-from django_replica_router.policy import Decision, Reason, decide_for, floor_reason, may_serve
+from django_replica_router.policy import Decision, Reason, floor_reason, may_serve
 from django_replica_router.recording.carrying import raised_by_carried
 from django_replica_router.recording.floors import expiry_ms, record_of_everybody
 from django_replica_router.recording.writes import known_position, locate, store_for_everybody
-from django_replica_router.replicas.connecting import find_open
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.sights import is_pooled
-from django_replica_router.routing.balancers import Order, first_for, order_for, rendezvous
+from django_replica_router.routing.balancers import Order, order_for, rendezvous
 from django_replica_router.routing.candidates import Target
 from django_replica_router.routing.search import Found, Search, find_at_once
 from django_replica_router.routing.shadowing import choose_in_shadow
@@ -31,14 +30,14 @@ from django_replica_router.stats import count
 from django_replica_router.transactions.settings import are_alike
 from django_replica_router.values.tokens import Floor, Record
 
-_unstored: set[str] = set()
+unstored: set[str] = set()
 """Primaries from which this process has served readers without the token store. What they were shown
 is known to nobody, so everybody must have it once the store answers again."""
 
 
 def note_unstored_reads(primary: str) -> None:
     """Remember that readers of a primary were served although the token store did not answer."""
-    _unstored.add(primary)
+    unstored.add(primary)
 
 
 @dataclass(slots=True)
@@ -118,66 +117,6 @@ def identifies_unknown_reader(model: Any, scope: Scope, state: ClusterScope) -> 
     )
 
 
-def choose_usual(
-    primary: str,
-    connection: Any,
-    scope: Scope,
-    config: Config,
-    monitor: Monitor,
-    max_lag: float,
-    floor: Floor,
-) -> Decision | None:
-    """Return the decision for the reader's usual replica, or None where anything is not as usual.
-
-    Nearly every first decision of a scope is made here: ``choose_server`` is for what takes more, by the
-    same rules.
-
-    Args:
-        primary: alias of the primary.
-        connection: this thread's connection to it.
-        scope: in which the read is, and in which nothing was decided before.
-        config: the settings.
-        monitor: what is known of the replicas.
-        max_lag: seconds that a replica's data may be old.
-        floor: what the reader must see.
-    """
-    if _is_unusual(primary, scope, config, monitor, floor):
-        return None
-    state, servers = scope.clusters[primary], monitor.servers
-    reader, weights = state.reader.name, config.topology.clusters[primary]
-    alias = first_for(config.BALANCER, primary, reader, weights)
-    if alias is None:
-        return None
-    if reader:
-        max_lag = min(max_lag, config.token_bound)
-    life = servers.life(alias)  # before the reading, which may be newer
-    if not monitor.health.may_serve(alias, floor.position, max_lag):
-        return None
-    replica = find_open(alias, life)
-    if replica is None or not are_alike(connection, replica):
-        return None
-    state.route.lives[alias] = life
-    return decide_for(alias, floor.position.lsn > 0)
-
-
-def _is_unusual(primary: str, scope: Scope, config: Config, monitor: Monitor, floor: Floor) -> bool:
-    """Tell whether more has to be asked than what the usual replica has replayed."""
-    state = scope.clusters[primary]
-    everybody, timeline = state.reader.records.get(EVERYBODY), monitor.history.timeline
-    return (
-        config.shadows
-        or scope.carried is not None
-        or state.reader.may_be_forgotten
-        or state.wrote
-        or bool(monitor.servers.endpoints)
-        or primary in config.topology.settling
-        or primary in _unstored
-        or floor.pinned
-        or everybody is None
-        or not everybody.position.timeline == floor.position.timeline == timeline
-    )
-
-
 def choose_server(case: Case, floor: Floor) -> Found:
     """Return the decision for a replica that has the floor, or for the primary, with its reason."""
     bound = _bind(case, floor)
@@ -218,7 +157,7 @@ def _bind(case: Case, floor: Floor) -> Floor | Reason:
         floor = raised_by_carried(primary, case.scope, floor, config)
     timeline = case.monitor.history.timeline
     everybody = record_of_everybody(state.reader.records.get(EVERYBODY), timeline)
-    if everybody is None or primary in _unstored:
+    if everybody is None or primary in unstored:
         _begin_to_remember(primary, config)
         return Reason.EMPTY_STORE
     if state.wrote:
@@ -241,7 +180,7 @@ def _bind(case: Case, floor: Floor) -> Floor | Reason:
 def _begin_to_remember(primary: str, config: Config) -> None:
     try:
         store_for_everybody(primary, config, None)
-        _unstored.discard(primary)
+        unstored.discard(primary)
     except ReplicaRouterError as error:
         logger.warning("%s", error, extra=fields("everybody_unstored", error, primary=primary))
 

@@ -30,11 +30,11 @@ from django_replica_router.routing.budget import monotonic_budget, primary_budge
 from django_replica_router.routing.choosing import (
     Case,
     choose_server,
-    choose_usual,
     identifies_unknown_reader,
     note_unstored_reads,
 )
 from django_replica_router.routing.shadowing import count_in_shadow, is_shadowed
+from django_replica_router.routing.usual import usual_for
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.scope import Frame, Override, Scope, Shortcut
 from django_replica_router.stats import count
@@ -91,45 +91,83 @@ def route_read(
     """
     began = time.perf_counter() if observers.present else 0.0
     connection, scope = connection_of(primary), frame.scope
-    decision = _decide(primary, connection, model, config, frame)
-    may_stand_in = (
-        scope is not None and decision.alias == primary and config.PRIMARY_DOWN == "replicas"
-    )
-    if scope is not None and may_stand_in:
-        decision = _stand_in(primary, decision, scope, config)
-    alias, reason = decision.alias, decision.reason
+    if scope is not None and _is_free(primary, connection, model, scope, config, frame):
+        decision = _decide_by_token(primary, connection, model, scope, config.MAX_LAG, config)
+        if decision.alias != primary and scope.decisions is None and not observers.present:
+            # As a rule. It was kept: else no server but the primary is named for all that follows.
+            server = routed_alias(decision.alias, primary, config.topology.members[primary])
+            return server, _shortcut_to(server, connection, scope, config)
+    else:
+        decision = _decide_by_rules(primary, connection, model, config, frame)
+    if scope is not None and decision.alias == primary:
+        decision = _settle_on_primary(decision, connection, model, scope, config)
+    alias: str = decision.alias
     if alias != primary:
         alias = routed_alias(alias, primary, config.topology.members[primary])
-    elif scope is not None:
-        _note_shown(primary, reason, connection, model, scope, config)
     if observers.present:
-        note_decision(str(alias), reason.name, reason.value, time.perf_counter() - began)
+        reason, seconds = decision.reason, time.perf_counter() - began
+        note_decision(str(alias), reason.name, reason.value, seconds)
     if scope is None:
         return alias, None
     if scope.decisions is not None:
         scope.note_decision(decision)
     elif (
-        not (may_stand_in or observers.present)
+        not observers.present
         and frame.override is None
-        and not (config.replica_models and config.wants_replica(model))
-        and _is_kept(primary, decision, scope, config)
+        and _is_kept(primary, decision, model, scope, config)
     ):
-        blocks, models = idle_blocks(connection), config.ordinary_models
-        return alias, Shortcut(alias, connection, blocks, models, scope.identity)
+        return alias, _shortcut_to(alias, connection, scope, config)
     return alias, None
 
 
-def _note_shown(
-    primary: str, reason: Reason, connection: Any, model: Any, scope: Scope, config: Config
-) -> None:
-    """Remember that the reader is shown what the primary has, where that has to be there the next time."""
-    if reason in _UNSEEN:
+def _is_free(
+    primary: str, connection: Any, model: Any, scope: Scope, config: Config, frame: Frame
+) -> bool:
+    """Tell whether no rule of ``decide_at_once`` can apply, as in most reads."""
+    state = scope.clusters.get(primary)
+    return (
+        frame.override is None
+        and model in config.ordinary_models
+        and not connection.in_atomic_block
+        and not replicas_in_transaction
+        and not scope.unsafe
+        and not scope.learned
+        and config.ENABLED
+        and (state is None or not (state.wrote or state.route.failed))
+    )
+
+
+def _shortcut_to(alias: str, connection: Any, scope: Scope, config: Config) -> Shortcut:
+    blocks = idle_blocks(connection)
+    return Shortcut(alias, connection, blocks, config.ordinary_models, scope.identity)
+
+
+def _settle_on_primary(
+    decision: Decision, connection: Any, model: Any, scope: Scope, config: Config
+) -> Decision:
+    """Remember that the reader is shown what the primary has, where that has to be there the next time.
+
+    Returns:
+        the decision, or one for a replica that stands in for a primary that is down.
+    """
+    primary = decision.alias
+    if config.PRIMARY_DOWN == "replicas":
+        decision = _stand_in(primary, decision, scope, config)
+        if decision.alias != primary:
+            return decision
+    if decision.reason in _UNSEEN:
         leave_unseen(connection, model)
     elif config.MONOTONIC_READS:
         scope.cluster(primary).seen_elsewhere_on = primary
+    return decision
 
 
-def _is_kept(primary: str, decision: Decision, scope: Scope, config: Config) -> bool:
+def _is_kept(primary: str, decision: Decision, model: Any, scope: Scope, config: Config) -> bool:
+    """Tell whether a decision holds for all that the scope reads from now on."""
+    if config.replica_models and config.wants_replica(model):
+        return False
+    if decision.alias == primary and config.PRIMARY_DOWN == "replicas":
+        return False  # a replica may stand in at any moment
     if decision.reason in _LASTING:
         scope.identity.users()  # asked by nobody so far: whoever comes later would be news
         return True
@@ -159,26 +197,6 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
     state.route.stand_in = stand_in
     state.route.lives.setdefault(stand_in.alias, None)
     return stand_in
-
-
-def _decide(
-    primary: str, connection: BaseDatabaseWrapper, model: Any, config: Config, frame: Frame
-) -> Decision:
-    scope, override = frame.scope, frame.override
-    state = None if scope is None else scope.clusters.get(primary)
-    if not (  # as a rule: then no rule of ``decide_at_once`` can apply
-        scope is None
-        or override is not None
-        or model not in config.ordinary_models
-        or connection.in_atomic_block
-        or replicas_in_transaction
-        or scope.unsafe
-        or scope.learned
-        or not config.ENABLED
-        or (state is not None and (state.wrote or state.route.failed))
-    ):
-        return _decide_by_token(primary, connection, model, scope, config.MAX_LAG, config)
-    return _decide_by_rules(primary, connection, model, config, frame)
 
 
 def _decide_by_rules(
@@ -285,12 +303,13 @@ def _decide_by_token(
     is_named = choice is None and state.reader.name
     if is_named and identifies_unknown_reader(model, scope, state):
         return Decision(primary, Reason.UNKNOWN_SESSION)
-    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    usual = usual_for(primary, config)
     if not choices:
-        usual = choose_usual(primary, connection, scope, config, monitor, max_lag, floor)
-        if usual is not None and choices.setdefault(max_lag, usual) is usual:
-            _count(usual, config)
-            return usual
+        decision = usual.choose(scope, state, connection, max_lag, floor)
+        if decision is not None and choices.setdefault(max_lag, decision) is decision:
+            _count(decision, config)
+            return decision
+    monitor = usual.monitor
     case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
     return _decide_case(case, choices, before, floor)
 

@@ -95,9 +95,10 @@ class UserWatch:
         # What stands in "user" is lazy, or a real one: Django REST framework, or code that logs
         # somebody in, has put it there.
         if isinstance(user, LazyObject):
-            user = user.__dict__["_wrapped"]
+            lazy = user.__dict__
+            user = lazy["_wrapped"]
             if user is empty:
-                self._lazy, user = self._user.__dict__, None
+                self._lazy, user = lazy, None
         if user is None:
             user = known.get("_cached_user") or known.get("_acached_user")
         key = None if user is None else user_key(user)

@@ -230,7 +230,6 @@ class Scope:
         Where somebody ends the scope's shortcuts, it does not belong to them any more: so what is
         decided meanwhile makes none.
         """
-        self.identity.users()  # else the decision would find them, and end what it makes
         mine = self.shortcuts.get(get_ident())
         if mine is None:
             mine = self.shortcuts[get_ident()] = ThreadShortcuts()

@@ -1,0 +1,131 @@
+"""The usual way of a first read: to the reader's usual replica, where nothing else has a say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django_replica_router.conf import Config
+from django_replica_router.policy import Decision, decide_for
+from django_replica_router.replicas.connecting import find_open
+from django_replica_router.replicas.monitor import Monitor
+from django_replica_router.replicas.registry import find_monitor, get_monitor
+from django_replica_router.routing.balancers import UNRANKED, random_table, rendezvous_table
+from django_replica_router.routing.choosing import unstored
+from django_replica_router.scopes.cluster import ClusterScope
+from django_replica_router.scopes.keys import EVERYBODY
+from django_replica_router.scopes.scope import Scope
+from django_replica_router.transactions.settings import are_alike
+from django_replica_router.values.tokens import Floor
+
+
+class Usual:
+    """What the first reads of scopes go by in one cluster, worked out once of the settings.
+
+    Nearly every first decision is made here: ``choose_server`` is for what takes more, by the same rules.
+
+    Args:
+        primary: alias of the primary.
+        config: the settings.
+        monitor: what is known of the replicas.
+    """
+
+    __slots__ = (
+        "_config",
+        "_draw",
+        "_first_of",
+        "_health",
+        "_history",
+        "_is_possible",
+        "_primary",
+        "_servers",
+        "_token_bound",
+        "_topology",
+        "monitor",
+    )
+
+    def __init__(self, primary: str, config: Config, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._primary, self._config, self._topology = primary, config, config.topology
+        self._servers, self._health, self._history = (
+            monitor.servers,
+            monitor.health,
+            monitor.history,
+        )
+        self._token_bound = config.token_bound
+        weights = config.topology.clusters[primary]
+        self._is_possible = (
+            bool(weights)
+            and config.BALANCER in UNRANKED
+            and not config.shadows
+            and primary not in config.topology.settling
+        )
+        self._draw = random_table(primary, weights).draw
+        ranks = config.BALANCER == "rendezvous"
+        self._first_of = rendezvous_table(primary, weights).first if ranks else None
+
+    def holds(self, primary: str, config: Config) -> bool:
+        """Tell whether this was worked out of these settings, of the servers there are, and in this process."""
+        return (
+            self._config is config
+            and self._topology is config.topology
+            and find_monitor(primary) is self.monitor
+        )
+
+    def choose(
+        self, scope: Scope, state: ClusterScope, connection: Any, max_lag: float, floor: Floor
+    ) -> Decision | None:
+        """Return the decision for the reader's usual replica, or None where anything is not as usual.
+
+        Args:
+            scope: in which the read is, and in which nothing was decided before.
+            state: what that knows of the cluster.
+            connection: this thread's connection to the primary.
+            max_lag: seconds that a replica's data may be old.
+            floor: what the reader must see.
+        """
+        if self._is_unusual(scope, state, floor):
+            return None
+        reader = state.reader.name
+        if reader:
+            max_lag = min(max_lag, self._token_bound)
+        alias = self._first_of(reader) if reader and self._first_of else self._draw()
+        life = self._servers.life(alias)  # before the reading, which may be newer
+        if not self._health.may_serve(alias, floor.position, max_lag):
+            return None
+        replica = find_open(alias, life)
+        if replica is None or not are_alike(connection, replica):
+            return None
+        state.route.lives[alias] = life
+        return decide_for(alias, floor.position.lsn > 0)
+
+    def _is_unusual(self, scope: Scope, state: ClusterScope, floor: Floor) -> bool:
+        """Tell whether more has to be asked than what the usual replica has replayed."""
+        everybody = state.reader.records.get(EVERYBODY)
+        return (
+            not self._is_possible
+            or everybody is None
+            or floor.pinned
+            or state.wrote
+            or state.reader.may_be_forgotten
+            or scope.carried is not None
+            or bool(self._servers.endpoints)
+            or self._primary in unstored
+            or not everybody.position.timeline == floor.position.timeline == self._history.timeline
+        )
+
+
+_known: dict[str, Usual] = {}
+
+
+def usual_for(primary: str, config: Config) -> Usual:
+    """Return what the first reads in a cluster go by. Starts its monitor where that does not run.
+
+    Args:
+        primary: alias of the primary.
+        config: the settings.
+    """
+    usual = _known.get(primary)
+    if usual is None or not usual.holds(primary, config):
+        monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+        usual = _known[primary] = Usual(primary, config, monitor)
+    return usual
