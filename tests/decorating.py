@@ -41,7 +41,7 @@ def _leaves_nothing_behind() -> Iterator[None]:
 @pytest.fixture
 def _counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count scopes in flight from nought."""
-    monkeypatch.setattr(least_in_flight, "_counts", {})
+    monkeypatch.setattr(least_in_flight, "counts", {})
 
 
 def enter_a_replica() -> None:

@@ -436,19 +436,19 @@ def test_generator_gives_back_what_its_scope_holds(end: str, is_async: bool) -> 
     def run_sync() -> None:
         steps: Any = generator()
         next(steps)
-        assert least_in_flight._counts == {"replica1": 1}
+        assert least_in_flight.counts == {"replica1": 1}
         steps.close() if end == "closed" else next(steps)
 
     async def run_async() -> None:
         steps = async_generator()
         await anext(steps)
-        assert least_in_flight._counts == {"replica1": 1}
+        assert least_in_flight.counts == {"replica1": 1}
         await (steps.aclose() if end == "closed" else anext(steps))
 
     errors = {"exhausted": (StopIteration, StopAsyncIteration), "failed": (ValueError,)}
     with pytest.raises(errors[end]) if end in errors else nullcontext():
         asyncio.run(run_async()) if is_async else run_sync()
-    assert least_in_flight._counts == {"replica1": 0}
+    assert least_in_flight.counts == {"replica1": 0}
 
 
 @pytest.mark.parametrize("block", [use_primary, use_primary(), use_replica(max_lag=5.0)])

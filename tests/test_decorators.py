@@ -140,7 +140,7 @@ def test_scope_of_a_replica_block_gives_back_what_it_holds() -> None:
     """A block that has opened a scope ends it, so that no replica looks busy for ever."""
     with use_replica():
         enter_a_replica()
-    assert least_in_flight._counts == {"replica1": 0}
+    assert least_in_flight.counts == {"replica1": 0}
 
 
 @pytest.mark.usefixtures("_counts")
@@ -149,8 +149,8 @@ def test_replica_block_inside_a_scope_leaves_that_open() -> None:
     with scope():
         with use_replica():
             enter_a_replica()
-        assert least_in_flight._counts == {"replica1": 1}
-    assert least_in_flight._counts == {"replica1": 0}
+        assert least_in_flight.counts == {"replica1": 1}
+    assert least_in_flight.counts == {"replica1": 0}
 
 
 # What use_replica does not weaken

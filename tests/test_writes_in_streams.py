@@ -114,14 +114,14 @@ def test_a_stream_that_nobody_begins_gives_back_what_its_request_held(
 ) -> None:
     """As where the client has hung up before: its request counts as in flight no more."""
     settings.REPLICA_ROUTER = {**PATIENT, "BALANCER": "least_in_flight"}
-    monkeypatch.setattr(least_in_flight, "_counts", {})
+    monkeypatch.setattr(least_in_flight, "counts", {})
     wait_until_known(cluster)
     response = visit(
         Client(), lambda request: StreamingHttpResponse([str(Note.objects.get(pk=note.pk))])
     )
-    assert sum(least_in_flight._counts.values()) == 1
+    assert sum(least_in_flight.counts.values()) == 1
     response.close()
-    assert sum(least_in_flight._counts.values()) == 0
+    assert sum(least_in_flight.counts.values()) == 0
 
 
 def test_a_download_that_is_no_file_is_made_inside_the_scope(

@@ -51,7 +51,7 @@ from django_replica_router.scopes.scope import Scope, get_frame
 from django_replica_router.sql.answering import ask_along, can_ask_along
 from django_replica_router.sql.states import has_failed
 from django_replica_router.stats import count
-from django_replica_router.values.servers import Life
+from django_replica_router.values.servers import Life, endpoints_met
 from django_replica_router.values.statements import (
     Description,
     describe,
@@ -88,8 +88,7 @@ class OnReplica(Around):
         if many:
             params = list(params)  # which can be gone through once more, as a generator cannot
         waiter, raw, key = connection.waiter, connection.connection, self.alias
-        monitor = find_monitor(self.primary)
-        if monitor is not None and key in monitor.servers.endpoints:
+        if key in endpoints_met:
             key = waiting_key(connection, key)
         try:
             try:
@@ -104,7 +103,7 @@ class OnReplica(Around):
             result = show_primary(self.primary, cursor, sql, params, many)
         elif getattr(cursor.cursor, "name", None) is not None:
             self._watch_fetches(cursor, key, sql, params, many)
-        if said.is_of_session:
+        if not said.is_plain and said.is_of_session:
             note_session(self.primary, connection, sql, params)
         return result
 

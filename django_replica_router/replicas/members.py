@@ -96,9 +96,7 @@ class Members(Latest):
             if alias not in self.readings:
                 return
             is_new = alias not in self.servers.endpoints
-            self.servers.endpoints |= {alias}
-            if is_led:
-                self.servers.led |= {alias}
+            self.servers.note_endpoint(alias, is_led=is_led)
         if is_new:
             logger.info(
                 "Replica %r leads to several servers: each is known by itself.",

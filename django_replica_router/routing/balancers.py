@@ -129,21 +129,22 @@ class LeastInFlight:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
+        """How many scopes work with each replica. Empty where nothing is ranked by that."""
 
     def __call__(self, reader: str, weights: Mapping[str, float]) -> list[str]:
         shuffled = random_order(reader, weights)
-        return sorted(shuffled, key=lambda alias: self._counts.get(alias, 0) / weights[alias])
+        return sorted(shuffled, key=lambda alias: self.counts.get(alias, 0) / weights[alias])
 
     def enter(self, alias: str) -> None:
         """Count one scope more."""
         with self._lock:
-            self._counts[alias] = self._counts.get(alias, 0) + 1
+            self.counts[alias] = self.counts.get(alias, 0) + 1
 
     def leave(self, alias: str) -> None:
         """Count one scope less."""
         with self._lock:
-            self._counts[alias] -= 1
+            self.counts[alias] -= 1
 
 
 least_in_flight = LeastInFlight()

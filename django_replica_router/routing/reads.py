@@ -450,6 +450,8 @@ def _in_event_loop() -> bool:
 
 def release_scope(scope: Scope) -> None:
     """Give back what the scope holds."""
+    if not least_in_flight.counts:
+        return
     for state in list(scope.clusters.values()):
         entered, state.route.entered = state.route.entered, ()
         for alias in entered:

@@ -14,6 +14,9 @@ Life = tuple[Any, ...]
 
 _NONE: Mapping[Life, str] = {}
 
+endpoints_met: set[str] = set()
+"""Aliases that this process has ever known to lead to several servers. Nearly always empty: each statement asks."""
+
 # Servers of an alias that are to tell all of themselves: some may never answer again.
 _MOST_CURIOUS = 8
 
@@ -95,12 +98,19 @@ class Servers:
         """Note that a server has told all of itself."""
         self._curious.get(alias, set()).discard(life)
 
+    def note_endpoint(self, alias: str, *, is_led: bool = False) -> None:
+        """Note that an alias leads to several servers, or that a pooler leads each statement to any."""
+        endpoints_met.add(alias)
+        self.endpoints |= {alias}
+        if is_led:
+            self.led |= {alias}
+
     def add(self, alias: str, life: Life) -> str:
         """Add a further server, and return its key."""
         key = f"{alias} #{next(self._numbers)}"
         self._aliases = {**self._aliases, key: alias}
         self._keys = {**self._keys, alias: {**self._keys.get(alias, _NONE), life: key}}
-        self.endpoints |= {alias}
+        self.note_endpoint(alias)
         return key
 
     def forget(self, alias: str) -> None:
