@@ -339,13 +339,15 @@ class Parsed:
 
 parsed = Parsed()
 
+_get_past_lazy = object.__getattribute__
+
 
 def site_settings() -> Any:
     """Return the object behind Django's lazy settings, past that one's own way to look up attributes.
 
     That takes four times as long; and it is quick also where there is no such setting.
     """
-    wrapped = object.__getattribute__(settings, "_wrapped")
+    wrapped = _get_past_lazy(settings, "_wrapped")
     return settings if wrapped is empty else wrapped
 
 
@@ -355,10 +357,12 @@ def get_config() -> Config:
     Raises:
         ConfigurationError: names the key whose value cannot be used, and what is expected.
     """
-    raw = getattr(site_settings(), SETTING, None)
     config = parsed.config
+    # As ``site_settings`` does: without a call, since each request asks several times.
+    raw = getattr(_get_past_lazy(settings, "_wrapped"), SETTING, None)
     if config is not None and parsed.raw is raw:
         return config
+    raw = getattr(site_settings(), SETTING, None)
     reread()
     for problem in find_problems():
         raise problem

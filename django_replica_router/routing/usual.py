@@ -30,7 +30,6 @@ class Usual:
     """
 
     __slots__ = (
-        "_config",
         "_draw",
         "_first_of",
         "_health",
@@ -39,19 +38,16 @@ class Usual:
         "_primary",
         "_servers",
         "_token_bound",
-        "_topology",
+        "config",
         "monitor",
+        "topology",
     )
 
     def __init__(self, primary: str, config: Config, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self._primary, self._config, self._topology = primary, config, config.topology
-        self._servers, self._health, self._history = (
-            monitor.servers,
-            monitor.health,
-            monitor.history,
-        )
-        self._token_bound = config.token_bound
+        self.config, self.topology, self.monitor = config, config.topology, monitor
+        self._primary, self._token_bound = primary, config.token_bound
+        self._servers, self._health = monitor.servers, monitor.health
+        self._history = monitor.history
         weights = config.topology.clusters[primary]
         self._is_possible = (
             bool(weights)
@@ -62,14 +58,6 @@ class Usual:
         self._draw = random_table(primary, weights).draw
         ranks = config.BALANCER == "rendezvous"
         self._first_of = rendezvous_table(primary, weights).first if ranks else None
-
-    def holds(self, primary: str, config: Config) -> bool:
-        """Tell whether this was worked out of these settings, of the servers there are, and in this process."""
-        return (
-            self._config is config
-            and self._topology is config.topology
-            and find_monitor(primary) is self.monitor
-        )
 
     def choose(
         self, scope: Scope, state: ClusterScope, connection: Any, max_lag: float, floor: Floor
@@ -118,14 +106,21 @@ _known: dict[str, Usual] = {}
 
 
 def usual_for(primary: str, config: Config) -> Usual:
-    """Return what the first reads in a cluster go by. Starts its monitor where that does not run.
+    """Return what the first reads in a cluster go by: that of before, where all it was worked out of is the same.
+
+    Starts the monitor of the cluster where that does not run.
 
     Args:
         primary: alias of the primary.
         config: the settings.
     """
     usual = _known.get(primary)
-    if usual is None or not usual.holds(primary, config):
+    if (
+        usual is None
+        or usual.config is not config
+        or usual.topology is not config.topology
+        or usual.monitor is not find_monitor(primary)
+    ):
         monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
         usual = _known[primary] = Usual(primary, config, monitor)
     return usual

@@ -230,9 +230,10 @@ class Scope:
         Where somebody ends the scope's shortcuts, it does not belong to them any more: so what is
         decided meanwhile makes none.
         """
-        mine = self.shortcuts.get(get_ident())
+        thread = get_ident()
+        mine = self.shortcuts.get(thread)
         if mine is None:
-            mine = self.shortcuts[get_ident()] = ThreadShortcuts()
+            mine = self.shortcuts[thread] = ThreadShortcuts()
             _here.end.note(mine)
         return mine
 
