@@ -18,7 +18,18 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory, override_settings
 from django.utils.functional import SimpleLazyObject
 
-from django_replica_router import current_scope, receivers, routers, scope, use_primary, use_replica
+from django_replica_router import (
+    current_scope,
+    current_token,
+    receivers,
+    routers,
+    scope,
+    see,
+    track,
+    use_primary,
+    use_replica,
+)
+from django_replica_router.connections import leading
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.policy import Decision, Reason
 from django_replica_router.recording import floors
@@ -378,6 +389,77 @@ def test_a_user_found_by_somebody_else_ends_it(cluster: Cluster, ann: User) -> N
         assert in_request(action) == "default"
 
 
+def test_a_user_whose_token_has_left_ends_it(cluster: Cluster, ann: User) -> None:
+    """His record was loaded for that: what was decided before does not go by it all the same."""
+
+    def action(request: Any) -> str:
+        assert is_replica(route_by_shortcut())
+        request.user = ann
+        current_token()
+        return route()
+
+    with paused(cluster):
+        write_as(ann)
+        assert in_request(action) == "default"
+
+
+def test_a_key_whose_token_has_left_ends_it(cluster: Cluster) -> None:
+    """As where a task is queued between ``see()`` and the next read."""
+    with paused(cluster):
+        with scope():
+            track("of the team")
+            Tag.objects.create(name="of another")
+        with scope():
+            assert is_replica(route_by_shortcut())
+            see(key="of the team")
+            current_token()
+            assert route() == "default"
+
+
+def test_an_object_is_not_read_again_by_what_was_decided_before(
+    cluster: Cluster, ann: User
+) -> None:
+    """Its alias names the replica, and leads to where its reader reads now."""
+
+    def action(request: Any) -> bool:
+        tag = Tag.objects.get(name="old")
+        assert is_replica(tag._state.db or "")
+        request.user = ann
+        current_token()
+        return Tag.objects.using(tag._state.db).filter(name="of ann").exists()
+
+    Tag.objects.create(name="old")
+    wait_until_known(cluster)
+    with paused(cluster):
+        write_as(ann)
+        assert in_request(action)
+
+
+def test_nobody_follows_it_while_another_thread_decides_by_more(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """That one has loaded the user's token, and may be waiting for a replica to have it."""
+    decide = reads.choose_server
+    seen: list[list[str]] = []
+
+    def decide_second(*args: Any) -> Any:
+        if not seen:
+            seen.append([])
+            seen.append(in_thread(lambda: [route(), route()])[1])
+        return decide(*args)
+
+    def action(request: Any) -> str:
+        assert is_replica(route_by_shortcut())
+        request.user = ann
+        monkeypatch.setattr(reads, "choose_server", decide_second)
+        return route()
+
+    with paused(cluster):
+        write_as(ann)
+        assert in_request(action) == "default"
+    assert seen == [[], ["default", "default"]]
+
+
 def test_the_user_whom_the_session_has_named_does_not_end_it(cluster: Cluster, ann: User) -> None:
     """His token came with the session's record, and is in the floor already."""
 
@@ -498,6 +580,17 @@ def take_nobody_for_known(patch: Patch) -> None:
     patch.setattr(RequestIdentity, "_is_covered", lambda self, key: False)
 
 
+def go_by_the_floor_that_was_loaded(patch: Patch) -> None:
+    original = reads.is_floor_new
+
+    def is_new(scope: Any, state: Any) -> bool:
+        state.route.floor = state.reader.floor
+        return original(scope, state)
+
+    for module in (reads, leading):
+        patch.setattr(module, "is_floor_new", is_new)
+
+
 def keep_models(patch: Patch) -> None:
     class Everything(set[Any]):
         def __contains__(self, model: object) -> bool:
@@ -549,6 +642,18 @@ CONTROLS = [
     (without_news, test_a_user_who_becomes_known_ends_it, {"way": "cached"}),
     (keep_shortcuts_of_users, test_a_user_found_by_somebody_else_ends_it, {}),
     (take_everybody_for_known, test_a_user_found_by_somebody_else_ends_it, {}),
+    (go_by_the_floor_that_was_loaded, test_a_user_whose_token_has_left_ends_it, {}),
+    (go_by_the_floor_that_was_loaded, test_a_key_whose_token_has_left_ends_it, {}),
+    (
+        go_by_the_floor_that_was_loaded,
+        test_an_object_is_not_read_again_by_what_was_decided_before,
+        {},
+    ),
+    (
+        go_by_the_floor_that_was_loaded,
+        test_nobody_follows_it_while_another_thread_decides_by_more,
+        {},
+    ),
     (take_nobody_for_known, test_the_user_whom_the_session_has_named_does_not_end_it, {}),
     (keep_models, test_a_changed_setting_ends_it, {}),
     (keep_models, test_another_router_ends_it, {}),
@@ -573,9 +678,9 @@ def test_the_test_of_a_rule_fails_without_the_rule(
 ) -> None:
     """A test that cannot fail would prove nothing."""
     take_out, test, arguments = control
-    given = {"cluster": cluster, "ann": ann} | arguments
     names = test.__code__.co_varnames[: test.__code__.co_argcount]
     with pytest.MonkeyPatch.context() as patch:
+        given = {"cluster": cluster, "ann": ann, "monkeypatch": patch} | arguments
         take_out(patch)
         with pytest.raises((AssertionError, pytest.fail.Exception)):
             test(**{name: given[name] for name in names})

@@ -19,7 +19,7 @@ from django.db import connections, transaction
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.recording.writes import leave_unseen, note_shown
-from django_replica_router.routing.reads import route_read
+from django_replica_router.routing.reads import is_floor_new, route_read
 from django_replica_router.scopes.scope import Frame, get_frame
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.routed import RoutedAlias
@@ -81,8 +81,7 @@ def _is_chosen(alias: RoutedAlias, primary: str, model: Any, config: Config, fra
         max_lag = override.max_lag
     if keeps_reads(connections[primary]) or config.is_primary_only(model):
         return False
-    identity = scope.identity
-    if not identity.settled and identity.has_news():
+    if is_floor_new(scope, state):
         return False
     choice = state.route.choices.get(max_lag)
     return choice is not None and choice.alias == alias

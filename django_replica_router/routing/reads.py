@@ -286,7 +286,7 @@ def _decide_by_token(
     state = scope.cluster(primary)
     choices = state.route.choices  # where another thread writes meanwhile, there is a new one
     choice = choices.get(max_lag)
-    if choice is not None and (choice.alias == primary or not _is_user_new(scope, state)):
+    if choice is not None and _holds(choice, primary, max_lag, choices, scope, state):
         return choice if choice.alias == primary else _follow(primary, choice, state, config)
     if _in_event_loop():
         # Asking the store or a replica would block the loop. The query itself runs in a thread
@@ -295,7 +295,6 @@ def _decide_by_token(
     if choice is None and is_learned(scope, config):
         count(Reason.LEARNED.event)
         return Decision(primary, Reason.LEARNED)
-    before = state.reader.floor
     try:
         floor = load_floor(primary, scope, config)
     except StoreError as error:
@@ -307,29 +306,30 @@ def _decide_by_token(
     if not choices:
         decision = usual.choose(scope, state, connection, max_lag, floor)
         if decision is not None and choices.setdefault(max_lag, decision) is decision:
+            state.route.floor = floor
             _count(decision, config)
             return decision
     monitor = usual.monitor
     case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
-    return _decide_case(case, choices, before, floor)
+    return _decide_case(case, choices, floor)
 
 
-def _decide_case(
-    case: Case, choices: dict[float, Decision], before: Floor | None, floor: Floor
-) -> Decision:
+def _decide_case(case: Case, choices: dict[float, Decision], floor: Floor) -> Decision:
     """Return the decision for a case, which holds from now on.
 
     Args:
         case: the case.
         choices: those of the scope.
-        before: what the reader was known to have to see before, or None.
-        floor: what it is now.
+        floor: what the reader must see.
     """
-    was_raised = before is None and bool(choices)
+    route, carried = case.state.route, case.scope.carried  # which may be more a moment later
+    before = route.floor
+    was_raised = (before is None and bool(choices)) or route.carried is not carried
     decision = _keep(case, choices, _choose(case, floor))
     is_late = case.is_shadowed and case.choice is not None
     if was_raised or before not in (None, floor) or is_late:
         _leave_others(case.primary, choices, case.max_lag, decision)
+    route.floor, route.carried = floor, carried
     return decision
 
 
@@ -360,18 +360,39 @@ def _is_unrouted(primary: str, scope: Scope, config: Config) -> bool:
     return is_shadowed(scope.cluster(primary).reader, config)
 
 
-def _is_user_new(scope: Scope, state: ClusterScope) -> bool:
-    """Tell whether a user, or a token, has become known since the decision that is not in the floor."""
-    users = scope.identity.users()
-    if state.reader.floor is None:
+def _holds(
+    choice: Decision,
+    primary: str,
+    max_lag: float,
+    choices: dict[float, Decision],
+    scope: Scope,
+    state: ClusterScope,
+) -> bool:
+    """Tell whether what was decided before is to be followed."""
+    if choice.alias == primary:
         return True
-    if users == state.reader.users:
-        return False
-    if not all(user in state.reader.records for user in users):
+    # Looked at once more: while it was asked, another thread may have decided by more.
+    return not is_floor_new(scope, state) and choices.get(max_lag) is choice
+
+
+def is_floor_new(scope: Scope, state: ClusterScope) -> bool:
+    """Tell whether a user, or a token, has become known that the decisions of the scope do not go by.
+
+    Who has asked the store for it may not have decided by it: another thread is about to, or it was
+    asked for a token that leaves.
+    """
+    users, floor = scope.identity.users(), state.reader.floor
+    if floor is None:
         return True
-    # The session's record had named them: their tokens are in the floor already.
-    state.reader.users = users
-    return False
+    if users != state.reader.users:
+        if not all(user in state.reader.records for user in users):
+            return True
+        # The session's record had named them: their tokens are in the floor already.
+        state.reader.users = users
+    route = state.route
+    if scope.carried is not route.carried:
+        return True
+    return route.floor is not floor and route.floor != floor
 
 
 def _decide_without_store(
@@ -406,12 +427,12 @@ def _enter(alias: str, state: ClusterScope) -> None:
 def _keep(case: Case, choices: dict[float, Decision], decision: Decision) -> Decision:
     """Have the decision hold for the rest of the scope; return the one that does."""
     primary, max_lag = case.primary, case.max_lag
-    kept = decision
-    if case.choice is not None:
-        choices[max_lag] = decision
-    else:
-        kept = choices.setdefault(max_lag, decision)
-    if kept.alias not in (decision.alias, primary):
+    kept = choices.setdefault(max_lag, decision)
+    if kept is case.choice:
+        kept = choices[max_lag] = decision
+        if kept.alias != case.choice.alias:
+            case.state.shortcuts.clear()  # of a thread that has followed it meanwhile
+    elif kept.alias not in (decision.alias, primary):
         # Another thread was first, and may not have known the user yet: it asked for less.
         kept = choices[max_lag] = Decision(primary, Reason.LAGGING)
         case.state.shortcuts.clear()

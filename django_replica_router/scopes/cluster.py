@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from django_replica_router.policy import Decision
 from django_replica_router.scopes.written import Written
+from django_replica_router.values.carried import Carried
 from django_replica_router.values.tokens import Floor, Position, Record
 
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
@@ -91,11 +92,26 @@ class Reader:
 class Route:
     """Where the reads of a scope go."""
 
-    __slots__ = ("choices", "entered", "failed", "lives", "shown", "stand_in", "terms", "wait_left")
+    __slots__ = (
+        "carried",
+        "choices",
+        "entered",
+        "failed",
+        "floor",
+        "lives",
+        "shown",
+        "stand_in",
+        "terms",
+        "wait_left",
+    )
 
     def __init__(self) -> None:
         self.choices: dict[float, Decision] = {}
         """The decision that holds for the rest of the scope, by allowed lag."""
+        self.floor: Floor | None = None
+        """What the reader had to see when these were made: they do not hold for who has to see more by now."""
+        self.carried: Carried | None = None
+        """What the scope carried then, which is no part of that."""
         self.lives: dict[str, tuple[Any, ...] | None] = {}
         """The replicas that were chosen, each with the server, and the life of it, that it was chosen for; None
         where nobody knows."""
