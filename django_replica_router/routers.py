@@ -52,7 +52,7 @@ class ReplicaRouter:
                     if identity.settled or not identity.has_news():
                         return shortcut.alias
                     identity.users()  # drops the shortcuts where it finds another user
-                    if shortcuts:
+                    if shortcuts.get(get_ident()) is mine:
                         return shortcut.alias
         if instance is not None:
             hints["instance"] = instance

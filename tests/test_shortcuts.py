@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from functools import partial
@@ -231,9 +232,7 @@ def test_it_is_no_other_threads(cluster: Cluster) -> None:
         def ask() -> None:
             context.current_frame.set(frame)
             seen.append(route_by_shortcut())
-            for alias in connections:
-                connections[alias].close()
-            get_store("default")._client.connection_pool.disconnect()  # type: ignore[attr-defined]
+            close_connections()
 
         with transaction.atomic():
             assert route() == "default"
@@ -244,6 +243,13 @@ def test_it_is_no_other_threads(cluster: Cluster) -> None:
     assert is_replica(seen[0])
 
 
+def close_connections() -> None:
+    """Close those of the present thread."""
+    for alias in connections:
+        connections[alias].close()
+    get_store("default")._client.connection_pool.disconnect()  # type: ignore[attr-defined]
+
+
 def in_thread(action: Callable[[], Any]) -> tuple[int, Any]:
     """Run the action in a thread that takes the scope along; return its number and the result."""
 
@@ -251,9 +257,7 @@ def in_thread(action: Callable[[], Any]) -> tuple[int, Any]:
         try:
             return action()
         finally:
-            for alias in connections:
-                connections[alias].close()
-            get_store("default")._client.connection_pool.disconnect()  # type: ignore[attr-defined]
+            close_connections()
 
     found: list[Any] = []
     number = []
@@ -458,6 +462,87 @@ def test_nobody_follows_it_while_another_thread_decides_by_more(
         write_as(ann)
         assert in_request(action) == "default"
     assert seen == [[], ["default", "default"]]
+
+
+def test_a_user_found_by_two_threads_ends_it(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """One of them has loaded his token before the other has looked whether it was there already."""
+    is_covered = RequestIdentity._is_covered
+
+    def is_covered_meanwhile(self: Any, key: str) -> bool:
+        in_thread(current_token)
+        return is_covered(self, key)
+
+    def action(request: Any) -> str:
+        assert is_replica(route_by_shortcut())
+        request.user = ann
+        monkeypatch.setattr(RequestIdentity, "_is_covered", is_covered_meanwhile)
+        return route()
+
+    with paused(cluster):
+        write_as(ann)
+        assert in_request(action) == "default"
+
+
+def test_a_shortcut_that_was_dropped_is_not_followed_because_another_thread_has_one(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """That one has decided anew since."""
+    users = RequestIdentity.users
+    others: list[str] = []
+
+    def users_before_another_reads(self: Any) -> Any:
+        found = users(self)
+        if not others:
+            others.append("")
+            others.extend(in_thread(lambda: [route(), route()])[1])
+        return found
+
+    def action(request: Any) -> str:
+        assert is_replica(route_by_shortcut())
+        request.user = ann
+        monkeypatch.setattr(RequestIdentity, "users", users_before_another_reads)
+        return route()
+
+    with paused(cluster):
+        write_as(ann)
+        assert in_request(action) == "default"
+    assert others == ["", "default", "default"]
+
+
+_read_meanwhile: list[Callable[[], str]] = []
+
+
+def identify_slowly(request: HttpRequest) -> list[str]:
+    """Name a reader, while another thread reads."""
+    for read in _read_meanwhile:
+        assert is_replica(read())
+    return ["somebody"]
+
+
+def test_a_reader_whom_the_site_names_ends_what_another_thread_has_decided_meanwhile(
+    cluster: Cluster, settings: Any, monkeypatch: Patch
+) -> None:
+    """``IDENTITY`` was asked where a token left, say, and took its time."""
+    settings.REPLICA_ROUTER = settings.REPLICA_ROUTER | {"IDENTITY": f"{__name__}.identify_slowly"}
+
+    def write(request: HttpRequest) -> None:
+        Tag.objects.create(name="of somebody")
+
+    def action(request: Any) -> str:
+        run = copy_context().run
+        read = partial(pool.submit, run, route)
+        monkeypatch.setattr(f"{__name__}._read_meanwhile", [lambda: read().result()])
+        current_token()
+        return read().result()
+
+    with paused(cluster), ThreadPoolExecutor(1) as pool:
+        in_request(write)
+        try:
+            assert in_request(action) == "default"
+        finally:
+            pool.submit(close_connections).result()
 
 
 def test_the_user_whom_the_session_has_named_does_not_end_it(cluster: Cluster, ann: User) -> None:

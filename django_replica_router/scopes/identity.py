@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from threading import get_ident
 from typing import Any
 
 from django.http import HttpRequest, HttpResponseBase
@@ -185,8 +186,11 @@ class RequestIdentity(UserWatch):
         if not self.settled and (self._size < 0 or self.has_news()):
             key = self._look()
             if key is not None and key not in self._found:
+                # Before others know of him: they may load his token, for what they decide themselves.
+                clusters = self.clusters or {}
+                before, is_covered = len(clusters), self._is_covered(key)
                 self._found = (*self._found, key)
-                if self.shortcuts and not self._is_covered(key):
+                if self.shortcuts and not (is_covered and len(clusters) == before):
                     self.shortcuts.clear()
         return self._found + (self._ask_site() if self._extra is None else self._extra)
 
@@ -209,6 +213,9 @@ class RequestIdentity(UserWatch):
         self._extra = ()
         if path is not None:
             self._extra = _identify(path, self.request)
+            shortcuts = self.shortcuts or {}
+            if self._extra and shortcuts.keys() - {get_ident()}:
+                shortcuts.clear()  # of threads that have read meanwhile
         return self._extra
 
     def load_user(self) -> None:
