@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from django.db import connections
+from django.test import override_settings
 
-from django_replica_router import scope
-from django_replica_router.conf import get_config
+from django_replica_router import conf, scope
+from django_replica_router.conf import get_config, note_found
 from django_replica_router.policy import ReplicaState, may_serve
 from django_replica_router.recording.floors import load_floor
 from django_replica_router.replicas.readings import Reading
-from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.replicas.registry import find_monitor, stop_monitors
 from django_replica_router.routing import usual
 from django_replica_router.scopes.keys import EVERYBODY
 from django_replica_router.scopes.scope import Scope, current_scope
 from django_replica_router.values.carried import Carried
 from django_replica_router.values.servers import Servers
 from django_replica_router.values.tokens import Floor, Position
+from django_replica_router.values.topology import Found
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until_known
@@ -197,6 +199,127 @@ def test_anything_unusual_is_left_to_the_long_way(
     assert first.decide() is not None
     change(first)
     assert first.decide() is None
+
+
+# What it is worked out of
+
+
+def usual_here() -> Any:
+    """Return what the first reads of the cluster go by now."""
+    return usual.usual_for("default", get_config())
+
+
+def drawn(way: Any) -> set[str]:
+    """Return the replicas that it sends readers to."""
+    return {way._draw() for _ in range(40)}
+
+
+ONE = {"CLUSTERS": {"default": ["replica1"]}}
+OTHER = {"CLUSTERS": {"default": ["replica2"]}}
+
+
+@pytest.fixture
+def way(test_site: None, cluster: Cluster) -> Any:
+    """Return what the first reads of the cluster go by, with both replicas known."""
+    wait_until_known(cluster)
+    return usual_here()
+
+
+@pytest.fixture
+def forget_found() -> Iterator[None]:
+    """Forget afterwards what was found by a name."""
+    yield
+    conf.parsed.found = {}
+    conf.reread()
+
+
+def test_it_is_worked_out_once(way: Any) -> None:
+    """As long as all is the same."""
+    assert usual_here() is way
+    assert drawn(way) == {"replica1", "replica2"}
+
+
+def test_other_settings_have_their_own(way: Any) -> None:
+    """Those before it, too, once they are back."""
+    with override_settings(REPLICA_ROUTER=OTHER):
+        assert drawn(usual_here()) == {"replica2"}
+    with override_settings(REPLICA_ROUTER=ONE | {"BALANCER": "round_robin"}):
+        assert not usual_here()._is_possible
+    assert drawn(usual_here()) == {"replica1", "replica2"}
+
+
+def test_a_thread_that_has_the_settings_of_before_leaves_nothing_of_them(way: Any) -> None:
+    """It goes by what it has begun with, and whoever comes after it by the present ones."""
+    with override_settings(REPLICA_ROUTER=ONE):
+        before = get_config()
+        with override_settings(REPLICA_ROUTER=OTHER):
+            assert drawn(usual_here()) == {"replica2"}
+            assert drawn(usual.usual_for("default", before)) == {"replica1"}
+            assert drawn(usual_here()) == {"replica2"}
+
+
+def test_servers_that_were_found_are_taken_into_account(way: Any, forget_found: None) -> None:
+    """The settings are the same, and so is the monitor."""
+    entry = {"NAME": "replicas.example"}
+    with override_settings(REPLICA_ROUTER=ONE | {"DISCOVERY": {"replica1": entry}}):
+        before = usual_here()
+        assert drawn(before) == {"replica1"}
+        note_found("replica1", Found(entry, ("replica2",)))
+        before.monitor.follow(get_config().topology.replicas["default"])
+        assert drawn(usual_here()) == {"replica2"}
+        assert usual_here().monitor is before.monitor
+
+
+def test_servers_that_are_found_meanwhile_are_taken_into_account(
+    way: Any, monkeypatch: Patch, forget_found: None
+) -> None:
+    """What was worked out of both the old and the new ones does not last."""
+    entry = {"NAME": "replicas.example"}
+    tables = usual.random_table
+
+    def find_before(primary: str, weights: Any) -> Any:
+        note_found("replica1", Found(entry, ("replica2",)))
+        find_monitor("default").follow(get_config().topology.replicas["default"])  # type: ignore[union-attr]
+        return tables(primary, weights)
+
+    with override_settings(REPLICA_ROUTER=ONE | {"DISCOVERY": {"replica1": entry}}):
+        monkeypatch.setattr(usual, "random_table", find_before)
+        usual_here()
+        assert drawn(usual_here()) == {"replica2"}
+
+
+def test_it_goes_by_the_monitor_that_looks(way: Any) -> None:
+    """Of one that was stopped nothing new comes: its replicas would serve until that shows."""
+    stop_monitors()
+    assert find_monitor("default") is None
+    assert usual_here().monitor is find_monitor("default")
+    assert usual_here().monitor is not way.monitor
+    assert usual_here()._health is find_monitor("default").health  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_other_settings_have_their_own,
+        test_a_thread_that_has_the_settings_of_before_leaves_nothing_of_them,
+        test_servers_that_were_found_are_taken_into_account,
+        test_servers_that_are_found_meanwhile_are_taken_into_account,
+        test_it_goes_by_the_monitor_that_looks,
+    ],
+)
+def test_control_of_what_it_is_worked_out_of(
+    test: Callable[..., None], way: Any, forget_found: None
+) -> None:
+    """Each of them fails where it is kept for ever."""
+    names = test.__code__.co_varnames[: test.__code__.co_argcount]
+    with Patch.context() as patch:
+        patch.setattr(usual, "usual_for", lambda primary, config: usual._known[primary])
+        given = {"way": way, "forget_found": None, "monkeypatch": patch}
+        with pytest.raises(AssertionError):
+            test(**{name: given[name] for name in names})
+
+
+# The rule is one
 
 
 STATES = [STREAMING, ReplicaState.UNKNOWN, ReplicaState.UNREACHABLE]
