@@ -38,22 +38,23 @@ class Usual:
         "_primary",
         "_servers",
         "_token_bound",
-        "config",
         "monitor",
         "topology",
     )
 
     def __init__(self, primary: str, config: Config, monitor: Monitor) -> None:
-        self.config, self.topology, self.monitor = config, config.topology, monitor
+        # Looked at once: servers may come meanwhile.
+        topology = self.topology = config.topology
+        self.monitor = monitor
         self._primary, self._token_bound = primary, config.token_bound
         self._servers, self._health = monitor.servers, monitor.health
         self._history = monitor.history
-        weights = config.topology.clusters[primary]
+        weights = topology.clusters[primary]
         self._is_possible = (
             bool(weights)
             and config.BALANCER in UNRANKED
             and not config.shadows
-            and primary not in config.topology.settling
+            and primary not in topology.settling
         )
         self._draw = random_table(primary, weights).draw
         ranks = config.BALANCER == "rendezvous"
@@ -117,8 +118,7 @@ def usual_for(primary: str, config: Config) -> Usual:
     usual = _known.get(primary)
     if (
         usual is None
-        or usual.config is not config
-        or usual.topology is not config.topology
+        or usual.topology is not config.topology  # which other settings have their own of
         or usual.monitor is not find_monitor(primary)
     ):
         monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
