@@ -464,6 +464,88 @@ def test_nobody_follows_it_while_another_thread_decides_by_more(
     assert seen == [[], ["default", "default"]]
 
 
+def test_who_decides_anew_goes_where_another_thread_has_gone_meanwhile(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """What that one has shown on the primary, a replica may not have yet."""
+    decide = reads.choose_server
+
+    def decide_second(case: Any, floor: Any) -> Any:
+        found = decide(case, floor)
+        assert is_replica(found.decision.alias)
+        case.state.route.choices[case.max_lag] = Decision("default", Reason.LAGGING)
+        return found
+
+    def action(request: Any) -> list[str]:
+        assert is_replica(route_by_shortcut())
+        request.user = ann
+        monkeypatch.setattr(reads, "choose_server", decide_second)
+        return [route(), route()]
+
+    wait_until_known(cluster)
+    assert in_request(action) == ["default", "default"]
+
+
+def test_a_choice_is_not_followed_that_another_thread_has_changed_since_it_was_looked_at(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """By then nothing more was known of the reader; a moment later the other has found him."""
+    original = reads.is_floor_new
+    others: list[str] = []
+
+    def action(request: Any) -> str:
+        assert is_replica(route())
+
+        def is_new_before_another_decides(scope: Any, state: Any) -> bool:
+            is_new = original(scope, state)
+            if not others:
+                request.user = ann
+                others.append("")
+                others.append(in_thread(route)[1])
+                assert not is_new
+            return is_new
+
+        monkeypatch.setattr(reads, "is_floor_new", is_new_before_another_decides)
+        present = current_scope()
+        assert present is not None
+        present.shortcuts.clear()
+        return route()
+
+    with paused(cluster):
+        write_as(ann)
+        assert in_request(action) == "default"
+    assert others == ["", "default"]
+
+
+def test_moving_to_the_primary_ends_those_of_threads_that_have_read_meanwhile(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """One read on between the answer of the token store and what was made of it."""
+    floor_of = floors._floor_of
+    others: list[str] = []
+
+    def action(request: Any) -> tuple[str, str]:
+        assert is_replica(route_by_shortcut())
+        request.user = ann
+        run = copy_context().run
+
+        def floor_after_another_has_read(*args: Any) -> Any:
+            others.append(pool.submit(run, route_by_shortcut).result())
+            return floor_of(*args)
+
+        monkeypatch.setattr(floors, "_floor_of", floor_after_another_has_read)
+        here = route()
+        return here, pool.submit(run, route).result()
+
+    with paused(cluster), ThreadPoolExecutor(1) as pool:
+        write_as(ann)
+        try:
+            assert in_request(action) == ("default", "default")
+        finally:
+            pool.submit(close_connections).result()
+    assert len(others) == 1
+
+
 def test_a_user_found_by_two_threads_ends_it(
     cluster: Cluster, ann: User, monkeypatch: Patch
 ) -> None:
