@@ -42,7 +42,7 @@ from django_replica_router.stores.store import get_store
 from django_replica_router.transactions import blocks as transactions
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import stand_still, wait_until_known
+from tests.conftest import PATIENT, forget_the_server, stand_still, wait_until_known
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -375,6 +375,29 @@ def test_a_user_who_becomes_known_ends_it(cluster: Cluster, ann: User, way: str)
 
 class Session:
     """A session that has not been loaded."""
+
+
+def test_a_user_whom_the_token_store_cannot_tell_of_ends_it(
+    cluster: Cluster, ann: User, settings: Any
+) -> None:
+    """What he has written is not known: the primary serves, and not what served before."""
+
+    def action(request: Any) -> list[str]:
+        assert is_replica(route_by_shortcut())
+        request.user = ann
+        assert cluster.cache is not None
+        cluster.cache.suspend()
+        return [route(), route()]
+
+    settings.REPLICA_ROUTER = {**PATIENT, "STORE_TIMEOUT": 0.25}
+    forget_the_server()
+    with paused(cluster):
+        write_as(ann)
+        try:
+            assert in_request(action) == ["default", "default"]
+        finally:
+            assert cluster.cache is not None
+            cluster.cache.resume_process()
 
 
 def test_a_user_found_by_somebody_else_ends_it(cluster: Cluster, ann: User) -> None:

@@ -406,7 +406,12 @@ def _decide_without_store(
     note_unstored_reads(primary)
     state.reader.store_failed = True
     count(Reason.STORE_ERROR.event)
-    return choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
+    kept = choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
+    if kept.alias != primary:
+        # It was decided before a user became known, or by a thread that has not met him.
+        kept = choices[max_lag] = Decision(primary, Reason.STORE_ERROR)
+        state.shortcuts.clear()
+    return kept
 
 
 def _count(decision: Decision, config: Config) -> None:
