@@ -569,6 +569,24 @@ def test_moving_to_the_primary_ends_those_of_threads_that_have_read_meanwhile(
     assert len(others) == 1
 
 
+def test_threads_that_would_rather_have_no_replica_than_the_primary_decide_anew_at_once(
+    cluster: Cluster,
+) -> None:
+    """Each of them drops the decision for the primary, and one of them finds it gone."""
+
+    class Vanishing(dict[float, Decision]):
+        def get(self, lag: float, default: Any = None) -> Any:
+            return super().pop(lag, default)
+
+    wait_until_known(cluster)
+    with scope(), use_replica(max_lag=9.0, on_stale="raise"):
+        present = current_scope()
+        assert present is not None
+        late = Decision("default", Reason.LAGGING)
+        present.cluster("default").route.choices = Vanishing({9.0: late})
+        assert is_replica(route())
+
+
 def test_a_user_found_by_two_threads_ends_it(
     cluster: Cluster, ann: User, monkeypatch: Patch
 ) -> None:

@@ -254,9 +254,10 @@ def _decide_without_primary(
         TooStale: no replica may serve.
     """
     state = scope.cluster(primary)
-    kept = state.route.choices.get(max_lag)
+    choices = state.route.choices  # where another thread writes meanwhile, there is a new one
+    kept = choices.get(max_lag)
     if kept is not None and kept.alias == primary:
-        del state.route.choices[max_lag]  # a replica may have caught up since
+        choices.pop(max_lag, None)  # a replica may have caught up since
     decision = _decide_by_token(primary, connection, model, scope, max_lag, config, override)
     if (
         decision.alias == primary
