@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from django_replica_router.conf import get_config
 from django_replica_router.connections.rerouting import is_refused_write
+from django_replica_router.errors import ConfigurationError
 from django_replica_router.replicas.mirrors import is_mirror
 
 WRITERS: Mapping[str, frozenset[str]] = {
@@ -58,6 +59,14 @@ def _primary_behind(alias: object) -> str | None:
     return None if is_mirror(alias, primary) else primary
 
 
+def _is_replica(alias: object) -> bool:
+    """Return whether it is one, and False where the setting cannot be read: the command's own checks tell that."""
+    try:
+        return _primary_behind(alias) is not None
+    except ConfigurationError:
+        return False
+
+
 def name_of(command: BaseCommand) -> str:
     """Return the name that a command is called by: that of its module, whose app it may be."""
     return type(command).__module__.rpartition(".")[2]
@@ -84,7 +93,7 @@ def guard_commands() -> None:
     def execute_guarded(self: BaseCommand, *args: Any, **options: Any) -> Any:
         alias: Any = options.get("database")
         name = name_of(self)
-        if _primary_behind(alias) is None:
+        if not _is_replica(alias):
             return execute(self, *args, **options)
         if _writes(name, options):
             refuse_replica(alias, name)

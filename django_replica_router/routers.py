@@ -9,6 +9,7 @@ from django.db import DEFAULT_DB_ALIAS, router
 
 from django_replica_router.commands import get_named_replica
 from django_replica_router.conf import get_config
+from django_replica_router.errors import ConfigurationError
 from django_replica_router.observations import FOR_WRITE, SENTENCES, note_decision, observers
 from django_replica_router.recording.stale_saves import adopt
 from django_replica_router.routing.reads import route_read
@@ -113,7 +114,10 @@ class ReplicaRouter:
         What names a model wants to know, too, whose tables are there, as ``dumpdata`` does: those that
         the primary has. What would write there is refused by its command, and by the server.
         """
-        topology = get_config().topology
+        try:
+            topology = get_config().topology
+        except ConfigurationError:
+            return None  # Django's checks of models ask, and go on, so that the check of the setting tells.
         if not topology.is_replica(db):
             return None
         if "model" not in hints:

@@ -403,7 +403,7 @@ def test_each_rule_is_told(
     ("arguments", "message"),
     [
         (["notes.Nothing"], "'notes.Nothing' is no model"),
-        (["nothing"], "'nothing' is no model"),
+        (["nothing"], r"'nothing' is no model\. Give it as app_label\.Model\.$"),
         (["notes.Note", "--path", "/nowhere/"], "no view has the path '/nowhere/'"),
         (["notes.Note", "--user", "0"], "there is no user '0': expected a primary key"),
         (["notes.Note", "--user", "x"], "there is no user 'x'"),

@@ -7,6 +7,9 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from django.core.management.base import CommandError
+
+from django_replica_router.errors import ConfigurationError
 from django_replica_router.logs import logger
 
 
@@ -30,3 +33,12 @@ def log_is_quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def setting_is_told() -> Iterator[None]:
+    """End in one sentence, as Django prints it, where a value of the setting cannot be used."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise CommandError(str(error)) from error

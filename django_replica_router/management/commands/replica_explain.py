@@ -11,7 +11,7 @@ from django.db import router
 from django.urls import Resolver404
 
 from django_replica_router.conf import get_config
-from django_replica_router.management.shared import add_timeout, log_is_quiet
+from django_replica_router.management.shared import add_timeout, log_is_quiet, setting_is_told
 from django_replica_router.status.explaining import explain, find_user
 
 
@@ -32,6 +32,7 @@ class Command(BaseCommand):
         add_timeout(parser)
 
     @log_is_quiet()
+    @setting_is_told()
     def handle(self, *args: Any, **options: Any) -> None:
         """Explain."""
         model = _find_model(options["model"])
@@ -67,8 +68,10 @@ class Command(BaseCommand):
 def _find_model(label: str) -> Any:
     try:
         model = apps.get_model(label)
-    except (LookupError, ValueError) as error:
+    except LookupError as error:
         raise CommandError(f"{label!r} is no model: {error} Give it as app_label.Model.") from error
+    except ValueError as error:  # which tells of unpacking a list
+        raise CommandError(f"{label!r} is no model. Give it as app_label.Model.") from error
     if model._meta.swapped:
         raise CommandError(
             f"{label!r} has no table: {model._meta.swappable} puts {model._meta.swapped!r} in its place. Ask for that."

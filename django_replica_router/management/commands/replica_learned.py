@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
-from django_replica_router.management.shared import log_is_quiet
+from django_replica_router.management.shared import log_is_quiet, setting_is_told
 from django_replica_router.recording.learning import learned, unlearn
 
 
@@ -29,6 +29,7 @@ class Command(BaseCommand):
         parser.add_argument("--forget-all", action="store_true", help="all that are listed")
 
     @log_is_quiet()
+    @setting_is_told()
     def handle(self, *args: Any, **options: Any) -> None:
         """List, or forget."""
         try:

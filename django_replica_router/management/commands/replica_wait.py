@@ -8,8 +8,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS
 
-from django_replica_router.errors import ConfigurationError, PositionError, TooStale
-from django_replica_router.management.shared import log_is_quiet
+from django_replica_router.errors import PositionError, TooStale
+from django_replica_router.management.shared import log_is_quiet, setting_is_told
 from django_replica_router.scopes.signing import Token
 from django_replica_router.status.servers import look
 from django_replica_router.tokens import wait_for_replicas
@@ -42,6 +42,7 @@ class Command(BaseCommand):
         )
 
     @log_is_quiet()
+    @setting_is_told()
     def handle(self, *args: Any, **options: Any) -> None:
         """Wait."""
         primary, text = options["database"], options["token"]
@@ -56,7 +57,7 @@ class Command(BaseCommand):
                 timeout=options["timeout"],
                 using=primary,
             )
-        except (TooStale, ConfigurationError, PositionError) as error:
+        except (TooStale, PositionError) as error:
             raise CommandError(str(error)) from error
         self._tell_who_is_missing(primary)
 
