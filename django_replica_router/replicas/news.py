@@ -37,10 +37,9 @@ class News(NamedTuple):
             logger.debug("Replica %r is a mirror, as in every test run.", alias)
         else:
             logger.warning(
-                "Replica %r does not serve: %s. %s",
+                "Replica %r does not serve: %s",
                 self.key,
-                self.state.value,
-                self.detail,
+                f"{self.state.value}. {self.detail}".rstrip(),
                 extra=fields(
                     "replica_lost",
                     alias=alias,

@@ -123,8 +123,10 @@ def _steps_of_request(
 def _steps_of_reader(primary: str, scope: Scope, config: Config, reason: str) -> list[str]:
     """Return what the reader must see, and which replicas have it; nothing where that was not asked."""
     state = scope.clusters.get(primary)
-    if state is None or state.reader.store_failed or state.reader.floor is None:
-        return ["The token store was not asked, or does not answer."]
+    if state is not None and state.reader.store_failed:
+        return ["The token store does not answer."]
+    if state is None or state.reader.floor is None:
+        return ["The token store need not be asked for that."]
     floor = state.reader.floor
     monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
     if reason == Reason.EMPTY_STORE.name:
