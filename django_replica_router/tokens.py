@@ -102,9 +102,8 @@ def wait_for_replicas(
         PositionError: the primary does not tell where it is, as inside a transaction.
     """
     _check_arguments(using, max_lag=max_lag, timeout=timeout)
-    config = get_config()
     lsn = _wanted_lsn(using, token, max_lag)
-    monitor = get_monitor(using, config.topology.replicas[using], config.interval)
+    monitor = get_monitor(using)
     bound = float("inf") if max_lag is None else max_lag
     deadline = monitor.clock() + timeout
     while late := _late(monitor, lsn, bound):

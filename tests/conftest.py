@@ -184,11 +184,10 @@ def impatient(cluster: Cluster, name: str) -> AbstractContextManager[None]:
 def wait_until_routed(replicas: int = 2) -> None:
     """Return once this process's monitor knows that so many replicas serve, without lag."""
     config = get_config()
-    replicas_of_it = tuple(config.topology.clusters["default"])
-    began = get_monitor("default", replicas_of_it, config.interval).clock()
+    began = get_monitor("default").clock()
 
     def ready() -> bool:
-        monitor = get_monitor("default", replicas_of_it, config.interval)
+        monitor = get_monitor("default")
         if min(reading.read_at for reading in monitor.known.readings.values()) < began:
             # What was known before may be of a server that a test has killed meanwhile.
             monitor.known.refresh(0.0)
@@ -206,11 +205,10 @@ def wait_until_routed(replicas: int = 2) -> None:
 def wait_until_seen(position: int) -> None:
     """Return once this process's monitor has just seen that all replicas have a position."""
     config = get_config()
-    replicas = tuple(config.topology.clusters["default"])
-    began = get_monitor("default", replicas, config.interval).clock()
+    began = get_monitor("default").clock()
 
     def is_seen() -> bool:
-        monitor = get_monitor("default", replicas, config.interval)
+        monitor = get_monitor("default")
         if all(
             replica.state is ReplicaState.STREAMING
             and replica.watermark >= position

@@ -15,7 +15,6 @@ from django.db import connections
 from django.http import HttpRequest
 
 from django_replica_router import scope
-from django_replica_router.conf import get_config
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.registry import get_monitor, stop_monitors
 from testproject.cluster import Cluster, HAProxyServer, PgBouncerServer, PostgresServer
@@ -180,8 +179,7 @@ def endpoint(kind: str, cluster: Cluster, site_settings: Any) -> Iterator[Endpoi
 
 def present_monitor() -> Monitor:
     """Return the monitor of the site's cluster."""
-    config = get_config()
-    return get_monitor("default", config.topology.replicas["default"], config.interval)
+    return get_monitor("default")
 
 
 class Seen(NamedTuple):

@@ -12,7 +12,6 @@ from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import scope
-from django_replica_router.conf import get_config
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.registry import get_monitor, stop_monitors
 from testproject.cluster import Cluster, PgBouncerServer, ReplicaServer
@@ -98,10 +97,9 @@ def transaction_poolers(
 
 def look_until_routed() -> None:
     """Have a monitor that looks only when it is asked to know both replicas."""
-    config = get_config()
 
     def is_known() -> bool:
-        monitor = get_monitor("default", ("replica1", "replica2"), config.interval)
+        monitor = get_monitor("default")
         monitor.known.refresh(0.0)
         return all(
             r.state is ReplicaState.STREAMING and r.age < 60 for r in monitor.health.replicas()

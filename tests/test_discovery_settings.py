@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,11 +14,12 @@ from django.db import connections
 from django.test import Client
 
 from django_replica_router import scope
-from django_replica_router.conf import get_config
+from django_replica_router.conf import Config, get_config
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas import discovery, registry
 from django_replica_router.replicas.connecting import refused_replicas
 from django_replica_router.replicas.discovery import Databases, entries_for
+from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.registry import get_monitor
 from testproject.cluster import Cluster, ReplicaServer
 from testproject.cluster.programs import running_program
@@ -246,18 +247,36 @@ def test_the_setting_may_change(
     assert get_config().topology.clusters == {"default": {"replica1": 1.0}}
 
 
-def test_who_has_looked_before_a_change_finds_the_same_monitor(
-    discover: Discover, names: Dnsmasq
+def test_who_asks_amid_a_change_finds_the_same_monitor(
+    discover: Discover, names: Dnsmasq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that is held up between two steps starts no other one."""
+    """A thread that knows the new servers before the monitor does starts no other one."""
     names.lead(SECOND)
     discover()
     wait_until_serving(A2)
-    monitor, interval = the_monitor(), get_config().interval
+    monitor, find, follow = the_monitor(), registry._registry.find, the_monitor().follow
+    has_looked = threading.Event()
+    found: list[Monitor | None] = []
+
+    def find_and_tell(primary: str, config: Config) -> Monitor | None:
+        found.append(find(primary, config))
+        has_looked.set()
+        return found[-1]
+
+    def ask_and_follow(replicas: Sequence[str]) -> None:
+        if monitor.known.aliases != tuple(replicas):
+            monkeypatch.setattr(registry._registry, "find", find_and_tell)
+            asking.start()
+            assert has_looked.wait(20.0)
+        follow(replicas)
+
+    asking = threading.Thread(target=get_monitor, args=("default",))
+    monkeypatch.setattr(monitor, "follow", ask_and_follow)
     names.lead(THIRD)
     wait_until_serving(A3)
-    assert get_monitor("default", (A2,), interval) is monitor
-    assert get_monitor("default", (A3,), interval) is monitor
+    asking.join(20.0)
+    assert found == [None, monitor]
+    assert the_monitor() is monitor
 
 
 def test_what_is_told_of_one_that_has_left_is_dropped(

@@ -73,7 +73,7 @@ def test_a_site_serves_whose_servers_do(cluster: Cluster) -> None:
 def test_an_age_is_told_where_each_primary_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest; of one that never has, nobody can tell."""
     ages: dict[str, float | None] = {"a": 1.0, "b": 3.0, "c": None}
-    monkeypatch.setattr(serving, "monitor_of", lambda primary: primary)
+    monkeypatch.setattr(serving, "get_monitor", lambda primary: primary)
     monkeypatch.setattr(serving, "_judge", lambda monitor, config: Verdict(True, ages[monitor], ()))
     assert judge("ab").age == 3.0
     assert judge("abc").age is None

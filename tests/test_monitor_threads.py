@@ -304,8 +304,9 @@ class IdleMonitor(Monitor):
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[IdleMonitor]]:
+def made(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[list[IdleMonitor]]:
     """Return the monitors that were made, in a registry of the test's own."""
+    settings.REPLICA_ROUTER = {"CLUSTERS": {"default": ["r1"], "other": ["a1"]}}
     IdleMonitor.made = []
     for primary in list(registry._monitors):
         monkeypatch.delitem(registry._monitors, primary)
@@ -318,10 +319,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[IdleMonitor]]:
 def test_monitor_is_made_when_it_is_needed(made: list[IdleMonitor]) -> None:
     """A monitor is started by the first who asks, and found by the others."""
     assert registry.find_monitor("default") is None
-    monitor = registry.get_monitor("default", ("r1",), 1.0)
-    assert registry.get_monitor("default", ("r1",), 1.0) is monitor
+    monitor = registry.get_monitor("default")
+    assert registry.get_monitor("default") is monitor
     assert registry.find_monitor("default") is monitor
-    other = registry.get_monitor("other", ("a1",), 1.0)
+    other = registry.get_monitor("other")
     assert made == [monitor, other]
     assert [monitor.events for monitor in made] == [["start"], ["start"]]
 
@@ -333,7 +334,7 @@ def test_threads_that_ask_at_once_get_one_monitor(made: list[IdleMonitor]) -> No
 
     def ask() -> None:
         barrier.wait()
-        found.append(registry.get_monitor("default", ("r1",), 1.0))
+        found.append(registry.get_monitor("default"))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -343,40 +344,43 @@ def test_threads_that_ask_at_once_get_one_monitor(made: list[IdleMonitor]) -> No
     assert found == made * 8
 
 
-@pytest.mark.parametrize(("replicas", "interval"), [(("r1", "r2"), 1.0), (("r1",), 0.5)])
+@pytest.mark.parametrize(
+    "changed", [{"CLUSTERS": {"default": ["r1", "r2"]}}, {"INTERVAL": 0.5}, {"MAX_LAG": 2.0}]
+)
 def test_monitor_follows_the_settings(
-    made: list[IdleMonitor], replicas: tuple[str, ...], interval: float
+    made: list[IdleMonitor], settings: Any, changed: dict[str, Any]
 ) -> None:
     """When the settings change, the old monitor is stopped and a new one started."""
-    registry.get_monitor("default", ("r1",), 1.0)
-    new = registry.get_monitor("default", replicas, interval)
+    registry.get_monitor("default")
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, **changed}
+    new = registry.get_monitor("default")
     assert [monitor.events for monitor in made] == [["start", "stop"], ["start"]]
     assert registry.find_monitor("default") is new
 
 
 def test_all_monitors_are_stopped_together(made: list[IdleMonitor]) -> None:
     """After stop_monitors() none is left, and the next who asks gets a new one."""
-    first = registry.get_monitor("default", ("r1",), 1.0)
-    registry.get_monitor("other", ("a1",), 1.0)
+    first = registry.get_monitor("default")
+    registry.get_monitor("other")
     registry.stop_monitors()
     assert [monitor.events for monitor in made] == [["start", "stop"]] * 2
     assert registry.find_monitor("default") is None
-    assert registry.get_monitor("default", ("r1",), 1.0) is not first
+    assert registry.get_monitor("default") is not first
 
 
 def test_child_process_begins_anew(made: list[IdleMonitor]) -> None:
     """After a fork the parent's monitors are left alone, also where a lock was held at the fork."""
-    monitor = registry.get_monitor("default", ("r1",), 1.0)
+    monitor = registry.get_monitor("default")
     with registry._registry.lock:
         registry._after_fork()
         assert registry.find_monitor("default") is None
-        assert registry.get_monitor("default", ("r1",), 1.0) is not monitor
+        assert registry.get_monitor("default") is not monitor
     assert made[0].events == ["start"]
 
 
 def test_maker_of_monitors_can_be_replaced(made: list[IdleMonitor]) -> None:
     """Tests of a site may have monitors of another kind, and put back what was before."""
-    registry.get_monitor("default", ("r1",), 1.0)
+    registry.get_monitor("default")
 
     class Other(IdleMonitor):
         pass
@@ -384,9 +388,9 @@ def test_maker_of_monitors_can_be_replaced(made: list[IdleMonitor]) -> None:
     before: Callable[..., Monitor] = registry.replace_factory(Other)
     assert before is IdleMonitor
     assert made[0].events == ["start", "stop"]
-    assert type(registry.get_monitor("default", ("r1",), 1.0)) is Other
+    assert type(registry.get_monitor("default")) is Other
     assert registry.replace_factory(before) is Other
-    assert type(registry.get_monitor("default", ("r1",), 1.0)) is IdleMonitor
+    assert type(registry.get_monitor("default")) is IdleMonitor
 
 
 def test_reading_is_nothing_by_default() -> None:

@@ -325,16 +325,16 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_setting_starts_and_stops_the_sharing(settings: Any) -> None:
     """It is off by default, and follows the setting as soon as a monitor is asked for."""
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-    first = registry.get_monitor("default", ("r1",), 1.0)
+    first = registry.get_monitor("default")
     assert registry._registry.sharers == {}
     settings.REPLICA_ROUTER = {"SHARE_READINGS": True}
-    second = registry.get_monitor("default", ("r1",), 1.0)
+    second = registry.get_monitor("default")
     assert first.known.stopped
-    assert registry.get_monitor("default", ("r1",), 1.0) is second
+    assert registry.get_monitor("default") is second
     sharer = registry._registry.sharers["default"]
     assert sharer.is_alive()
     settings.REPLICA_ROUTER = {}
-    assert registry.get_monitor("default", ("r1",), 1.0) is not second
+    assert registry.get_monitor("default") is not second
     sharer.join(60.0)  # on a busy machine it may need more than the second that was waited for it
     assert not sharer.is_alive()
 

@@ -305,7 +305,7 @@ def _wait_for_one(primary: str, token: Token, timeout: float, config: Config) ->
 
 def _wait_for_any(primary: str, position: Position, timeout: float, config: Config) -> bool:
     """Wait until a replica may serve who must see a position; tell whether one may, or none is in service."""
-    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    monitor = get_monitor(primary)
     deadline = monitor.clock() + timeout
 
     def has_one() -> bool | None:

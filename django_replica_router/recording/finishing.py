@@ -299,7 +299,7 @@ def _hold(primary: str, config: Config, record: Record, max_lag: float) -> None:
         max_lag: seconds; a replica whose data is older is not waited for.
     """
     # A process that has only written so far has no monitor yet.
-    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    monitor = get_monitor(primary)
     monitor.waiting.wait_for_all(record.token.lsn, _HOLD, max_lag)
 
 

@@ -6,9 +6,8 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
-from django_replica_router.conf import Config, get_config, parsed
+from django_replica_router.conf import Config, get_config
 from django_replica_router.replicas.discovery import Discoverer, entries_for
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.sharing import Sharer
@@ -21,12 +20,8 @@ find_monitor: Callable[[str], Monitor | None] = _monitors.get
 """Return the monitor of the cluster of a primary if this process has started it. Asked for each statement."""
 
 
-class _Right(NamedTuple):
-    """A monitor that was found to be as it should, and by what settings: asked again for each decision."""
-
-    edition: object
-    replicas: Sequence[str]
-    monitor: Monitor
+def _replicas_of(primary: str, config: Config) -> Sequence[str]:
+    return config.topology.replicas.get(primary, ())
 
 
 class _Registry:
@@ -39,34 +34,26 @@ class _Registry:
         self.tellers: dict[str, Teller] = {}
         self.discoverers: dict[str, list[Discoverer]] = {}
         self.names: dict[str, object] = {}
-        self.right: dict[str, _Right] = {}
         self.factory = factory
 
-    def find(self, primary: str, replicas: Sequence[str], interval: float) -> Monitor | None:
+    def find(self, primary: str, config: Config) -> Monitor | None:
         """Return the monitor of just that cluster, if it shares, and looks up names, as it should."""
         monitor = self.monitors.get(primary)
-        if monitor is None or not monitor.serves(replicas, interval):
+        if monitor is None or not monitor.serves(_replicas_of(primary, config), config.interval):
             return None
         sharer = self.sharers.get(primary)
         shares_through = None if sharer is None else sharer.cache
-        edition = parsed.edition  # before the settings, which may be newer
-        config = get_config()
         is_right = shares_through == self.cache_for(monitor, config)
-        if not is_right or self.names.get(primary) is not config.DISCOVERY:
-            return None
-        if interval == config.interval:
-            self.right[primary] = _Right(edition, replicas, monitor)
-        return monitor
+        return monitor if is_right and self.names.get(primary) is config.DISCOVERY else None
 
     @staticmethod
     def cache_for(monitor: Monitor, config: Config) -> str | None:
         """Return the alias of the cache through which the monitor's readings are to be shared."""
         return config.CACHE if config.SHARE_READINGS and monitor.looks_itself else None
 
-    def start(self, primary: str, replicas: Sequence[str], interval: float) -> Monitor:
+    def start(self, primary: str, config: Config) -> Monitor:
         """Start a monitor."""
-        monitor = self.factory(primary, replicas, interval)
-        config = get_config()
+        monitor = self.factory(primary, _replicas_of(primary, config), config.interval)
         cache = self.cache_for(monitor, config)
         monitor.start()
         if cache is not None:
@@ -90,7 +77,6 @@ class _Registry:
         """Forget a monitor, and return what stops it."""
         monitor = self.monitors.pop(primary, None)
         helpers = (self.sharers.pop(primary, None), self.tellers.pop(primary, None))
-        self.right.pop(primary, None)
         for discoverer in self.discoverers.pop(primary, ()):
             discoverer.end()
 
@@ -107,28 +93,21 @@ class _Registry:
 _registry = _Registry()
 
 
-def get_monitor(primary: str, replicas: Sequence[str], interval: float) -> Monitor:
-    """Return the monitor of a cluster, started on first use and again after a fork."""
-    right = _registry.right.get(primary)
-    if (
-        right is not None
-        and right.edition is parsed.edition
-        and right.replicas is replicas
-        and _monitors.get(primary) is right.monitor
-    ):
-        return right.monitor
-    monitor = _registry.find(primary, replicas, interval)
+def get_monitor(primary: str) -> Monitor:
+    """Return the monitor of a cluster, which may have no replica.
+
+    It is started on first use, again after a fork, and anew where the settings are others than before.
+    """
+    monitor = _registry.find(primary, get_config())
     if monitor is not None:
         return monitor
     with _registry.lock:
-        monitor = _registry.find(primary, replicas, interval)
-        if monitor is None:
-            # Servers may have come, or gone, since the caller has looked which there are.
-            present = get_config().topology.replicas.get(primary, replicas)
-            monitor = _registry.find(primary, present, interval)
+        # Another thread may have been first; or servers have come or gone, which they do with the lock held.
+        config = get_config()
+        monitor = _registry.find(primary, config)
         if monitor is None:
             _registry.remove(primary)()
-            monitor = _registry.start(primary, replicas, interval)
+            monitor = _registry.start(primary, config)
         return monitor
 
 

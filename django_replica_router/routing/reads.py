@@ -182,7 +182,7 @@ def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) ->
         return decision
     if state.route.stand_in is not None:
         return state.route.stand_in
-    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    monitor = get_monitor(primary)
     if not monitor.known.primary_is_down or _is_unrouted(primary, scope, config):
         return decision
     replicas = monitor.health.replicas()
@@ -264,7 +264,7 @@ def _decide_without_primary(
         and decision.reason not in (Reason.EVENT_LOOP, Reason.SHADOW)
         and not _is_unrouted(primary, scope, config)
     ):
-        monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+        monitor = get_monitor(primary)
         late = {replica.alias: replica.age for replica in monitor.health.replicas()}
         message = (
             f"No replica of {primary!r} may serve this read: {decision.reason.value}. Their data may be: "
@@ -464,7 +464,7 @@ def _follow(primary: str, choice: Decision, state: ClusterScope, config: Config)
     connection = find_connection(choice.alias)
     if (connection is not None and connection.connection is not None) or _in_event_loop():
         return choice
-    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    monitor = get_monitor(primary)
     if connect_to_replica(choice.alias, monitor, config.CONNECT_TIMEOUT):
         return choice
     state.leave_replica()

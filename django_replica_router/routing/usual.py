@@ -121,6 +121,6 @@ def usual_for(primary: str, config: Config) -> Usual:
         or usual.topology is not config.topology  # which other settings have their own of
         or usual.monitor is not find_monitor(primary)
     ):
-        monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+        monitor = get_monitor(primary)
         usual = _known[primary] = Usual(primary, config, monitor)
     return usual

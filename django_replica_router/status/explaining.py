@@ -128,7 +128,7 @@ def _steps_of_reader(primary: str, scope: Scope, config: Config, reason: str) ->
     if state is None or state.reader.floor is None:
         return ["The token store need not be asked for that."]
     floor = state.reader.floor
-    monitor = get_monitor(primary, config.topology.replicas[primary], config.interval)
+    monitor = get_monitor(primary)
     if reason == Reason.EMPTY_STORE.name:
         return [
             "The token store was empty, as it is at first. It has begun to remember now: ask again, and the next "

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from django_replica_router.conf import Config, get_config
 from django_replica_router.logs import logger
 from django_replica_router.replicas.census import ProcessCounts, own_census
-from django_replica_router.replicas.registry import find_trail
+from django_replica_router.replicas.registry import find_trail, get_monitor
 from django_replica_router.replicas.telling import point_now, read_trail
 from django_replica_router.replicas.trail import WINDOW, Point
 from django_replica_router.status.reads import Reads, read_told, sum_up
-from django_replica_router.status.servers import ClusterStatus, are_met, describe, monitor_of
+from django_replica_router.status.servers import ClusterStatus, are_met, describe
 from django_replica_router.status.serving import Verdict, judge, needed_primaries
 
 NOBODY = "no process has told of itself yet"
@@ -106,14 +106,14 @@ def take_overview(patience: float) -> Overview:
 
 
 def _meet(primary: str, patience: float) -> ClusterStatus:
-    monitor = monitor_of(primary)
+    monitor = get_monitor(primary)
     monitor.waiting.wait_for(lambda: are_met(monitor) or None, patience)
     return describe(monitor)
 
 
 def _read_past(primary: str, config: Config, wall: float) -> Past:
     """Return the last minutes as all processes tell them, or as this one has seen them."""
-    clock = monitor_of(primary).clock
+    clock = get_monitor(primary).clock
     if config.SHARE_COUNTS:
         try:
             told = read_trail(config.CACHE, primary)
@@ -126,7 +126,7 @@ def _read_past(primary: str, config: Config, wall: float) -> Past:
             return Past(told.name, age, points)
     trail, now = find_trail(primary), clock()
     seen = [] if trail is None else trail.points(now)
-    present = point_now(monitor_of(primary))
+    present = point_now(get_monitor(primary))
     points = [point._replace(at=point.at - now) for point in seen]
     return Past(own_census.own().name, 0.0, [*points, present._replace(at=0.0)])
 

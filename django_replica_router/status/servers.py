@@ -82,19 +82,9 @@ def look(primary: str, timeout: float) -> ClusterStatus:
         primary: alias of the primary.
         timeout: seconds.
     """
-    monitor = monitor_of(primary)
+    monitor = get_monitor(primary)
     monitor.waiting.wait_for(lambda: _is_known(monitor) or None, timeout)
     return describe(monitor)
-
-
-def monitor_of(primary: str) -> Monitor:
-    """Return the monitor of a cluster, which may have no replica.
-
-    Args:
-        primary: alias of the primary.
-    """
-    config = get_config()
-    return get_monitor(primary, config.topology.replicas.get(primary, ()), config.interval)
 
 
 def are_met(monitor: Monitor) -> bool:

@@ -12,7 +12,8 @@ from django_replica_router.conf import Config, get_config
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.health import DOWN, LAGGING
 from django_replica_router.replicas.monitor import Monitor
-from django_replica_router.status.servers import LAGS, MAY_LAG, ServerStatus, describe, monitor_of
+from django_replica_router.replicas.registry import get_monitor
+from django_replica_router.status.servers import LAGS, MAY_LAG, ServerStatus, describe
 
 STANDS_IN = "the primary does not answer, and replicas serve reads in its place"
 
@@ -54,7 +55,7 @@ def judge(primaries: Iterable[str]) -> Verdict:
         primaries: aliases of the primaries that it needs.
     """
     config = get_config()
-    verdicts = [_judge(monitor_of(primary), config) for primary in primaries]
+    verdicts = [_judge(get_monitor(primary), config) for primary in primaries]
     ages = [verdict.age for verdict in verdicts]
     known = [age for age in ages if age is not None]
     return Verdict(

@@ -100,12 +100,11 @@ class Stack(Surface):
 
     def _wait_for_replicas(self) -> None:
         config = get_config()
-        aliases = tuple(config.topology.clusters["default"])
         record = self._store.load([store_key("default", EVERYBODY, self._store.life())])[0]
         position = Position(0, 0) if record is None else record.position
 
         def have_all() -> bool:
-            known = get_monitor("default", aliases, config.interval).health.replicas()
+            known = get_monitor("default").health.replicas()
             return all(r.watermark >= position.lsn and r.age < config.MAX_LAG for r in known)
 
         if not wait_for(have_all, timeout=15.0):
