@@ -95,7 +95,7 @@ def lagging_replicas(*, lag: float = 1.0) -> Iterator[LaggingReplicas]:
             moments[primary] = _begin(primary)
             stack.callback(moments[primary].end)
         stack.callback(_wrap, None)
-        _wrap(_Behind(moments))
+        _wrap(_behind(moments))
         yield replicas
 
 
@@ -128,18 +128,17 @@ def _begin(primary: str) -> Moment:
     return Copies(primary) if blocks_of_test(primary) else Snapshot(primary)
 
 
-class _Behind:
-    """Makes what runs around the statements of replicas that lag."""
+def _behind(moments: Mapping[str, Moment]) -> Callable[[Around], Around]:
+    """Return what makes what runs around the statements of replicas that lag."""
 
-    def __init__(self, moments: Mapping[str, Moment]) -> None:
-        self._moments = moments
-
-    def __call__(self, around: Around) -> Around:
-        moment = self._moments.get(around.primary)
+    def make(around: Around) -> Around:
+        moment = moments.get(around.primary)
         return around if moment is None else Behind(around, moment)
 
+    return make
 
-def _wrap(wrap: object) -> None:
+
+def _wrap(wrap: Callable[[Around], Around] | None) -> None:
     """Have the statements of replicas run so from now on."""
-    ClusterConnection.around_replicas = wrap  # type: ignore[assignment]
+    ClusterConnection.around_replicas = wrap
     reread()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 from django.db import connections
@@ -14,36 +14,8 @@ from psycopg.pq import TransactionStatus
 from django_replica_router.replicas.attributes import Around, Execute
 from django_replica_router.sql import transacting, wal
 from django_replica_router.values.statements import OF_SESSION, is_query, kind_of, might_write
-from django_replica_router.values.tokens import Position
 
 _SCHEMA = "replica_router_lagging"
-
-
-class Moment(Protocol):
-    """A moment of the past of a primary, whose state its replicas show."""
-
-    position: Position
-    """What was committed at or before it is shown, and nothing that is committed behind it."""
-
-    def renew(self) -> None:
-        """Show what there is now."""
-
-    def end(self) -> None:
-        """Have nothing of it remain."""
-
-    def run(
-        self, connection: Any, execute: Execute, sql: Any, params: Any, many: bool, executor: Any
-    ) -> Any:
-        """Run a statement of a replica's connection, so that it sees the moment's state.
-
-        Args:
-            connection: Django's connection.
-            execute: runs it there.
-            sql: the statement.
-            params: its parameters.
-            many: the parameters are a list.
-            executor: what Django itself runs innermost.
-        """
 
 
 class Snapshot:
@@ -161,6 +133,13 @@ _COPY_SQL = """
 SELECT format('CREATE TABLE %%I.%%I AS TABLE %%I.%%I', %(schema)s::text, relname, nspname, relname)
 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE relkind IN ('r', 'p') AND nspname = ANY (current_schemas(false)) AND pg_table_is_visible(pg_class.oid)
+"""
+
+
+Moment = Snapshot | Copies
+"""A moment of the past of a primary, whose state its replicas show.
+
+Its ``position`` tells which: what was committed at or before it is shown, and nothing that is committed behind it.
 """
 
 
