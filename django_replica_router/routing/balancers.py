@@ -195,25 +195,14 @@ def order_for(name: str, primary: str, reader: str, weights: Mapping[str, float]
         reader: a text that stands for the reader, or "".
         weights: the weight of each replica.
     """
-    first = first_for(name, primary, reader, weights)
-    if first is None:
+    if name not in UNRANKED or not weights:
         ranked = [alias for alias in get_balancer(name)(reader, weights) if alias in weights]
         return Order(ranked[0] if ranked else None, lambda: ranked)
     if name == "rendezvous" and reader:
-        return Order(first, lambda: rendezvous(reader, weights))
-    return Order(first, lambda: _rank_behind(first, weights))
-
-
-def first_for(name: str, primary: str, reader: str, weights: Mapping[str, float]) -> str | None:
-    """Return the replica that such an order begins with, where that needs no ranking; else None.
-
-    Takes what ``order_for`` takes.
-    """
-    if name not in UNRANKED or not weights:
-        return None
-    if reader and name == "rendezvous":
-        return rendezvous_table(primary, weights).first(reader)
-    return random_table(primary, weights).draw()
+        usual = rendezvous_table(primary, weights).first(reader)
+        return Order(usual, lambda: rendezvous(reader, weights))
+    drawn = random_table(primary, weights).draw()
+    return Order(drawn, lambda: _rank_behind(drawn, weights))
 
 
 def rendezvous_table(primary: str, weights: Mapping[str, float]) -> RendezvousTable:
