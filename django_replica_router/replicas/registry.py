@@ -14,6 +14,9 @@ from django_replica_router.replicas.sharing import Sharer
 from django_replica_router.replicas.telling import Teller, Trails
 from django_replica_router.replicas.trail import Trail
 
+Factory = Callable[[str, Sequence[str], float], Monitor]
+"""Makes a monitor: takes the alias of a primary, those of its replicas, and the seconds between two looks."""
+
 _monitors: dict[str, Monitor] = {}
 
 find_monitor: Callable[[str], Monitor | None] = _monitors.get
@@ -27,7 +30,7 @@ def _replicas_of(primary: str, config: Config) -> Sequence[str]:
 class _Registry:
     """The monitors of this process."""
 
-    def __init__(self, factory: Callable[[str, Sequence[str], float], Monitor] = Monitor) -> None:
+    def __init__(self, factory: Factory = Monitor) -> None:
         self.lock = threading.Lock()
         self.monitors = _monitors
         self.sharers: dict[str, Sharer] = {}
@@ -111,9 +114,7 @@ def get_monitor(primary: str) -> Monitor:
         return monitor
 
 
-def replace_factory(
-    factory: Callable[[str, Sequence[str], float], Monitor],
-) -> Callable[[str, Sequence[str], float], Monitor]:
+def replace_factory(factory: Factory) -> Factory:
     """Have monitors made by something else from now on, and return what made them before."""
     stop_monitors()
     old, _registry.factory = _registry.factory, factory

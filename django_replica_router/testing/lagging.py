@@ -15,6 +15,7 @@ from django_replica_router.policy import Replica, ReplicaState
 from django_replica_router.replicas.attributes import Around
 from django_replica_router.replicas.health import Health
 from django_replica_router.replicas.known import Known
+from django_replica_router.replicas.registry import Factory
 from django_replica_router.stores.store import get_store
 from django_replica_router.testing.blocks import block
 from django_replica_router.testing.mirrors import MirrorMonitor, routing_by
@@ -110,9 +111,7 @@ def _allowed_primaries() -> list[str]:
     return [primary for primary in get_config().topology.clusters if not is_forbidden(primary)]
 
 
-def _maker(
-    replicas: LaggingReplicas, moments: Mapping[str, Moment]
-) -> Callable[[str, Sequence[str], float], MirrorMonitor]:
+def _maker(replicas: LaggingReplicas, moments: Mapping[str, Moment]) -> Factory:
     """Return what makes the monitors: those of the primaries that have a moment take replicas for that late."""
 
     def make(primary: str, aliases: Sequence[str], interval: float) -> MirrorMonitor:

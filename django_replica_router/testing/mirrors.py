@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from django.core.cache import caches
@@ -17,13 +17,11 @@ from django_replica_router.replicas.health import Health
 from django_replica_router.replicas.mirrors import differences
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Sample
-from django_replica_router.replicas.registry import replace_factory
+from django_replica_router.replicas.registry import Factory, replace_factory
 from django_replica_router.sql import opening, states, wal
 from django_replica_router.testing.blocks import block
 from django_replica_router.testing.transactions import blocks_of_test, sharing_transaction
 from django_replica_router.values.servers import Life
-
-Factory = Callable[[str, Sequence[str], float], Monitor]
 
 
 class MirrorMonitor(Monitor):
