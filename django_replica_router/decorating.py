@@ -52,9 +52,9 @@ def decorate(block: Block, target: F, entries: Sequence[str] = ("dispatch",)) ->
     if inspect.isclass(target):
         wrap: Callable[[Block, Any], Any] = functools.partial(_decorate_class, entries)
     elif inspect.isasyncgenfunction(target):
-        wrap = _decorate_async_generator
+        wrap = functools.partial(_decorate_steps, _drive_async)
     elif inspect.isgeneratorfunction(target):
-        wrap = _decorate_generator
+        wrap = functools.partial(_decorate_steps, _drive)
     elif inspect.iscoroutinefunction(target):
         wrap = _decorate_coroutine
     else:
@@ -104,18 +104,10 @@ def _decorate_coroutine(block: Block, function: Any) -> Any:
     return wrapper
 
 
-def _decorate_generator(block: Block, function: Any) -> Any:
+def _decorate_steps(drive: Callable[[Block, Any], Any], block: Block, function: Any) -> Any:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return _drive(block, function(*args, **kwargs))
-
-    return wrapper
-
-
-def _decorate_async_generator(block: Block, function: Any) -> Any:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return _drive_async(block, function(*args, **kwargs))
+        return drive(block, function(*args, **kwargs))
 
     return wrapper
 
