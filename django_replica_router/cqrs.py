@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import copy
 from typing import Any, TypeVar, overload
 
 from django.db import DEFAULT_DB_ALIAS, transaction
@@ -45,10 +46,8 @@ class Query(Routed):
 
     def __call__(self, target: F) -> F:
         """Decorate a function, a method, a generator, or a class of handlers or views."""
-        named = self
-        if not self._name:
-            named = self.__class__(self._override, self._scope)
-            named._name = repr(_name_of(target))
+        named = copy(self)
+        named._name = self._name or repr(_name_of(target))
         return Routed.__call__(named, target)
 
 

@@ -43,22 +43,17 @@ class Routed:
 
     Args:
         override: what is asked for reads. None leaves them as they are, and has no write bind anybody.
-        scope: to work in where there is none around the block.
-        source: the code that the block decorates.
     """
 
     _entries: tuple[str, ...] = ("dispatch",)
     """Of a class that is decorated, the methods of which the first that it has does its work."""
 
-    def __init__(
-        self,
-        override: Override | None,
-        scope: Scope | None = None,
-        source: CodeType | None = None,
-    ) -> None:
+    def __init__(self, override: Override | None) -> None:
         self._override = override
-        self._scope = scope
-        self._source = source
+        self._scope: Scope | None = None
+        """To work in where there is none around the block: that of the steps of a generator."""
+        self._source: CodeType | None = None
+        """The code that the block decorates."""
 
     def __enter__(self) -> Self:
         outer = get_frame()
