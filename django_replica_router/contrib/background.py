@@ -87,13 +87,11 @@ def token_to_publish(task: str, *, commits_with: bool = False) -> Token:
         _tell(task, _IN_LOOP)
         return Token({0: Entry(pin(config))})
     token = token_now(config, connected=not _works.get()) if opened is None else _token(opened)
-    for primary in () if commits_with else config.topology.clusters:
-        connection = find_connection(primary)
-        if connection is not None and _is_in_transaction(connection):
-            _tell(task, _IN_TRANSACTION)
-            if observers.present:
-                warn(TASK_TOO_SOON, task)
-            token |= _open_token(primary, connection)
+    for primary, connection in () if commits_with else _in_transactions(config):
+        _tell(task, _IN_TRANSACTION)
+        if observers.present:
+            warn(TASK_TOO_SOON, task)
+        token |= _open_token(primary, connection)
     return token
 
 
@@ -104,11 +102,8 @@ def note_run_at_once(task: str) -> None:
         task: its name.
     """
     config = get_config()
-    if not (observers.present and config.ENABLED):
-        return
-    for primary in config.topology.clusters:
-        connection = find_connection(primary)
-        if connection is not None and _is_in_transaction(connection):
+    if observers.present and config.ENABLED:
+        for _ in _in_transactions(config):
             warn(TASK_TOO_SOON, task)
 
 
@@ -161,11 +156,15 @@ def token_now(config: Config, *, connected: bool = False) -> Token:
     return token_of(everything) if everything.clusters else Token()
 
 
-def _is_in_transaction(connection: Any) -> bool:
-    # That of a test case never ends in a commit, and is no fault of the code.
-    return keeps_reads(connection) and not all(
-        getattr(block, "_from_testcase", False) for block in connection.atomic_blocks
-    )
+def _in_transactions(config: Config) -> Iterator[tuple[str, Any]]:
+    """Return the primaries on which this thread is in a transaction, with its connection to each."""
+    for primary in config.topology.clusters:
+        connection = find_connection(primary)
+        if connection is None or not keeps_reads(connection):
+            continue
+        # That of a test case never ends in a commit, and is no fault of the code.
+        if not all(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks):
+            yield primary, connection
 
 
 def _open_token(primary: str, connection: Any) -> Token:
