@@ -19,6 +19,9 @@ from django_replica_router.status.serving import Verdict, judge, needed_primarie
 
 NOBODY = "no process has told of itself yet"
 
+PATIENCE = 1.0
+"""Seconds for which servers that this process has not met yet are waited for."""
+
 _DECISIONS = ("reads_", "shadow_reads_")
 
 
@@ -80,15 +83,11 @@ class Overview(NamedTuple):
     counts: Mapping[str, int]
 
 
-def take_overview(patience: float) -> Overview:
-    """Return all of it.
-
-    Args:
-        patience: seconds for which servers that this process has not met yet are waited for.
-    """
+def take_overview() -> Overview:
+    """Return all of it."""
     config, now = get_config(), time.time()
     primaries = needed_primaries()
-    clusters = [_meet(primary, patience) for primary in primaries]
+    clusters = list(map(_meet, primaries))
     told, why_alone = read_told(config)
     if not told:
         told, why_alone = [own_census.own()], why_alone or NOBODY
@@ -105,9 +104,9 @@ def take_overview(patience: float) -> Overview:
     )
 
 
-def _meet(primary: str, patience: float) -> ClusterStatus:
+def _meet(primary: str) -> ClusterStatus:
     monitor = get_monitor(primary)
-    monitor.waiting.wait_for(lambda: are_met(monitor) or None, patience)
+    monitor.waiting.wait_for(lambda: are_met(monitor) or None, PATIENCE)
     return describe(monitor)
 
 

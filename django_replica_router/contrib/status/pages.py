@@ -20,7 +20,6 @@ from django_replica_router.contrib.status.charts import (
     names_of,
 )
 from django_replica_router.contrib.status.sentences import told, told_of_count
-from django_replica_router.contrib.status.views import PATIENCE
 from django_replica_router.policy import Reason
 from django_replica_router.replicas.trail import Mark, Point
 from django_replica_router.status.overview import Overview, Past, take_overview
@@ -77,7 +76,7 @@ def page_context(request: HttpRequest) -> dict[str, Any]:
     Args:
         request: asks for the page.
     """
-    overview = take_overview(PATIENCE)
+    overview = take_overview()
     reads = overview.reads
     return {
         "title": _("Replicas"),
@@ -215,12 +214,9 @@ def _figures(past: Past) -> list[dict[str, Any]]:
     for point in reversed(past.points):
         if last is None or last - point.at >= FIGURES_EVERY:
             last = point.at
-            rows.append({"ago": _ago(point), "cells": list(_cells(point, names))})
+            ago = _seconds(-point.at, decimals=0)
+            rows.append({"ago": ago, "cells": list(_cells(point, names))})
     return rows
-
-
-def _ago(point: Point) -> str:
-    return _seconds(-point.at, decimals=0)
 
 
 def _cells(point: Point, names: Sequence[str]) -> Iterator[str]:

@@ -12,9 +12,6 @@ from django_replica_router.status.serving import judge, needed_primaries
 
 PERMISSION = "replica_router_status.view_replicas"
 
-PATIENCE = 1.0
-"""Seconds for which whoever looks at the servers waits for those that this process has not met yet."""
-
 
 @login_not_required
 @never_cache
@@ -46,4 +43,4 @@ def status(request: HttpRequest) -> JsonResponse:
     if user is None or not (user.is_active and user.is_staff and user.has_perm(PERMISSION)):
         message = f"Sign in as a member of the staff who has the permission {PERMISSION!r}."
         return JsonResponse({"error": message}, status=403)
-    return JsonResponse(as_document(take_overview(PATIENCE)))
+    return JsonResponse(as_document(take_overview()))
