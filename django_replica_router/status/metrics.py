@@ -14,11 +14,10 @@ from django_replica_router.conf import get_config
 from django_replica_router.policy import Reason
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.stats import get_totals
+from django_replica_router.status.reads import FROM, IN_SHADOW, REASONS
 from django_replica_router.status.servers import ServerStatus, all_clusters, describe
 
-_FROM = "reads_from_"
 _RETRIED = "retried_"
-_SHADOW = "shadow_"
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 
@@ -248,20 +247,19 @@ def read_counters() -> dict[Series, int]:
 
 
 _OF_SHADOW = {READS: SHADOW_READS, DECISIONS: SHADOW_DECISIONS}
-_REASONS = {reason.event: reason.name for reason in Reason}
 
 
 def _series_of(event: str) -> Series | None:
     """Return what a count is told as; None of one that this table does not have."""
     if event in EVENTS:
         return Series(EVENTS[event])
-    if event in _REASONS:
-        return Series(DECISIONS, (_REASONS[event],))
-    if event.startswith(_FROM):
-        return Series(READS, (event.removeprefix(_FROM),))
+    if event in REASONS:
+        return Series(DECISIONS, (REASONS[event],))
+    if event.startswith(FROM):
+        return Series(READS, (event.removeprefix(FROM),))
     if event.startswith(_RETRIED):
         return Series(RETRIES, (event.removeprefix(_RETRIED),))
-    in_shadow = _series_of(event.removeprefix(_SHADOW)) if event.startswith(_SHADOW) else None
+    in_shadow = _series_of(event.removeprefix(IN_SHADOW)) if event.startswith(IN_SHADOW) else None
     if in_shadow is not None and in_shadow.metric in _OF_SHADOW:
         return Series(_OF_SHADOW[in_shadow.metric], in_shadow.values)
     return None

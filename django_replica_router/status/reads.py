@@ -14,8 +14,14 @@ from django_replica_router.replicas.census import ProcessCounts, read_census
 NOT_SHARED = "SHARE_COUNTS is off"
 NO_CACHE = "the cache does not answer"
 
-_FROM = "reads_from_"
-_IN_SHADOW = "shadow_"
+FROM = "reads_from_"
+"""What a count of first decisions begins with, by the server."""
+
+IN_SHADOW = "shadow_"
+"""What that of reads begins with which are not routed yet."""
+
+REASONS = {reason.event: reason.name for reason in Reason}
+"""What decisions are counted as, by the reason."""
 
 
 class Reads(NamedTuple):
@@ -69,9 +75,7 @@ def sum_up(told: Iterable[ProcessCounts]) -> Reads:
         counts.update(one.lately)
         processes += 1
     in_shadow = {
-        name.removeprefix(_IN_SHADOW): n
-        for name, n in counts.items()
-        if name.startswith(_IN_SHADOW)
+        name.removeprefix(IN_SHADOW): n for name, n in counts.items() if name.startswith(IN_SHADOW)
     }
     return Reads(
         processes,
@@ -83,9 +87,8 @@ def sum_up(told: Iterable[ProcessCounts]) -> Reads:
 
 
 def _by_alias(counts: Mapping[str, int]) -> dict[str, int]:
-    return {name.removeprefix(_FROM): n for name, n in counts.items() if name.startswith(_FROM)}
+    return {name.removeprefix(FROM): n for name, n in counts.items() if name.startswith(FROM)}
 
 
 def _by_reason(counts: Mapping[str, int]) -> dict[str, int]:
-    reasons = {reason.event: reason.name for reason in Reason}
-    return {reasons[name]: n for name, n in counts.items() if name in reasons}
+    return {REASONS[name]: n for name, n in counts.items() if name in REASONS}
