@@ -47,10 +47,6 @@ class RoutedAlias(str):
         """Copy and pickle as the primary's alias."""
         return str, (self.primary,)
 
-    def __reduce_ex__(self, protocol: object) -> tuple[type[str], tuple[str]]:
-        """Copy and pickle as the primary's alias."""
-        return self.__reduce__()
-
 
 @lru_cache(maxsize=1024)
 def routed_alias(alias: str, primary: str, replicas: tuple[str, ...]) -> RoutedAlias:
