@@ -291,14 +291,11 @@ def _mirrors() -> dict[str, dict[str, float]]:
     return clusters
 
 
-def _raw() -> Any:
-    raw = getattr(settings, SETTING, None)
-    return {} if raw is None else raw
-
-
 def find_problems() -> Iterator[SettingError]:
     """Yield what is wrong with the form of the setting, key by key."""
-    raw = _raw()
+    raw = getattr(settings, SETTING, None)
+    if raw is None:
+        return
     if not isinstance(raw, Mapping):
         yield SettingError(
             "E001",
