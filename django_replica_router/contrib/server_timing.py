@@ -77,7 +77,8 @@ def metrics_of(seen: Observation) -> list[str]:
     """Return the metrics of the header: one of each server, and one of deciding, waiting included."""
     answered = by_server(seen)
     metrics = [
-        _metric(alias, _describe(queries), _sum(queries)) for alias, queries in answered.items()
+        _metric(alias, _describe(queries), sum(query.seconds for query in queries))
+        for alias, queries in answered.items()
     ]
     if answered:
         deciding = sum(query.deciding for query in seen.queries)
@@ -90,10 +91,6 @@ def _describe(queries: list[Query]) -> str:
     only = len(reasons) == 1
     told = ", ".join(name if only else f"{count} {name}" for count, name in reasons)
     return f"{plural(len(queries), 'query', 'queries')}: {told}"
-
-
-def _sum(queries: list[Query]) -> float:
-    return sum(query.seconds for query in queries)
 
 
 def _metric(name: str, text: str, seconds: float) -> str:
