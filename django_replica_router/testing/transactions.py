@@ -71,14 +71,11 @@ def demand_allowed(primary: str, replicas: Sequence[str]) -> None:
 
 
 @contextmanager
-def sharing_transaction(primary: str, replicas: Sequence[str]) -> Iterator[bool]:
+def sharing_transaction(primary: str, replicas: Sequence[str]) -> Iterator[None]:
     """Have the aliases of replicas read in the transaction of a ``TestCase``, inside the block.
 
     In a test of any kind their queries are logged with the primary's: how many there are does not depend on who
     answers them, and ``assertNumQueries`` says the same as without the block.
-
-    Yields:
-        bool: this is a ``TestCase``.
     """
     blocks = blocks_of_test(primary)
     if not blocks:
@@ -86,7 +83,7 @@ def sharing_transaction(primary: str, replicas: Sequence[str]) -> Iterator[bool]
         with ExitStack() as stack:
             for alias in replicas:
                 stack.enter_context(_logging_with(connections[primary], connections[alias]))
-            yield False
+            yield
         return
     connection: Any = connections[primary]
     idle, connection.idle_blocks = connection.idle_blocks, _BlocksOfTest(blocks)
@@ -96,7 +93,7 @@ def sharing_transaction(primary: str, replicas: Sequence[str]) -> Iterator[bool]
     for alias in replicas:
         connections[alias] = _make_sharing(alias, connection, blocks)
     try:
-        yield True
+        yield
     finally:
         for alias, one in own.items():
             connections[alias].connection = None
