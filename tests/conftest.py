@@ -224,6 +224,11 @@ def wait_until_seen(position: int) -> None:
     wait_until(is_seen, "this process to know what the replicas have replayed")
 
 
+def learn_nothing() -> None:
+    """Have this process know of no view that saves what it reads, as one that has just begun."""
+    learning._known = learning._Known()
+
+
 def wait_until_known(cluster: Cluster) -> None:
     """Return once all replicas have all that was written, and this process knows it.
 
@@ -310,7 +315,7 @@ def empty_store() -> None:
     choosing.unstored.clear()
     # Nor that readers who have only seen something were many.
     monotonic_budget._granted = 0
-    learning.forget()
+    learn_nothing()
     stale_saves._told.clear()
     store = get_store("default")
     store._pause.until = -math.inf

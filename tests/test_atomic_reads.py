@@ -37,7 +37,7 @@ from tests.atomic_requests import (  # noqa: F401 - fixtures
     show,
     title,
 )
-from tests.conftest import PATIENT, stand_still, wait_until, wait_until_known
+from tests.conftest import PATIENT, learn_nothing, stand_still, wait_until, wait_until_known
 from tests.site import sign_in
 from tests.written import record_of
 
@@ -149,7 +149,7 @@ def test_a_view_that_saves_what_it_read_is_learned(edited: Note, cluster: Cluste
         show(save)
         assert learning._known.names["tests.site.run"] > ends["tests.site.run"]
     finally:
-        learning.forget()
+        learn_nothing()
 
 
 def test_hooks_run_after_the_commit(ann: User, note: Note, cluster: Cluster) -> None:

@@ -15,13 +15,12 @@ from django.test import Client
 
 from django_replica_router import get_stats, pop_stats, scope
 from django_replica_router.connections import on_primary
-from django_replica_router.recording import learning
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.scope import current_frame
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.backend import execute, wire
-from tests.conftest import PATIENT, stand_still
+from tests.conftest import PATIENT, learn_nothing, stand_still
 from tests.controls import fail_without
 from tests.helpers import Served
 from tests.ignoring import (  # noqa: F401 - fixtures
@@ -348,7 +347,7 @@ def test_a_view_that_saves_what_it_read_is_still_learned(browser: Client) -> Non
         assert get_stats()["saved_from_replica"] == 1
         assert is_bound(browser)
     finally:
-        learning.forget()
+        learn_nothing()
 
 
 def test_saving_what_only_the_primary_shows_renews_nothing_learned(

@@ -14,6 +14,7 @@ from django.test import Client
 from django_replica_router import get_stats, pop_stats
 from django_replica_router.recording import learning
 from testproject.notes.models import Note
+from tests.conftest import learn_nothing
 from tests.site import visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -26,9 +27,9 @@ NAME = "tests.site.run"
 def _learned_anew() -> Iterator[None]:
     """Nothing counted or learned by another test."""
     pop_stats()
-    learning.forget()
+    learn_nothing()
     yield
-    learning.forget()
+    learn_nothing()
 
 
 def run(*arguments: str) -> str:

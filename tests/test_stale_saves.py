@@ -25,7 +25,7 @@ from django_replica_router.errors import StaleSaveError
 from django_replica_router.recording import learning, stale_saves
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import stand_still, wait_until
+from tests.conftest import learn_nothing, stand_still, wait_until
 from tests.controls import fail_without, name_of
 from tests.programs import serving
 from tests.site import avisit, visit
@@ -38,7 +38,7 @@ def _counted_anew(cluster: Cluster) -> Iterator[None]:
     """Nothing counted or learned by another test."""
     pop_stats()
     yield
-    learning.forget()
+    learn_nothing()
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def save_what_was_read(request: HttpRequest | None = None) -> str:
 
 def new_process() -> None:
     """Have this process know no more than one that has just begun."""
-    learning.forget()
+    learn_nothing()
 
 
 def settle_saves(settings: Any, value: str) -> None:

@@ -70,12 +70,6 @@ if hasattr(os, "register_at_fork"):
 _known = _Known()
 
 
-def forget() -> None:
-    """Have this process know nothing, and look into the cache before it next decides."""
-    global _known
-    _known = _Known()
-
-
 def learn(scope: Scope, config: Config) -> tuple[str, ...]:
     """Have the scope, and from now on whatever bears its name, read from the primary.
 
