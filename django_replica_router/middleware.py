@@ -63,11 +63,11 @@ class ReplicaRouterMiddleware:
             if (scope.clusters or sent) and finish_scope(scope, sent):
                 records = unsent_records(scope)
                 if records:
-                    set_cookie(request, response, records, get_config().TOKEN_TTL)
+                    set_cookie(request, response, records, config.TOKEN_TTL)
             if config.HEADER is not None:
-                _send_header(response, scope)
+                _send_header(response, scope, config.HEADER)
             if getattr(response, "streaming", False):
-                streams = _wrap_stream(response, scope)
+                streams = _wrap_stream(response, scope, config.HEADER)
         except BaseException:
             finish_scope(scope)
             raise
@@ -111,10 +111,10 @@ class ReplicaRouterMiddleware:
                     await sync_to_async(finish_scope)(scope, sent)
                 records = unsent_records(scope)
                 if records:
-                    set_cookie(request, response, records, get_config().TOKEN_TTL)
+                    set_cookie(request, response, records, config.TOKEN_TTL)
                 if config.HEADER is not None and (scope.clusters or scope.carried):
-                    await sync_to_async(_send_header)(response, scope)
-                streams = _wrap_stream(response, scope)
+                    await sync_to_async(_send_header)(response, scope, config.HEADER)
+                streams = _wrap_stream(response, scope, config.HEADER)
             except BaseException:
                 if needs_finish(scope):
                     await sync_to_async(finish_scope)(scope)
@@ -135,9 +135,8 @@ def _open(request: HttpRequest) -> tuple[Scope, RequestIdentity, Config]:
     return scope, identity, config
 
 
-def _send_header(response: HttpResponseBase, scope: Scope) -> None:
-    name = get_config().HEADER
-    if name is not None and (scope.clusters or scope.carried):
+def _send_header(response: HttpResponseBase, scope: Scope, name: str) -> None:
+    if scope.clusters or scope.carried:
         set_header(response, scope, name, token_of(scope))
 
 
@@ -150,13 +149,12 @@ def _inside(frame: Frame) -> Iterator[None]:
         current_frame.reset(token)
 
 
-def _wrap_stream(response: HttpResponseBase, scope: Scope) -> bool:
+def _wrap_stream(response: HttpResponseBase, scope: Scope, header: str | None) -> bool:
     """Let the body of a streaming response be made inside the scope. Tell whether it streams."""
     if not getattr(response, "streaming", False) or getattr(response, "file_to_stream", None):
         return False  # a file reads no database, and may be sent by the server's own means
-    name = get_config().HEADER
-    if name is not None:
-        patch_vary_headers(response, (name,))
+    if header is not None:
+        patch_vary_headers(response, (header,))
     body: Any = response
     if body.is_async:
         body.streaming_content = _AsyncStream(body._iterator, scope)
