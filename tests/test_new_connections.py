@@ -39,7 +39,7 @@ def usual(note: Note, cluster: Cluster) -> Iterator[str]:
     with scope(user=1):
         alias = str(Note.objects.get()._state.db)
     assert alias.startswith("replica")
-    assert alias in sights._straight
+    assert alias in sights.led_straight
     close_replicas()
     yield alias
     close_replicas()
@@ -94,7 +94,7 @@ def test_a_new_connection_costs_no_message(usual: str, served: Served, asked: li
 
 def test_the_first_connection_of_a_process_asks_by_itself(usual: str, asked: list[Any]) -> None:
     """Control: where nobody knows whether a pooler answers, only an answer shows that a server is there."""
-    sights._straight.clear()
+    sights.led_straight.clear()
     with scope(user=1):
         assert title() == "first"
     assert len(asked) == 1

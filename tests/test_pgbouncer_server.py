@@ -120,7 +120,7 @@ def test_a_pooler_that_is_put_in_between_is_noticed(
     require_pgbouncer()
     alias = read_ten_times()
     connections[alias].close()
-    assert alias in sights._straight
+    assert alias in sights.led_straight
     servers = {replica.name: replica.port for replica in cluster.replicas}
     ports = cluster.lead_poolers("transaction", servers)
     settings = connections[alias].settings_dict
@@ -130,7 +130,7 @@ def test_a_pooler_that_is_put_in_between_is_noticed(
         settings["PORT"] = ports[alias]
         assert read_ten_times() == alias
         assert sights.is_pooled(connections[alias])
-        assert alias not in sights._straight
+        assert alias not in sights.led_straight
     finally:
         settings["PORT"] = before
         connections[alias].close()

@@ -12,7 +12,7 @@ from django_replica_router.errors import PositionError
 from django_replica_router.replicas.connecting import connect_to_replica
 from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.monitor import Monitor
-from django_replica_router.replicas.sights import can_wait, could_wait, is_pooled, life_behind
+from django_replica_router.replicas.sights import able_to_wait, can_wait, is_pooled, life_behind
 from django_replica_router.sql import standby, states
 from django_replica_router.stats import count
 
@@ -55,7 +55,7 @@ def waits_itself(alias: str, monitor: Monitor) -> bool:
         return False
     connection: Any = connections[alias]
     if connection.connection is None:
-        return could_wait(alias)
+        return alias in able_to_wait
     # Each who waits keeps one of a pooler's servers from all others: one of them finds out for all.
     return can_wait(connection) and not (is_pooled(connection) and alias in _occupied)
 

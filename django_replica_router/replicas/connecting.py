@@ -15,11 +15,11 @@ from django_replica_router.replicas.inflight import in_flight
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.sights import (
     leads_straight_to,
+    led_straight,
     life_behind,
     note_opened,
     sight_of,
     waiting_key,
-    was_straight,
 )
 from django_replica_router.replicas.wrappers import connection_of
 from django_replica_router.values.servers import Life
@@ -119,7 +119,7 @@ def _is_opened(connection: Any, alias: str, monitor: Monitor, timeout: float) ->
         can_wait = (
             not pause  # one that was refused before has to show that it answers
             and monitor.looks_itself
-            and was_straight(alias)
+            and alias in led_straight
             # Any of several is to be judged before it is asked.
             and alias not in monitor.servers.endpoints
             and not connection.queries_logged

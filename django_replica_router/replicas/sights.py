@@ -15,28 +15,17 @@ from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.sql import answering, standby, states
 from django_replica_router.values.servers import Life
 
-_straight: set[str] = set()
+led_straight: set[str] = set()
 """Aliases whose last connection led straight to its server. The next one asks nothing by itself: that it
 could be opened shows that a server is there, which it does not where a pooler answers."""
 
-
-_waiting: set[str] = set()
+able_to_wait: set[str] = set()
 """Aliases whose last connection led to a server that can itself wait for what it replays."""
-
-
-def was_straight(alias: str) -> bool:
-    """Tell whether the last connection of an alias led straight to its server."""
-    return alias in _straight
-
-
-def could_wait(alias: str) -> bool:
-    """Tell whether the last connection of an alias led to a server that can itself wait for what it replays."""
-    return alias in _waiting
 
 
 def note_opened(connection: Any) -> None:
     """Note what a new connection leads to."""
-    (_waiting.add if can_wait(connection) else _waiting.discard)(connection.alias)
+    (able_to_wait.add if can_wait(connection) else able_to_wait.discard)(connection.alias)
 
 
 def life_behind(connection: Any) -> Life | None:
@@ -143,7 +132,7 @@ def note_sight(connection: Any, sight: Sight | None) -> None:
     """Note which standby a connection was seen to lead to just now."""
     connection.sight, connection.around = sight, UNKNOWN
     if sight is not None and not sight.is_expected:
-        (_straight.discard if sight.is_pooled else _straight.add)(connection.alias)
+        (led_straight.discard if sight.is_pooled else led_straight.add)(connection.alias)
 
 
 def look_where_expected(connection: Any) -> None:
@@ -207,7 +196,7 @@ def is_elsewhere(connection: Any, life: Life | None) -> bool:
     try:
         sight = look(connection, connection.alias)
     except Exception:  # whatever has become of it, the statement can be run elsewhere
-        _straight.discard(connection.alias)  # the next one has to show that it answers
+        led_straight.discard(connection.alias)  # the next one has to show that it answers
         return True
     return sight is None or life not in (None, sight.life)
 
