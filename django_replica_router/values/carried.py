@@ -139,9 +139,6 @@ class Carried:
             for system, entry in other.entries.items()
         )
 
-    def __le__(self, other: Carried) -> bool:
-        return other >= self
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Carried) and self.entries == other.entries
 
