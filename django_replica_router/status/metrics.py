@@ -10,6 +10,7 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from django_replica_router import observations
 from django_replica_router.conf import get_config
 from django_replica_router.policy import Reason
 from django_replica_router.replicas.registry import find_monitor
@@ -107,14 +108,8 @@ AT_ONCE = frozenset(
 )
 """Reasons that nobody counts: they are found anew for each read, which counting would make dearer."""
 
-CAUSES = (
-    "behind",
-    "elsewhere",
-    "first_fetch",
-    "refused_write",
-    "replayed_lock",
-    "replica_fault",
-    "unsupported",
+CAUSES = tuple(
+    event.removeprefix(_RETRIED) for event in observations.EVENTS if event.startswith(_RETRIED)
 )
 """Why statements are run again on the primary, as ``get_stats()`` has it."""
 
