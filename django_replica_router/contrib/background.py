@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from types import CodeType
 from typing import Any
 
 from django.core.cache import caches
@@ -244,7 +243,7 @@ class Run:
 
     Args:
         token: what it must see; None where nobody has said so: then all that there is by now.
-        source: the task's code, by which it is known again.
+        function: the task's, by whose code it is known again.
     """
 
     is_late = False
@@ -253,13 +252,13 @@ class Run:
     is_early = False
     """A transaction that it must see has not ended, although that was waited for."""
 
-    def __init__(self, token: str | Token | None, source: CodeType | None = None) -> None:
+    def __init__(self, token: str | Token | None, function: object = None) -> None:
         config = get_config()
         if token is None and config.ENABLED:
             token = token_now(config)
         self._block = scope(token=token)
         self.scope: OpenedScope = self._block.__enter__()
-        self.scope.source = source
+        self.scope.source = getattr(function, "__code__", None)
         _works.set(True)
         try:
             _meet_replicas(config)

@@ -50,7 +50,7 @@ class ReplicaRouter(Middleware):  # type: ignore[misc, unused-ignore]
         """Open a scope for the run."""
         _end()  # of whose end nobody was told
         actor = broker.get_actor(message.actor_name)
-        run = Run(message.options.get(_TOKEN), getattr(actor.fn, "__code__", None))
+        run = Run(message.options.get(_TOKEN), actor.fn)
         _run.set(run)
         run.wait_for_replica(actor.options.get("replica_wait", 0.0))
 

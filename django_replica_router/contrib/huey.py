@@ -29,10 +29,6 @@ def _name(task_id: Any) -> str:
     return f"huey:{task_id}"
 
 
-def _code(task: Any) -> Any:
-    return getattr(getattr(type(task), "func", None), "__code__", None)
-
-
 def _end() -> None:
     run = _run.get()
     if run is not None:
@@ -57,7 +53,8 @@ def connect(huey: Any) -> None:
         if huey.immediate and current_scope() is not None:
             return  # it is part of its caller's
         _end()  # of whose end nobody was told
-        _run.set(Run("" if huey.immediate else handed_on(_name(task.id), 0.0), _code(task)))
+        token = "" if huey.immediate else handed_on(_name(task.id), 0.0)
+        _run.set(Run(token, getattr(type(task), "func", None)))
 
     def end_scope(task: Any, value: Any, error: Any) -> None:
         _end()

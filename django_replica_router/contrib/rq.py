@@ -32,7 +32,7 @@ class Job(BaseJob):
 
     def perform(self) -> Any:
         """Run it in a scope of its own."""
-        run = Run(self.meta.get(_TOKEN), getattr(self.func, "__code__", None))
+        run = Run(self.meta.get(_TOKEN), self.func)
         try:
             return super().perform()
         finally:  # before its result is stored

@@ -52,7 +52,7 @@ def on_prerun(*, task: Any, **kwargs: Any) -> None:
     if request.is_eager and current_scope() is not None:
         return
     token = "" if request.is_eager else request.get(HEADER)
-    run = Run(token, getattr(task.run, "__code__", None))
+    run = Run(token, task.run)
     setattr(request, _RUN, run)
     run.is_late = not run.wait_for_replica(getattr(task, "replica_wait", 0.0))
 

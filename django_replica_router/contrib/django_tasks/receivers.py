@@ -50,8 +50,7 @@ def on_started(*, sender: Any, task_result: Any, **kwargs: Any) -> None:
         token = handed_on(_name(task_result), max(0.0, _PATIENCE - age))
     elif current_scope() is not None:
         return
-    code = getattr(task_result.task.func, "__code__", None)
-    _run.set((_name(task_result), Run(token, code)))
+    _run.set((_name(task_result), Run(token, task_result.task.func)))
 
 
 def on_finished(*, sender: Any, task_result: Any, **kwargs: Any) -> None:
