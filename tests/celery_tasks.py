@@ -10,6 +10,8 @@ from typing import Any
 from django.core.cache import cache
 from django.db import transaction
 
+from django_replica_router import current_scope
+from django_replica_router.scopes.sources import names_of
 from testproject.notes.models import Note
 from tests.celery_site import app
 
@@ -57,6 +59,13 @@ def add(text: str, *results: Any) -> str:
         title = note.get().title
         Note.objects.update(title=title + text)
     return text
+
+
+@app.task
+def known_as() -> list[str]:
+    """Tell by which names this task is known again."""
+    here = current_scope()
+    return [] if here is None else list(names_of(here))
 
 
 @app.task

@@ -1,9 +1,11 @@
-"""Django's tasks for the tests, as a site writes them: none knows of the package."""
+"""Django's tasks for the tests, as a site writes them: none but the last knows of the package."""
 
 from __future__ import annotations
 
 from django.db import transaction
 
+from django_replica_router import current_scope
+from django_replica_router.scopes.sources import names_of
 from testproject.notes.models import Note
 
 try:
@@ -32,3 +34,10 @@ def add_and_fail(text: str) -> None:
     """Write, and fail all the same."""
     add.call(text)
     raise ValueError(text)
+
+
+@task
+def known_as() -> list[str]:
+    """Tell by which names this task is known again."""
+    here = current_scope()
+    return [] if here is None else list(names_of(here))

@@ -13,9 +13,11 @@ from huey import RedisHuey
 from redis import Redis
 from rq import Queue
 
+from django_replica_router import current_scope
 from django_replica_router.contrib import huey as huey_contrib
 from django_replica_router.contrib.dramatiq import ReplicaRouter
 from django_replica_router.contrib.rq import Job
+from django_replica_router.scopes.sources import names_of
 from testproject.notes.models import Note
 
 URL = os.environ["TASKS_URL"]
@@ -35,6 +37,12 @@ def add(text: str) -> str:
     return text
 
 
+def known_as() -> list[str]:
+    """Tell by which names this task is known again."""
+    here = current_scope()
+    return [] if here is None else list(names_of(here))
+
+
 def add_and_fail(text: str) -> None:
     """Write, and fail all the same."""
     add(text)
@@ -48,7 +56,7 @@ def add_and_look(text: str) -> list[str]:
     return look()
 
 
-TASKS = (look, add, add_and_fail)
+TASKS = (look, add, known_as, add_and_fail)
 
 rq_queue = Queue("tests", connection=Redis.from_url(URL), job_class=Job)
 

@@ -153,6 +153,10 @@ class TestPublishing:
             site.add("+here")
             assert got(site.look.delay()) == ["first+here", "default"]
 
+    def test_it_is_known_again_by_its_code(self) -> None:
+        """One that saves what it has read from a replica reads from the primary the next time."""
+        assert got(site.known_as.delay()) == [f"{site.__file__}:known_as"]
+
     def test_no_more_than_its_publisher_must(self) -> None:
         """The worker has just run a task that had to see more: no floor is left behind."""
         with scope():

@@ -147,6 +147,12 @@ def test_a_task_sees_what_was_written_before_it(queue: Queue) -> None:
     assert queue.wait(result).return_value[0] == expected
 
 
+def test_a_task_is_known_again_by_its_code(queue: Queue) -> None:
+    """One that saves what it has read from a replica reads from the primary the next time."""
+    known = queue.wait(queue.enqueue("known_as")).return_value
+    assert known == [f"{tasks().__file__}:known_as"]
+
+
 @pytest.mark.parametrize("name", ["add", "add_and_fail"])
 def test_who_asks_for_a_result_sees_what_was_written(queue: Queue, name: str) -> None:
     """Also where the task has failed, and whoever asks knows no more than its id."""

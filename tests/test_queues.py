@@ -149,6 +149,12 @@ def test_a_task_sees_what_was_written_before_it(queue: Any) -> None:
         assert queue.get(queue.publish("look"))[0] == "first"
 
 
+def test_a_task_is_known_again_by_its_code(queue: Any) -> None:
+    """One that saves what it has read from a replica reads from the primary the next time."""
+    with scope():
+        assert queue.get(queue.publish("known_as")) == [f"{site().__file__}:known_as"]
+
+
 def test_who_gets_a_result_sees_what_was_written(queue: Any) -> None:
     """As soon as it is there."""
     with scope():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,6 +28,12 @@ _run: ContextVar[Run | None] = ContextVar("replica_router_run", default=None)
 
 def _name(task_id: Any) -> str:
     return f"huey:{task_id}"
+
+
+def _function(task: Any) -> Any:
+    """Return the site's code: what the ``execute()`` that huey makes of a function calls, or that of a class."""
+    execute = type(task).execute
+    return inspect.getclosurevars(execute).nonlocals.get("func", execute)
 
 
 def _end() -> None:
@@ -54,7 +61,7 @@ def connect(huey: Any) -> None:
             return  # it is part of its caller's
         _end()  # of whose end nobody was told
         token = "" if huey.immediate else handed_on(_name(task.id), 0.0)
-        _run.set(Run(token, getattr(type(task), "func", None)))
+        _run.set(Run(token, _function(task)))
 
     def end_scope(task: Any, value: Any, error: Any) -> None:
         _end()
