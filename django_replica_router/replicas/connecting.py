@@ -72,30 +72,20 @@ def connect_to_replica(
         # It broke where nobody looked: Django would find out when it asks for a cursor. Or it
         # reaches a server that the alias does not mean any more.
         connection.close()
+    pause = monitor.breaker.begin(alias, timeout)
+    if pause is None:
+        return None
     began = time.monotonic()
     try:
-        return connection if _is_opened(connection, alias, monitor, timeout) else None
-    except _FailedError as failed:
-        is_soon = time.monotonic() - began <= timeout / 2
-        if (is_tried_again and is_soon and not failed.pause) or monitor.breaker.fail(
-            alias, failed.pause, failed.error
-        ):
-            monitor.report(alias, failed.error)
+        if _is_opened(connection, alias, monitor, timeout, has_to_answer=pause > 0):
+            return connection
+        connection.close()
+    except Exception as error:  # refused, timed out, misconfigured: never the visitor's concern
+        connection.close()
+        is_no_proof = is_tried_again and not pause and time.monotonic() - began <= timeout / 2
+        if is_no_proof or monitor.breaker.fail(alias, pause, error):
+            monitor.report(alias, error)
     return None
-
-
-class _FailedError(Exception):
-    """A connection could not be opened.
-
-    Args:
-        pause: what the breaker has asked for before.
-        error: why it could not.
-    """
-
-    def __init__(self, pause: float, error: Exception) -> None:
-        super().__init__(str(error))
-        self.pause = pause
-        self.error = error
 
 
 def refused_replicas(monitor: Monitor) -> set[str]:
@@ -104,37 +94,31 @@ def refused_replicas(monitor: Monitor) -> set[str]:
     return {alias for alias in refused if connections[alias].connection is None}
 
 
-def _is_opened(connection: Any, alias: str, monitor: Monitor, timeout: float) -> bool:
-    """Open a new connection to the server that is known; tell whether that was done.
+def _is_opened(
+    connection: Any, alias: str, monitor: Monitor, timeout: float, *, has_to_answer: bool
+) -> bool:
+    """Open a new connection; tell whether it leads to the server that is known.
 
     Raises:
-        _FailedError: no connection could be opened.
+        Exception: none could be opened.
     """
-    pause = monitor.breaker.begin(alias, timeout)
-    if pause is None:
-        return False
-    try:
-        connection.connect_timeout = timeout
-        # Whoever has Django keep a log of queries is shown the site's own.
-        can_wait = (
-            not pause  # one that was refused before has to show that it answers
-            and monitor.looks_itself
-            and alias in led_straight
-            # Any of several is to be judged before it is asked.
-            and alias not in monitor.servers.endpoints
-            and not connection.queries_logged
-        )
-        connection.expected_life = monitor.servers.life(alias) if can_wait else None
-        _ensure_connection(connection, alias)
-        if _is_known_server(connection, alias, monitor):
-            monitor.breaker.close(alias)
-            note_opened(connection)
-            return True
-        connection.close()
-    except Exception as error:  # refused, timed out, misconfigured: never the visitor's concern
-        connection.close()
-        raise _FailedError(pause, error) from error
-    return False
+    connection.connect_timeout = timeout
+    # Whoever has Django keep a log of queries is shown the site's own.
+    can_wait = (
+        not has_to_answer  # as one that was refused before
+        and monitor.looks_itself
+        and alias in led_straight
+        # Any of several is to be judged before it is asked.
+        and alias not in monitor.servers.endpoints
+        and not connection.queries_logged
+    )
+    connection.expected_life = monitor.servers.life(alias) if can_wait else None
+    _ensure_connection(connection, alias)
+    is_known = _is_known_server(connection, alias, monitor)
+    if is_known:
+        monitor.breaker.close(alias)
+        note_opened(connection)
+    return is_known
 
 
 def reach(
