@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import Counter
 from collections.abc import Mapping
 
+from django_replica_router.forking import after_fork, make_lock
 from django_replica_router.observations import note_events, observers
 
-_lock = threading.Lock()
+_lock = make_lock()
 _counts: dict[str, int] = {}
 _popped: Counter[str] = Counter()
 
 
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()  # whoever holds the other one does not exist in the child
+@after_fork
+def _begin_anew() -> None:
     _counts.clear()  # the parent has counted that
     _popped.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def count(*events: str, about: str = "") -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from django_replica_router.conf import Config
 from django_replica_router.errors import StoreError
+from django_replica_router.forking import make_lock
 from django_replica_router.logs import fields, logger
 from django_replica_router.recording.floors import wall_clock_ms
 from django_replica_router.scopes.scope import Scope
@@ -63,10 +62,7 @@ class _Known:
             }
 
 
-_lock = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # Whoever holds it does not exist in the child.
-    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
+_lock = make_lock()
 _known = _Known()
 
 

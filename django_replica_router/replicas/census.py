@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from django_replica_router.forking import after_fork
 from django_replica_router.replicas.entries import Entries, open_entries
 from django_replica_router.stats import get_stats
 
@@ -199,5 +200,4 @@ def _key(name: str) -> str:
 own_census = Census()
 """That of this process."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=own_census.begin_anew)
+after_fork(own_census.begin_anew)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from django_replica_router.forking import after_fork
+
 T = TypeVar("T")
 
 # Servers of which it is kept when they answered last: they come and go. The oldest are forgotten.
@@ -170,10 +172,7 @@ def shut_down(raw: Any) -> None:
 in_flight = InFlight()
 
 
-def _after_fork() -> None:
+@after_fork
+def _begin_anew() -> None:
     # The threads that wait, and whoever holds the lock, do not exist in the child.
     in_flight.__init__()  # type: ignore[misc]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

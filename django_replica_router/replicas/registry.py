@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from collections.abc import Callable, Sequence
 
 from django_replica_router.conf import Config, get_config
+from django_replica_router.forking import after_fork
 from django_replica_router.replicas.discovery import Discoverer, entries_for
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.sharing import Sharer
@@ -135,6 +135,7 @@ def stop_monitors() -> None:
         stop()
 
 
+@after_fork
 def _after_fork() -> None:
     # The threads do not exist in the child, and locks may be held for ever. The parent's sockets
     # must not be closed with a farewell to the server: the objects are kept, and left alone.
@@ -145,6 +146,4 @@ def _after_fork() -> None:
 
 
 _inherited: tuple[_Registry, dict[str, Monitor]] | None = None
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 atexit.register(stop_monitors)

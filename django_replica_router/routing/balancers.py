@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
 import threading
 import zlib
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from django.utils.module_loading import import_string
 
 from django_replica_router.errors import tell_import_failure
+from django_replica_router.forking import after_fork
 
 Balancer = Callable[[str, Mapping[str, float]], Sequence[str]]
 """Takes a text that stands for the reader, or "", and the weight of each replica. Returns the
@@ -24,9 +24,7 @@ _turns = itertools.count()
 
 # Not the state that the process shares: tests seed that.
 _draw = random.Random()  # noqa: S311 - who draws well gains nothing
-if hasattr(os, "register_at_fork"):
-    # A forked worker would draw as its siblings do.
-    os.register_at_fork(after_in_child=_draw.seed)
+after_fork(_draw.seed)  # else a forked worker would draw as its siblings do
 
 
 def _ranked(weights: Mapping[str, float], draw: Callable[[str], float]) -> list[str]:

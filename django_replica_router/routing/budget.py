@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable
+
+from django_replica_router.forking import make_lock
 
 _WINDOW = 10.0
 # So that a site with few visitors is not refused its first one.
@@ -23,7 +23,7 @@ class Budget:
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, free: int = _FREE) -> None:
         self._clock = clock
         self._free = free
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._began = clock()
         self._decisions = 0
         self._granted = 0
@@ -59,8 +59,3 @@ primary_budget = Budget()
 
 monotonic_budget = Budget()
 """Of reads that a replica may not serve for what their reader has seen: ``MONOTONIC_SHARE``."""
-
-if hasattr(os, "register_at_fork"):
-    for _budget in (primary_budget, monotonic_budget):
-        # Whoever holds the lock does not exist in the child.
-        os.register_at_fork(after_in_child=_budget._lock._at_fork_reinit)  # type: ignore[attr-defined]

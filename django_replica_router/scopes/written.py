@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from django_replica_router.forking import make_lock
 from django_replica_router.values.tokens import Position
 
 # Threads of one scope may write at the same time. Held for moments only.
-_lock = threading.Lock()
+_lock = make_lock()
 
 
 def _is_among(raw: Any, connections: list[Any]) -> bool:
@@ -237,13 +236,3 @@ class Written:
     def has_pending(self) -> bool:
         """Whether there are writes that no token covers yet."""
         return self.pending is not None and not self.pending.is_empty
-
-
-def _after_fork() -> None:
-    # Whoever holds the lock does not exist in the child.
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

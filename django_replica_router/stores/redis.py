@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from typing import Any
 
 from django.core.cache.backends.base import BaseCache
 
+from django_replica_router.forking import after_fork, make_lock
 from django_replica_router.stores.clients import (
     can_be_bounded,
     find_pool,
@@ -237,7 +236,7 @@ def _pack(connection: Any, command: tuple[str, ...]) -> Any:
 # Those met last, at the end, each with its place. In an event loop Django makes a backend object for
 # each request, and its own Redis backend a pool for each of these.
 _servers: list[tuple[tuple[Any, ...], RedisServer]] = []
-_lock = threading.Lock()
+_lock = make_lock()
 
 # More are of places that never come again: options made anew for each request, equal to no others.
 _SERVERS_KEPT = 32
@@ -325,13 +324,7 @@ def _find_client(cache: Any) -> Any | None:
     return None if is_sharded else client.get_client(write=True)
 
 
-def _after_fork() -> None:
-    # Whoever holds the lock does not exist in the child, and the parent goes on with its sockets.
-    global _lock
-    _lock = threading.Lock()
+@after_fork
+def _begin_anew() -> None:
     for _, server in _servers:
-        server.forget_connections()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+        server.forget_connections()  # the parent goes on with their sockets
