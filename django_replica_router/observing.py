@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from django.db.models import QuerySet
 from django.db.models.sql import Query as QueryOfModel
 
 from django_replica_router.conf import reread
+from django_replica_router.forking import make_lock
 from django_replica_router.observations import (
     QUERYSET_LEFT_BLOCK,
     Event,
@@ -27,7 +27,7 @@ __all__ = ["Event", "Observation", "Query", "commenting", "observe", "tell_reaso
 
 O = TypeVar("O", bound=Observation)  # noqa: E741 - the kind of observation
 
-_lock = threading.Lock()
+_lock = make_lock()
 _observers = 0
 _tells_reasons = False
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import threading
 import zlib
 from array import array
 from bisect import bisect
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from django.utils.module_loading import import_string
 
 from django_replica_router.errors import tell_import_failure
-from django_replica_router.forking import after_fork
+from django_replica_router.forking import after_fork, make_lock
 
 Balancer = Callable[[str, Mapping[str, float]], Sequence[str]]
 """Takes a text that stands for the reader, or "", and the weight of each replica. Returns the
@@ -126,7 +125,7 @@ class LeastInFlight:
     """Rank by how many scopes of this process work with the replica now, by weight."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self.counts: dict[str, int] = {}
         """How many scopes work with each replica. Empty where nothing is ranked by that."""
 

@@ -16,6 +16,7 @@ from django.utils.module_loading import import_string
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
+from django_replica_router.forking import make_lock
 from django_replica_router.stores import owners, scripts
 from django_replica_router.stores.clients import Script, is_a
 from django_replica_router.stores.redis import Pause, RedisServer, find_backend, find_server
@@ -232,7 +233,7 @@ class LocMemStore(GenericStore):
 
     is_shared = False
     is_atomic = True
-    _lock = threading.Lock()
+    _lock = make_lock()
 
     def _merge(self, records: Mapping[str, Record], lives: Mapping[str, float]) -> None:
         with self._lock:
