@@ -16,7 +16,7 @@ from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.cookies import NAME as COOKIE
 from django_replica_router.scopes.cookies import read_cookie
 from django_replica_router.scopes.keys import digest, remembered_digest
-from django_replica_router.scopes.scope import Frame, Shortcuts, current_frame
+from django_replica_router.scopes.scope import Frame, Identity, Shortcuts, current_frame
 from django_replica_router.values.tokens import Record
 
 _SESSION_USER = "_auth_user_id"  # django.contrib.auth.SESSION_KEY, without loading its models
@@ -32,7 +32,7 @@ def user_key(user: Any) -> str | None:
     return None if pk is None else remembered_digest("user", str(pk))
 
 
-class UserWatch:
+class UserWatch(Identity):
     """Finds out who is signed in from what others put on a request: again wherever there is news.
 
     It touches neither ``request.session`` nor ``request.user``. Touching the session sets its
@@ -52,7 +52,6 @@ class UserWatch:
         "_unloaded",
         "_user",
         "request",
-        "settled",
     )
 
     def __init__(self, request: HttpRequest) -> None:
@@ -139,7 +138,7 @@ class RequestIdentity(UserWatch):
         asks_site: the setting ``IDENTITY`` may name further keys.
     """
 
-    __slots__ = ("_cookie", "_credential", "_extra", "_session", "clusters", "shortcuts")
+    __slots__ = ("_cookie", "_credential", "_extra", "_session")
 
     def __init__(self, request: HttpRequest, *, asks_site: bool = True) -> None:
         UserWatch.__init__(self, request)  # super() takes as long as the rest of this
@@ -262,10 +261,10 @@ def _identify(path: str, request: HttpRequest) -> tuple[str, ...]:
         current_frame.reset(token)
 
 
-class NamedIdentity:
+class NamedIdentity(Identity):
     """Somebody named by the code: ``scope(user=...)`` in a task or a command."""
 
-    __slots__ = ("_found", "clusters", "settled", "shortcuts")
+    __slots__ = ("_found",)
 
     def __init__(self, users: Iterable[Any] = ()) -> None:
         self.settled = True
@@ -277,37 +276,10 @@ class NamedIdentity:
         )
         self._found = tuple(key for key in keys if key is not None)
 
-    def session(self) -> None:
-        """Return None: there is no cookie."""
-
-    def credential(self) -> None:
-        """Return None: there are no headers."""
-
-    def carries_nothing(self) -> bool:
-        """Return True: there is no request."""
-        return True
-
-    def carried(self, primary: str) -> None:
-        """Return None: there is no cookie."""
-
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users who were named."""
         return self._found
 
-    def has_news(self) -> bool:
-        """Return False: who was named is known."""
-        return False
-
     def owner(self) -> str:
         """Return the key of the user who was named last."""
         return self._found[-1] if self._found else ""
-
-    def look_again(self) -> None:
-        """Do nothing: who was named stays named."""
-
-    def load_user(self) -> None:
-        """Do nothing: who was named is known."""
-
-    def has_session_data(self) -> bool:
-        """Return False: there is no session."""
-        return False

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Container, Mapping
 from contextvars import ContextVar
 from threading import get_ident
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from django_replica_router.policy import Decision
 from django_replica_router.scopes.cluster import ClusterScope
@@ -20,8 +20,13 @@ from django_replica_router.values.tokens import Record
 _MAX_DECISIONS = 1000
 
 
-class Identity(Protocol):
-    """Whom a scope works for, as far as that is known at the moment. Keys of the token store."""
+class Identity:
+    """Whom a scope works for, as far as that is known at the moment. Keys of the token store.
+
+    By itself somebody with whom nothing came, and of whom no more will be known.
+    """
+
+    __slots__ = ("clusters", "settled", "shortcuts")
 
     settled: bool
     """No later look can find more."""
@@ -34,24 +39,31 @@ class Identity(Protocol):
 
     def session(self) -> str | None:
         """Return the key of the session cookie."""
+        return None
 
     def credential(self) -> str | None:
         """Return the key of the credential in the headers."""
+        return None
 
     def carries_nothing(self) -> bool:
         """Tell whether there is neither cookie nor credential."""
+        return True
 
     def carried(self, primary: str) -> Record | None:
         """Return what the reader's browser itself knows, by a signed cookie."""
+        return None
 
     def users(self) -> tuple[str, ...]:
         """Return the keys of the users that are known so far, without any query."""
+        raise NotImplementedError
 
     def has_news(self) -> bool:
         """Tell whether ``users`` may have more to say than when it was last asked. Cheap."""
+        return False
 
     def owner(self) -> str:
         """Return the key of the user whose the session and the credential are, or nothing."""
+        raise NotImplementedError
 
     def look_again(self) -> None:
         """Take into account that the user may have changed."""
@@ -61,6 +73,7 @@ class Identity(Protocol):
 
     def has_session_data(self) -> bool:
         """Tell whether there is a session that is not empty."""
+        return False
 
 
 class Shortcut:
