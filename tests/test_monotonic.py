@@ -182,6 +182,7 @@ def test_what_shows_nothing_of_the_site_is_not_remembered(
     wait_until_known(cluster)
     assert seen_after_bookkeeping(client, database_cache) == "None"
     empty_store()  # so that the session is read, and nobody knows whose it is
+    wait_until_known(cluster)  # it begins to remember by where the primary is
     assert seen_after_bookkeeping(client, database_cache) == "None"
 
 
