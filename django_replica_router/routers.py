@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import get_ident
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, router
@@ -13,7 +12,7 @@ from django_replica_router.errors import ConfigurationError
 from django_replica_router.observations import FOR_WRITE, SENTENCES, note_decision, observers
 from django_replica_router.recording.stale_saves import adopt
 from django_replica_router.routing.reads import route_read
-from django_replica_router.scopes.scope import Frame, get_frame
+from django_replica_router.scopes.scope import Frame, get_frame, here
 from django_replica_router.transactions.blocks import replicas_in_transaction
 
 
@@ -34,7 +33,7 @@ class ReplicaRouter:
         frame = get_frame()
         shortcuts = frame.shortcuts
         if shortcuts is not None:
-            mine = shortcuts.get(get_ident())
+            mine = shortcuts.get(here.thread)
             if mine is not None:
                 if instance is None:
                     shortcut = mine.get(DEFAULT_DB_ALIAS)
@@ -53,7 +52,7 @@ class ReplicaRouter:
                     if identity.settled or not identity.has_news():
                         return shortcut.alias
                     identity.users()  # drops the shortcuts where it finds another user
-                    if shortcuts.get(get_ident()) is mine:
+                    if shortcuts.get(here.thread) is mine:
                         return shortcut.alias
         if instance is not None:
             hints["instance"] = instance

@@ -287,6 +287,14 @@ def test_it_is_not_left_to_the_next_thread_of_that_number(cluster: Cluster) -> N
     pytest.fail("no thread has got the number of the one before")
 
 
+def test_a_scope_that_outlives_many_threads_does_not_keep_theirs(cluster: Cluster) -> None:
+    """There may be any number of them."""
+    with scope() as here:
+        for _ in range(200):
+            in_thread(here.shortcuts_here)
+        assert 0 < len(here.shortcuts) <= 64
+
+
 @pytest.mark.parametrize("block", [nullcontext, use_replica])
 def test_what_is_decided_while_another_thread_writes_is_dropped(
     cluster: Cluster, monkeypatch: Patch, block: Callable[[], AbstractContextManager[Any]]
@@ -814,11 +822,16 @@ def keep_models(patch: Patch) -> None:
 
 def share_among_threads(patch: Patch) -> None:
     for module in (context, routers):
-        patch.setattr(module, "get_ident", lambda: 1)
+        patch.setattr(module, "here", SimpleNamespace(thread=1))
 
 
-def keep_of_ended_threads(patch: Patch) -> None:
-    patch.setattr(context._ThreadEnd, "note", lambda self, shortcuts: None)
+class _ByNumber:
+    thread = property(lambda self: get_ident())
+
+
+def tell_threads_by_number(patch: Patch) -> None:
+    for module in (context, routers):
+        patch.setattr(module, "here", _ByNumber())
 
 
 def keep_after_writes(patch: Patch) -> None:
@@ -866,7 +879,7 @@ CONTROLS = [
     (keep_models, test_a_changed_setting_ends_it, {}),
     (keep_models, test_another_router_ends_it, {}),
     (share_among_threads, test_it_is_no_other_threads, {}),
-    (keep_of_ended_threads, test_it_is_not_left_to_the_next_thread_of_that_number, {}),
+    (tell_threads_by_number, test_it_is_not_left_to_the_next_thread_of_that_number, {}),
     (keep_after_writes, test_a_write_ends_it, {}),
     (keep_among_blocks, test_use_primary_and_use_replica_stand_above_it, {}),
 ]

@@ -12,7 +12,6 @@ and what was read there cannot be the ground for what is written.
 from __future__ import annotations
 
 from functools import cache
-from threading import get_ident
 from typing import Any
 
 from django.db import connections, transaction
@@ -20,7 +19,7 @@ from django.db import connections, transaction
 from django_replica_router.conf import Config, get_config
 from django_replica_router.recording.writes import leave_unseen, note_shown
 from django_replica_router.routing.reads import is_floor_new, route_read
-from django_replica_router.scopes.scope import Frame, get_frame
+from django_replica_router.scopes.scope import Frame, get_frame, here
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.routed import RoutedAlias
 from django_replica_router.values.statements import IgnoredWrite
@@ -52,7 +51,7 @@ def _find_server(alias: RoutedAlias, connection: Any, model: Any, *, writes: boo
 def _is_shortcut(alias: RoutedAlias, model: Any) -> bool:
     """Tell whether the router has just taken a shortcut to the replica, and would again."""
     shortcuts = get_frame().shortcuts
-    mine = None if shortcuts is None else shortcuts.get(get_ident())
+    mine = None if shortcuts is None else shortcuts.get(here.thread)
     shortcut = None if mine is None else mine.get(alias.primary)
     if shortcut is None or shortcut.alias is not alias or model not in shortcut.models:
         return False

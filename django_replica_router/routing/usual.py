@@ -84,7 +84,8 @@ class Usual:
         replica = find_open(alias, life)
         if replica is None or not are_alike(connection, replica):
             return None
-        state.route.lives[alias] = life
+        # Equal to that, and the very object which each statement compares with.
+        state.route.lives[alias] = replica.sight.life
         return decide_for(alias, floor.position.lsn > 0)
 
     def _is_unusual(self, scope: Scope, state: ClusterScope, floor: Floor) -> bool:

@@ -151,7 +151,7 @@ class ClusterScope(Written):
 
     __slots__ = ("is_unstored", "reader", "recorded", "route", "seen_elsewhere_on", "shortcuts")
 
-    def __init__(self, shortcuts: dict[int, Any]) -> None:
+    def __init__(self, shortcuts: dict[Any, Any]) -> None:
         Written.__init__(self)  # super() takes as long as the rest of this
         self.shortcuts = shortcuts
         self.reader = Reader()

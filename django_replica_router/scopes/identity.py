@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from threading import get_ident
 from typing import Any
 
 from django.http import HttpRequest, HttpResponseBase
@@ -16,7 +15,7 @@ from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.cookies import NAME as COOKIE
 from django_replica_router.scopes.cookies import read_cookie
 from django_replica_router.scopes.keys import digest, remembered_digest
-from django_replica_router.scopes.scope import Frame, Identity, Shortcuts, current_frame
+from django_replica_router.scopes.scope import Frame, Identity, Shortcuts, current_frame, here
 from django_replica_router.values.tokens import Record
 
 _SESSION_USER = "_auth_user_id"  # django.contrib.auth.SESSION_KEY, without loading its models
@@ -59,13 +58,7 @@ class UserWatch(Identity):
         self.settled = False
         self._known: dict[str, Any] = request.__dict__
         self._found: tuple[str, ...] = ()
-        # What the last look has found on the request, and the dictionaries of a session and of a lazy
-        # user that have not been loaded yet.
-        self._size = -1
-        self._user: object = None
-        self._session_object: object = None
-        self._unloaded: Mapping[str, Any] = _NOT_UNLOADED
-        self._lazy: Mapping[str, Any] = _NOT_LAZY
+        self._size = -1  # nobody has looked: what a look finds is not there before
 
     def has_news(self) -> bool:
         """Tell whether something was put on the request, or loaded, since the last look."""
@@ -86,19 +79,23 @@ class UserWatch(Identity):
     def _look(self) -> str | None:
         """Return the key of the user whom the request shows now, or None; remember what was looked at."""
         known = self._known
-        user, session = known.get("user"), known.get("session")
-        self._size, self._user, self._session_object = len(known), user, session
+        size, user, session = len(known), known.get("user"), known.get("session")
+        self._user: object = user
+        self._session_object: object = session
         data: Any = getattr(session, "__dict__", None)
         is_unloaded = data is not None and "_session_cache" not in data
-        self._unloaded = data if is_unloaded else _NOT_UNLOADED
-        self._lazy = _NOT_LAZY
+        lazy = _NOT_LAZY
         # What stands in "user" is lazy, or a real one: Django REST framework, or code that logs
         # somebody in, has put it there.
         if isinstance(user, LazyObject):
-            lazy = user.__dict__
-            user = lazy["_wrapped"]
+            inside = user.__dict__
+            user = inside["_wrapped"]
             if user is empty:
-                self._lazy, user = lazy, None
+                lazy, user = inside, None
+        # The dictionaries of a session and of a lazy user that are not loaded yet.
+        self._unloaded: Mapping[str, Any] = data if is_unloaded else _NOT_UNLOADED
+        self._lazy: Mapping[str, Any] = lazy
+        self._size = size  # last: another thread may ask for news, and goes by it first
         if user is None:
             user = known.get("_cached_user") or known.get("_acached_user")
         key = None if user is None else user_key(user)
@@ -213,7 +210,7 @@ class RequestIdentity(UserWatch):
         if path is not None:
             self._extra = _identify(path, self.request)
             shortcuts = self.shortcuts or {}
-            if self._extra and shortcuts.keys() - {get_ident()}:
+            if self._extra and shortcuts.keys() - {here.thread}:
                 shortcuts.clear()  # of threads that have read meanwhile
         return self._extra
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Container, Mapping
 from contextvars import ContextVar
-from threading import get_ident
 from typing import Any, NamedTuple
 
 from django_replica_router.policy import Decision
@@ -107,49 +105,23 @@ class Shortcut:
         self.identity = identity
 
 
-class ThreadShortcuts(dict[str, Shortcut]):
-    """Those of one thread, by the alias that Django would have read from."""
+Shortcuts = dict[object, dict[str, Shortcut]]
+"""By ``here.thread``: those of one thread, by the alias that Django would have read from."""
 
-    __slots__ = ("__weakref__",)
-
-
-Shortcuts = dict[int, ThreadShortcuts]
-"""By the number of the thread, which another one may be given when it has ended."""
-
-
-class _ThreadEnd:
-    """Lies among what belongs to one thread alone, and takes its shortcuts with it.
-
-    A shortcut leads past the questions whether a transaction is open in the thread, and whether it
-    can connect: whoever gets its number next has to ask them himself.
-    """
-
-    _MANY = 64
-
-    def __init__(self) -> None:
-        self._kept: list[weakref.ref[ThreadShortcuts]] = []
-
-    def note(self, shortcuts: ThreadShortcuts) -> None:
-        """Have these dropped when the thread ends, where their scope has not ended before."""
-        if len(self._kept) >= self._MANY:
-            self._kept = [kept for kept in self._kept if kept() is not None]
-        self._kept.append(weakref.ref(shortcuts))
-
-    def __del__(self) -> None:
-        for kept in self._kept:
-            shortcuts = kept()
-            if shortcuts is not None:
-                shortcuts.clear()
+# A scope may outlive any number of threads.
+_MOST_THREADS = 64
 
 
 class _Here(threading.local):
     """What belongs to one thread alone."""
 
     def __init__(self) -> None:
-        self.end = _ThreadEnd()
+        self.thread = object()
+        """Stands for the thread, and for no other one ever. The next thread may be given its number when it has ended,
+        and a shortcut leads past the questions whether a transaction is open in it, and whether it can connect."""
 
 
-_here = _Here()
+here = _Here()
 
 
 class Scope:
@@ -237,17 +209,18 @@ class Scope:
             state.reader.floor = None
         self.shortcuts.clear()
 
-    def shortcuts_here(self) -> ThreadShortcuts:
+    def shortcuts_here(self) -> dict[str, Shortcut]:
         """Return what is to hold the shortcuts of this thread.
 
         Where somebody ends the scope's shortcuts, it does not belong to them any more: so what is
         decided meanwhile makes none.
         """
-        thread = get_ident()
+        thread = here.thread
         mine = self.shortcuts.get(thread)
         if mine is None:
-            mine = self.shortcuts[thread] = ThreadShortcuts()
-            _here.end.note(mine)
+            if len(self.shortcuts) >= _MOST_THREADS:
+                self.shortcuts.clear()
+            mine = self.shortcuts[thread] = {}
         return mine
 
     def inherit_writes(self, inner: Scope) -> None:
