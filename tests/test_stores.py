@@ -16,6 +16,7 @@ from django.core.cache import caches
 from django.core.cache.backends.redis import RedisCache
 
 from django_replica_router.errors import StoreError
+from django_replica_router.stores import store as stores
 from django_replica_router.stores.redis import RedisServer
 from django_replica_router.stores.store import (
     GenericStore,
@@ -54,6 +55,47 @@ def store(
     }
     yield get_store("tokens")
     caches["tokens"].clear()
+
+
+def told_of_caches(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the caches of which the log tells that tokens in them stay in the process."""
+    return [
+        vars(one)["cache"] for one in caplog.records if vars(one).get("event") == "tokens_unshared"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "debug", "tested", "told"),
+    [
+        ("locmem", False, False, ["tokens"]),
+        ("locmem", True, False, []),
+        ("locmem", False, True, []),
+        ("file", False, False, []),
+        ("django_redis", False, False, []),
+    ],
+)
+def test_tokens_that_stay_in_the_process_are_told_once(
+    cluster: Cluster,
+    settings: Any,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    debug: bool,
+    tested: bool,
+    told: list[str],
+) -> None:
+    """Where a site is at work: nobody who has not asked ``check --deploy`` knows."""
+    assert cluster.cache is not None
+    location = cluster.cache.url if "redis" in kind else str(tmp_path)
+    tokens = {"BACKEND": BACKENDS[kind], "LOCATION": location}
+    settings.CACHES, settings.DEBUG = {**settings.CACHES, "tokens": tokens}, debug
+    monkeypatch.setattr(stores, "_told", set())
+    monkeypatch.setattr(stores, "is_under_test", lambda: tested)
+    for _ in range(2):
+        get_store("tokens")
+        caches["tokens"].__dict__.pop("_replica_router_store", None)  # as another thread's has none
+    assert told_of_caches(caplog) == told
 
 
 def test_each_backend_has_its_store(store: TokenStore, request: pytest.FixtureRequest) -> None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from django.conf import settings
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache, default_key_func
 from django.core.cache.backends.dummy import DummyCache
@@ -17,6 +18,8 @@ from django.utils.module_loading import import_string
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
 from django_replica_router.forking import make_lock
+from django_replica_router.logs import fields, logger
+from django_replica_router.sql.opening import is_under_test
 from django_replica_router.stores import owners, scripts
 from django_replica_router.stores.clients import Script, is_a
 from django_replica_router.stores.redis import Pause, RedisServer, find_backend, find_server
@@ -379,11 +382,11 @@ def get_store(alias: str) -> TokenStore:
     Raises:
         StoreError: there is no such cache, or its client cannot be made.
     """
-    settings = caches.settings
+    present = caches.settings
     known, store = _here.known.get(alias, (None, None))
-    if known is not settings:
+    if known is not present:
         store = _open_own(alias)
-        _here.known[alias] = settings, store
+        _here.known[alias] = present, store
     return _open_djangos(alias) if store is None else store
 
 
@@ -405,7 +408,25 @@ def _open_djangos(alias: str) -> TokenStore:
     store: TokenStore | None = cache.__dict__.get("_replica_router_store")
     if store is None:
         store = cache._replica_router_store = open_store(cache, get_config().STORE_TIMEOUT)
+        if not store.is_lasting and alias not in _told:
+            _tell_unshared(alias)
     return store
+
+
+_told: set[str] = set()
+"""Aliases of caches of which this process has told that they are not shared."""
+
+
+def _tell_unshared(alias: str) -> None:
+    """Tell once that tokens stay in this process, where a site is at work: ``check`` tells only with ``--deploy``."""
+    _told.add(alias)
+    if not (settings.DEBUG or is_under_test()):
+        logger.warning(
+            "The cache %r is not shared between processes: the others may show a user older data than is written in this "
+            "one. Use Redis or Valkey where there are several.",
+            alias,
+            extra=fields("tokens_unshared", cache=alias),
+        )
 
 
 def _made(make: Callable[[str], BaseCache], alias: str) -> BaseCache:
