@@ -103,7 +103,7 @@ class OnReplica(Around):
             result = show_primary(self.primary, cursor, sql, params, many)
         elif getattr(cursor.cursor, "name", None) is not None:
             self._watch_fetches(cursor, key, sql, params, many)
-        if not said.is_plain and said.is_of_session:
+        if said.is_of_session:
             note_session(self.primary, connection, sql, params)
         return result
 
