@@ -25,20 +25,13 @@ def add_timeout(parser: ArgumentParser) -> None:
 
 
 @contextmanager
-def log_is_quiet() -> Iterator[None]:
-    """Have the package log errors only: a command tells itself what the log would tell beside it."""
+def telling_itself() -> Iterator[None]:
+    """Have a command say all that is to be said: no log beside it, and a setting that cannot be used in one sentence."""
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextmanager
-def setting_is_told() -> Iterator[None]:
-    """End in one sentence, as Django prints it, where a value of the setting cannot be used."""
-    try:
-        yield
     except ConfigurationError as error:
         raise CommandError(str(error)) from error
+    finally:
+        logger.setLevel(before)

@@ -11,7 +11,7 @@ from django.db import router
 from django.urls import Resolver404
 
 from django_replica_router.conf import get_config
-from django_replica_router.management.shared import add_timeout, log_is_quiet, setting_is_told
+from django_replica_router.management.shared import add_timeout, telling_itself
 from django_replica_router.status.explaining import explain, find_user
 
 
@@ -31,8 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--method", default="GET", help="of the request (default: GET)")
         add_timeout(parser)
 
-    @log_is_quiet()
-    @setting_is_told()
+    @telling_itself()
     def handle(self, *args: Any, **options: Any) -> None:
         """Explain."""
         model = _find_model(options["model"])

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from django_replica_router.conf import get_config
 from django_replica_router.errors import StoreError
-from django_replica_router.management.shared import log_is_quiet, setting_is_told
+from django_replica_router.management.shared import telling_itself
 from django_replica_router.recording.learning import learned, unlearn
 
 
@@ -28,8 +28,7 @@ class Command(BaseCommand):
         parser.add_argument("--forget", nargs="+", default=[], metavar="NAME", help="as listed")
         parser.add_argument("--forget-all", action="store_true", help="all that are listed")
 
-    @log_is_quiet()
-    @setting_is_told()
+    @telling_itself()
     def handle(self, *args: Any, **options: Any) -> None:
         """List, or forget."""
         try:

@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.template.defaultfilters import filesizeformat
 
 from django_replica_router.conf import get_config
-from django_replica_router.management.shared import add_timeout, log_is_quiet, setting_is_told
+from django_replica_router.management.shared import add_timeout, telling_itself
 from django_replica_router.status.reads import Reads, read_told, sum_up
 from django_replica_router.status.servers import ClusterStatus, ServerStatus, all_clusters, look
 
@@ -45,8 +45,7 @@ class Command(BaseCommand):
         )
         add_timeout(parser)
 
-    @log_is_quiet()
-    @setting_is_told()
+    @telling_itself()
     def handle(self, *args: Any, **options: Any) -> None:
         """Tell once, or again and again."""
         primaries = list(all_clusters())

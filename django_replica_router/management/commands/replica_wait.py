@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS
 
 from django_replica_router.errors import PositionError, TooStale
-from django_replica_router.management.shared import log_is_quiet, setting_is_told
+from django_replica_router.management.shared import telling_itself
 from django_replica_router.scopes.signing import Token
 from django_replica_router.status.servers import look
 from django_replica_router.tokens import wait_for_replicas
@@ -41,8 +41,7 @@ class Command(BaseCommand):
             "--database", default=DEFAULT_DB_ALIAS, help="alias of the primary; default: default"
         )
 
-    @log_is_quiet()
-    @setting_is_told()
+    @telling_itself()
     def handle(self, *args: Any, **options: Any) -> None:
         """Wait."""
         primary, text = options["database"], options["token"]
