@@ -408,34 +408,43 @@ def test_a_user_whom_the_token_store_cannot_tell_of_ends_it(
             cluster.cache.resume_process()
 
 
-def test_a_user_found_by_somebody_else_ends_it(cluster: Cluster, ann: User) -> None:
-    """Whoever asks the identity first does not keep the news to himself."""
+def route_when_found(ann: User, cluster: Cluster, then: Callable[[], object]) -> str:
+    """Return where a request reads on that has read by a shortcut before she stood on it.
+
+    She has written what no replica has.
+
+    Args:
+        ann: the user.
+        cluster: with the replicas.
+        then: is called between the two reads, when she stands there.
+    """
 
     def action(request: Any) -> str:
         assert is_replica(route_by_shortcut())
         request.user = ann
-        present = current_scope()
-        assert present is not None
-        assert present.identity.users()
+        then()
         return route()
 
     with paused(cluster):
         write_as(ann)
-        assert in_request(action) == "default"
+        return str(in_request(action))
+
+
+def test_a_user_found_by_somebody_else_ends_it(cluster: Cluster, ann: User) -> None:
+    """Whoever asks the identity first does not keep the news to himself."""
+
+    def ask() -> None:
+        present = current_scope()
+        assert present is not None
+        assert present.identity.users()
+
+    assert route_when_found(ann, cluster, ask) == "default"
 
 
 def test_a_user_whose_token_has_left_ends_it(cluster: Cluster, ann: User) -> None:
     """His record was loaded for that: what was decided before does not go by it all the same."""
 
-    def action(request: Any) -> str:
-        assert is_replica(route_by_shortcut())
-        request.user = ann
-        current_token()
-        return route()
-
-    with paused(cluster):
-        write_as(ann)
-        assert in_request(action) == "default"
+    assert route_when_found(ann, cluster, current_token) == "default"
 
 
 def test_a_key_whose_token_has_left_ends_it(cluster: Cluster) -> None:
@@ -483,15 +492,8 @@ def test_nobody_follows_it_while_another_thread_decides_by_more(
             seen.append(in_thread(lambda: [route(), route()])[1])
         return decide(*args)
 
-    def action(request: Any) -> str:
-        assert is_replica(route_by_shortcut())
-        request.user = ann
-        monkeypatch.setattr(reads, "choose_server", decide_second)
-        return route()
-
-    with paused(cluster):
-        write_as(ann)
-        assert in_request(action) == "default"
+    put = partial(monkeypatch.setattr, reads, "choose_server", decide_second)
+    assert route_when_found(ann, cluster, put) == "default"
     assert seen == [[], ["default", "default"]]
 
 
@@ -605,15 +607,8 @@ def test_a_user_found_by_two_threads_ends_it(
         in_thread(current_token)
         return is_covered(self, key)
 
-    def action(request: Any) -> str:
-        assert is_replica(route_by_shortcut())
-        request.user = ann
-        monkeypatch.setattr(RequestIdentity, "_is_covered", is_covered_meanwhile)
-        return route()
-
-    with paused(cluster):
-        write_as(ann)
-        assert in_request(action) == "default"
+    put = partial(monkeypatch.setattr, RequestIdentity, "_is_covered", is_covered_meanwhile)
+    assert route_when_found(ann, cluster, put) == "default"
 
 
 def test_a_shortcut_that_was_dropped_is_not_followed_because_another_thread_has_one(
@@ -630,15 +625,8 @@ def test_a_shortcut_that_was_dropped_is_not_followed_because_another_thread_has_
             others.extend(in_thread(lambda: [route(), route()])[1])
         return found
 
-    def action(request: Any) -> str:
-        assert is_replica(route_by_shortcut())
-        request.user = ann
-        monkeypatch.setattr(RequestIdentity, "users", users_before_another_reads)
-        return route()
-
-    with paused(cluster):
-        write_as(ann)
-        assert in_request(action) == "default"
+    put = partial(monkeypatch.setattr, RequestIdentity, "users", users_before_another_reads)
+    assert route_when_found(ann, cluster, put) == "default"
     assert others == ["", "default", "default"]
 
 
