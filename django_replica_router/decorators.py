@@ -17,7 +17,7 @@ from django_replica_router.decorating import decorate
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.recording.carrying import token_of
 from django_replica_router.recording.finishing import finish_scope, needs_finish
-from django_replica_router.routing.reads import release_scope
+from django_replica_router.routing.deciding import release_scope
 from django_replica_router.scopes.identity import NamedIdentity
 from django_replica_router.scopes.scope import Frame, Override, Scope, current_frame, get_frame
 from django_replica_router.scopes.signing import Token

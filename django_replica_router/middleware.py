@@ -16,7 +16,7 @@ from django_replica_router.errors import ReplicasLagError
 from django_replica_router.logs import fields, logger
 from django_replica_router.recording.carrying import token_of
 from django_replica_router.recording.finishing import finish_scope, needs_finish, unsent_records
-from django_replica_router.routing.reads import release_scope
+from django_replica_router.routing.deciding import release_scope
 from django_replica_router.scopes.cookies import set_cookie
 from django_replica_router.scopes.headers import read_header, set_header
 from django_replica_router.scopes.identity import RequestIdentity

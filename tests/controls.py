@@ -34,7 +34,7 @@ from django_replica_router.replicas import attempts, connecting
 from django_replica_router.replicas.attributes import Around
 from django_replica_router.replicas.health import Health
 from django_replica_router.routers import ReplicaRouter
-from django_replica_router.routing import choosing, reads, search
+from django_replica_router.routing import choosing, deciding, reads, search
 from django_replica_router.routing.candidates import Candidates
 from django_replica_router.routing.search import Search
 from django_replica_router.scopes import keys
@@ -124,7 +124,7 @@ def ignore_early_session(patch: Patch) -> None:
 
 
 def trust_unknown_sessions(patch: Patch) -> None:
-    patch.setattr(reads, "identifies_unknown_reader", lambda *args: False)
+    patch.setattr(deciding, "identifies_unknown_reader", lambda *args: False)
 
 
 def trust_an_empty_store(patch: Patch) -> None:
@@ -158,7 +158,7 @@ def replace_lost_connections_of_a_dead_primary(patch: Patch) -> None:
 
 
 def take_store_errors_for_no_token(patch: Patch) -> None:
-    original = reads.load_floor
+    original = deciding.load_floor
 
     def load_floor(*args: Any) -> Floor:
         try:
@@ -166,7 +166,7 @@ def take_store_errors_for_no_token(patch: Patch) -> None:
         except StoreError:
             return Floor()
 
-    patch.setattr(reads, "load_floor", load_floor)
+    patch.setattr(deciding, "load_floor", load_floor)
 
 
 def forget_late_users(patch: Patch) -> None:
@@ -174,17 +174,17 @@ def forget_late_users(patch: Patch) -> None:
 
 
 def keep_what_was_chosen_before(patch: Patch) -> None:
-    patch.setattr(reads, "_leave_others", lambda *args: None)
+    patch.setattr(deciding, "_leave_others", lambda *args: None)
 
 
 def forget_choices(patch: Patch) -> None:
-    original = reads._decide_by_token
+    original = reads.decide_by_token
 
     def decide(primary: str, connection: Any, model: Any, scope: Any, *args: Any) -> Any:
         scope.cluster(primary).route.choices.clear()
         return original(primary, connection, model, scope, *args)
 
-    patch.setattr(reads, "_decide_by_token", decide)
+    patch.setattr(reads, "decide_by_token", decide)
     patch.setattr(reads, "_shortcut_to", lambda *args: None)
 
 
@@ -412,7 +412,7 @@ def make_records_that_say_nothing(patch: Patch) -> None:
 
 
 def follow_blindly(patch: Patch) -> None:
-    patch.setattr(reads, "_follow", lambda primary, choice, *args: choice)
+    patch.setattr(deciding, "_follow", lambda primary, choice, *args: choice)
     open_blindly(patch)
 
 

@@ -12,7 +12,7 @@ from django.test import Client
 
 from django_replica_router import use_primary
 from django_replica_router.replicas.registry import find_monitor
-from django_replica_router.routing import reads, search
+from django_replica_router.routing import deciding, search
 from django_replica_router.routing.budget import Budget
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
@@ -73,7 +73,7 @@ def test_beyond_its_share_the_primary_is_not_asked(
     settings.REPLICA_ROUTER = {**PATIENT, "WAIT": 0, "MAX_LAG": 0.4, "PRIMARY_SHARE": 0.1}
     # What this process has decided before, and how fast it decides, does not count.
     budget = Budget(clock=lambda: 0.0)
-    monkeypatch.setattr(reads, "primary_budget", budget)
+    monkeypatch.setattr(deciding, "primary_budget", budget)
     monkeypatch.setattr(search, "primary_budget", budget)
     let_all_lag(cluster)
     client = Client()

@@ -261,7 +261,7 @@ def test_in_shadow_no_read_is_refused(
     def refuse(*args: Any) -> None:
         raise StoreError("it is down")
 
-    monkeypatch.setattr("django_replica_router.routing.reads.load_floor", refuse)
+    monkeypatch.setattr("django_replica_router.routing.deciding.load_floor", refuse)
     with scope(), use_replica(on_stale="raise"), pytest.raises(TooStale):
         Note.objects.count()
     for values in ({"SHADOW": True}, {"ROLLOUT": 0.0}):

@@ -35,7 +35,7 @@ from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.policy import Decision, Reason
 from django_replica_router.recording import floors
 from django_replica_router.routers import ReplicaRouter
-from django_replica_router.routing import choosing, reads, usual
+from django_replica_router.routing import choosing, deciding, reads, usual
 from django_replica_router.scopes import scope as context
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.stores.store import get_store
@@ -322,7 +322,7 @@ def test_who_knows_the_user_does_not_take_the_choice_of_who_did_not(
     cluster: Cluster, ann: User, monkeypatch: Patch
 ) -> None:
     """Two threads decide at once for the first time, and one of them has not met the user yet."""
-    decide = reads.choose_server
+    decide = deciding.choose_server
 
     def decide_second(case: Any, floor: Any) -> Any:
         found = decide(case, floor)
@@ -331,7 +331,7 @@ def test_who_knows_the_user_does_not_take_the_choice_of_who_did_not(
 
     with paused(cluster):
         write_as(ann)
-        monkeypatch.setattr(reads, "choose_server", decide_second)
+        monkeypatch.setattr(deciding, "choose_server", decide_second)
         with scope(user=ann):
             assert route() == "default"
             assert route() == "default"
@@ -483,7 +483,7 @@ def test_nobody_follows_it_while_another_thread_decides_by_more(
     cluster: Cluster, ann: User, monkeypatch: Patch
 ) -> None:
     """That one has loaded the user's token, and may be waiting for a replica to have it."""
-    decide = reads.choose_server
+    decide = deciding.choose_server
     seen: list[list[str]] = []
 
     def decide_second(*args: Any) -> Any:
@@ -492,7 +492,7 @@ def test_nobody_follows_it_while_another_thread_decides_by_more(
             seen.append(in_thread(lambda: [route(), route()])[1])
         return decide(*args)
 
-    put = partial(monkeypatch.setattr, reads, "choose_server", decide_second)
+    put = partial(monkeypatch.setattr, deciding, "choose_server", decide_second)
     assert route_when_found(ann, cluster, put) == "default"
     assert seen == [[], ["default", "default"]]
 
@@ -501,7 +501,7 @@ def test_who_decides_anew_goes_where_another_thread_has_gone_meanwhile(
     cluster: Cluster, ann: User, monkeypatch: Patch
 ) -> None:
     """What that one has shown on the primary, a replica may not have yet."""
-    decide = reads.choose_server
+    decide = deciding.choose_server
 
     def decide_second(case: Any, floor: Any) -> Any:
         found = decide(case, floor)
@@ -512,7 +512,7 @@ def test_who_decides_anew_goes_where_another_thread_has_gone_meanwhile(
     def action(request: Any) -> list[str]:
         assert is_replica(route_by_shortcut())
         request.user = ann
-        monkeypatch.setattr(reads, "choose_server", decide_second)
+        monkeypatch.setattr(deciding, "choose_server", decide_second)
         return [route(), route()]
 
     wait_until_known(cluster)
@@ -523,7 +523,7 @@ def test_a_choice_is_not_followed_that_another_thread_has_changed_since_it_was_l
     cluster: Cluster, ann: User, monkeypatch: Patch
 ) -> None:
     """By then nothing more was known of the reader; a moment later the other has found him."""
-    original = reads.is_floor_new
+    original = deciding.is_floor_new
     others: list[str] = []
 
     def action(request: Any) -> str:
@@ -538,7 +538,7 @@ def test_a_choice_is_not_followed_that_another_thread_has_changed_since_it_was_l
                 assert not is_new
             return is_new
 
-        monkeypatch.setattr(reads, "is_floor_new", is_new_before_another_decides)
+        monkeypatch.setattr(deciding, "is_floor_new", is_new_before_another_decides)
         present = current_scope()
         assert present is not None
         present.shortcuts.clear()
@@ -785,13 +785,13 @@ def take_nobody_for_known(patch: Patch) -> None:
 
 
 def go_by_the_floor_that_was_loaded(patch: Patch) -> None:
-    original = reads.is_floor_new
+    original = deciding.is_floor_new
 
     def is_new(scope: Any, state: Any) -> bool:
         state.route.floor = state.reader.floor
         return original(scope, state)
 
-    for module in (reads, leading):
+    for module in (deciding, leading):
         patch.setattr(module, "is_floor_new", is_new)
 
 

@@ -544,7 +544,7 @@ def see_no_origin(patch: pytest.MonkeyPatch) -> None:
 def lift_by_use_replica(patch: pytest.MonkeyPatch) -> None:
     """Take out that the rule stands above ``use_replica``."""
     from django_replica_router import policy
-    from django_replica_router.routing import reads
+    from django_replica_router.routing import deciding, reads
 
     original = policy.decide_at_once
     patch.setattr(
@@ -552,7 +552,7 @@ def lift_by_use_replica(patch: pytest.MonkeyPatch) -> None:
         "decide_at_once",
         lambda s: original(s._replace(learned=s.learned and not s.asked_for_replica)),
     )
-    patch.setattr(reads, "is_learned", lambda *args: False)
+    patch.setattr(deciding, "is_learned", lambda *args: False)
 
 
 NEXT_TIME = test_a_view_that_saves_what_it_read_reads_from_the_primary_the_next_time

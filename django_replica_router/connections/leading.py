@@ -18,7 +18,8 @@ from django.db import connections, transaction
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.recording.writes import leave_unseen, note_shown
-from django_replica_router.routing.reads import is_floor_new, route_read
+from django_replica_router.routing.deciding import is_floor_new
+from django_replica_router.routing.reads import route_read
 from django_replica_router.scopes.scope import Frame, get_frame, here
 from django_replica_router.transactions.blocks import keeps_reads
 from django_replica_router.values.routed import RoutedAlias

@@ -254,6 +254,9 @@ class Override(NamedTuple):
     timeout: float = 0.0
 
 
+NO_OVERRIDE = Override(primary=False)
+
+
 class Frame:
     """The present scope and override. Never changed: nested blocks put back the one before.
 

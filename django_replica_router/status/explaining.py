@@ -14,7 +14,7 @@ from django_replica_router.conf import Config, get_config
 from django_replica_router.policy import Reason, ReplicaState
 from django_replica_router.recording.learning import is_learned
 from django_replica_router.replicas.registry import get_monitor
-from django_replica_router.routing.reads import release_scope
+from django_replica_router.routing.deciding import release_scope
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.scopes.scope import Frame, Override, Scope, current_frame
 from django_replica_router.scopes.views import override_for

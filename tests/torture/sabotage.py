@@ -18,7 +18,7 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.recording import finishing, floors
 from django_replica_router.recording.floors import known_owners
 from django_replica_router.replicas import answers, connecting, inflight, known, registry, sights
-from django_replica_router.routing import reads
+from django_replica_router.routing import deciding
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.sql import rows, wal
 from django_replica_router.stores import store as stores
@@ -154,7 +154,7 @@ def watermark_kept_over_rebuild() -> None:
 
 def tokens_of_old_timeline_bind_for_ever() -> None:
     """Keep whoever has a token of another timeline on the primary, without an end."""
-    load = reads.load_floor
+    load = deciding.load_floor
     bound: dict[str, int] = {}
 
     def load_floor(primary: str, scope: Any, config: Any) -> Any:
@@ -167,13 +167,13 @@ def tokens_of_old_timeline_bind_for_ever() -> None:
                 state.reader.floor = floor = replace(floor, pinned=True)
         return floor
 
-    put(reads, "load_floor", load_floor)
+    put(deciding, "load_floor", load_floor)
 
 
 def early_session_token_ignored() -> None:
     """Read the session's own row as if nobody's token were known yet."""
     put(RequestIdentity, "session", lambda self: None)
-    put(reads, "identifies_unknown_reader", lambda *args: False)
+    put(deciding, "identifies_unknown_reader", lambda *args: False)
 
 
 def dropped_tokens_not_missed() -> None:
