@@ -188,9 +188,11 @@ def test_a_driver_without_the_method_is_left_alone(monkeypatch: pytest.MonkeyPat
     raw = connection.connection
     assert isinstance(commits.let_carry(Own(raw)), CarryingCursor)
     assert isinstance(commits.let_carry(Own(raw)), Own)
-    assert type(commits.let_carry(psycopg.Cursor(raw))) is psycopg.Cursor
+    assert commits.let_carry(psycopg.Cursor(raw)) is None
     monkeypatch.delattr(psycopg._cursor_base.BaseCursor, "_check_results")
-    assert type(commits.let_carry(Later(raw))) is Later
+    later = Later(raw)
+    assert commits.let_carry(later) is None
+    assert type(later) is Later
 
 
 # Others on the way --------------------------------------------------------------------------------

@@ -40,9 +40,7 @@ class TokenMixin(_Wrapper):
     nothing: it counts as one that has not written.
     """
 
-    def create_cursor(self, name: str | None = None) -> Any:
-        cursor = super().create_cursor(name)
-        return cursor if name or self.around.is_of_replica else commits.let_carry(cursor)
+    brings_positions = True
 
     def _commit(self) -> None:
         raw: Any = self.connection

@@ -131,11 +131,12 @@ class CarryingCursor(psycopg.ClientCursor[Any]):
         super()._check_results(results)
 
 
-def let_carry(cursor: Any) -> Any:
-    """Return the driver's cursor as one that is also a ``CarryingCursor``, where it can be one."""
+def let_carry(cursor: Any) -> CarryingCursor | None:
+    """Return the driver's cursor as one that is also a ``CarryingCursor``; None where it cannot be one."""
     kind: Any = type(cursor)
-    cursor.__class__ = _carrying(kind)
-    return cursor
+    if not issubclass(kind, CarryingCursor):  # else it has done so before
+        cursor.__class__ = _carrying(kind)
+    return cursor if isinstance(cursor, CarryingCursor) else None
 
 
 @cache

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from django.db.backends.base.base import BaseDatabaseWrapper
-
-from django_replica_router.connections.commits import CarryingCursor
+from django_replica_router.connections.commits import CarryingCursor, let_carry
 from django_replica_router.connections.read_only import guard
 from django_replica_router.recording.writes import (
     mark_written,
@@ -128,19 +126,19 @@ def _keeps_reads(sql: Any, frame: Frame) -> bool:
 
 
 def _find_carrier(
-    state: ClusterScope, connection: BaseDatabaseWrapper, cursor: Any, sql: Any
+    state: ClusterScope, connection: Any, cursor: Any, sql: Any
 ) -> CarryingCursor | None:
     """Return the driver's cursor where the statement can, and should, bring its position along."""
     driver = getattr(cursor, "cursor", None)
     if (
-        isinstance(driver, CarryingCursor)
+        connection.brings_positions
         and not connection.in_atomic_block
         and isinstance(sql, str)
         and state.carried < _MOST_CARRIED
         and is_plain_change(sql)
         and can_ask_along(connection.connection, driver)
     ):
-        return driver
+        return let_carry(driver)
     return None
 
 

@@ -110,6 +110,9 @@ class Attributes:
     unseen_table: str | None = None
     """Of a primary: the table that the router was just asked for."""
 
+    brings_positions: bool = False
+    """Of a primary: a change outside a transaction brings its position in the WAL along."""
+
     ignored_on: Any = None
     """The driver's connection in whose transaction a write that binds nobody has run."""
 
