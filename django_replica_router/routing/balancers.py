@@ -139,12 +139,13 @@ class LeastInFlight:
             self.counts[alias] = self.counts.get(alias, 0) + 1
 
     def leave(self, alias: str) -> None:
-        """Count one scope less."""
+        """Count one scope less. One that began before this process was forked is not counted here."""
         with self._lock:
-            self.counts[alias] -= 1
+            self.counts[alias] = max(0, self.counts.get(alias, 0) - 1)
 
 
 least_in_flight = LeastInFlight()
+after_fork(least_in_flight.counts.clear)  # the scopes of the parent's threads end there
 
 _BALANCERS: dict[str, Balancer] = {
     "rendezvous": rendezvous,
