@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_replica_router.errors import ConfigurationError
 from django_replica_router.routing.balancers import (
     LeastInFlight,
     get_balancer,
@@ -260,5 +261,5 @@ def test_names_of_the_setting_are_those_of_the_balancers() -> None:
 def test_path_that_leads_nowhere_is_an_error(name: str, message: str) -> None:
     """A balancer that cannot be imported raises an error that names it, and the setting."""
     names = f"REPLICA_ROUTER['BALANCER'] names {name!r}, which cannot be imported: "
-    with pytest.raises(ImportError, match=f"^{re.escape(names)}{message}"):
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(names)}{message}"):
         get_balancer(name)

@@ -58,6 +58,17 @@ def test_the_commands_of_the_package_end_in_a_sentence(name: str, settings: Any)
         call_command(name, *OURS[name])
 
 
+def test_a_balancer_that_is_not_there_ends_an_explanation_in_a_sentence(
+    cluster: Cluster, settings: Any
+) -> None:
+    """It is looked for by the first read that it is to rank replicas for."""
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "BALANCER": "nowhere.fastest"}
+    with pytest.raises(
+        CommandError, match=r"^REPLICA_ROUTER\['BALANCER'\] names 'nowhere.fastest'"
+    ):
+        call_command("replica_explain", "notes.Note")
+
+
 def test_nothing_is_migrated_without_checks(cluster: Cluster, settings: Any) -> None:
     """Whether an alias is a replica is not known then."""
     settings.REPLICA_ROUTER = MISSPELLED

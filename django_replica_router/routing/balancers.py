@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from django.utils.module_loading import import_string
 
-from django_replica_router.errors import tell_import_failure
+from django_replica_router.errors import ConfigurationError, tell_import_failure
 from django_replica_router.forking import after_fork, make_lock
 
 Balancer = Callable[[str, Mapping[str, float]], Sequence[str]]
@@ -223,12 +223,12 @@ def get_balancer(name: str) -> Balancer:
     """Return the balancer of that name, or the callable at that dotted path.
 
     Raises:
-        ImportError: there is nothing at the path.
+        ConfigurationError: there is nothing at the path.
     """
     balancer = _BALANCERS.get(name)
     if balancer is None:
         try:
             balancer = import_string(name)
         except ImportError as error:
-            raise ImportError(tell_import_failure("BALANCER", name, error)) from error
+            raise ConfigurationError(tell_import_failure("BALANCER", name, error)) from error
     return balancer
