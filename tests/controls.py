@@ -173,8 +173,19 @@ def forget_late_users(patch: Patch) -> None:
     patch.setattr(RequestIdentity, "users", lambda self: ())
 
 
-def keep_what_was_chosen_before(patch: Patch) -> None:
-    patch.setattr(deciding, "_leave_others", lambda *args: None)
+def go_by_the_floor_that_was_loaded(patch: Patch) -> None:
+    original = deciding.holds
+
+    def holds(choice: Any, scope: Any, state: Any) -> bool:
+        choice.floor = state.reader.floor
+        return original(choice, scope, state)
+
+    for module in (deciding, leading):
+        patch.setattr(module, "holds", holds)
+
+
+def forget_other_lags(patch: Patch) -> None:
+    patch.setattr(choosing, "_has_met_another", lambda case: False)
 
 
 def forget_choices(patch: Patch) -> None:

@@ -362,6 +362,35 @@ def test_the_token_counts_under_each_lag_where_the_user_is_found_late(
     assert visit(Client(), late) == ["first", "second", "second"]
 
 
+def test_no_lag_leads_back_to_a_replica_that_another_lag_has_left(
+    ann: User, note: Note, cluster: Cluster
+) -> None:
+    """What the other replica has shown may be missing there, also where it has the user's own by now."""
+    left, other = cluster.replicas
+    wait_until_known(cluster)
+    left.pause()
+    with scope(user=ann):
+        Note.objects.filter(pk=note.pk).update(title="second")
+    other.wait_replayed(cluster.primary.flush())
+
+    def read() -> str:
+        return str(Note.objects.get(pk=note.pk)._state.db)
+
+    def late(request: HttpRequest) -> list[str]:
+        first = read()
+        if first == other.name:  # who is nobody in particular is led by chance
+            return []
+        request.user = ann
+        with use_replica(max_lag=3600.0):
+            between = read()
+        left.resume()
+        wait_until_known(cluster)
+        return [first, between, read()]
+
+    seen = next(filter(None, (visit(Client(), late) for _ in range(100))))
+    assert seen == [left.name, other.name, "default"]
+
+
 def test_a_view_without_session_or_user_costs_nothing(
     cluster: Cluster, settings: Any, served: Served
 ) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from functools import partial
-from threading import Thread, get_ident
+from threading import Event, Thread, get_ident
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,19 +30,20 @@ from django_replica_router import (
     use_primary,
     use_replica,
 )
-from django_replica_router.connections import leading
 from django_replica_router.middleware import ReplicaRouterMiddleware
 from django_replica_router.policy import Decision, Reason
 from django_replica_router.recording import floors
 from django_replica_router.routers import ReplicaRouter
 from django_replica_router.routing import choosing, deciding, reads, usual
 from django_replica_router.scopes import scope as context
+from django_replica_router.scopes.cluster import Choice
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions import blocks as transactions
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
 from tests.conftest import PATIENT, forget_the_server, stand_still, wait_until_known
+from tests.controls import go_by_the_floor_that_was_loaded
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
@@ -326,7 +327,8 @@ def test_who_knows_the_user_does_not_take_the_choice_of_who_did_not(
 
     def decide_second(case: Any, floor: Any) -> Any:
         found = decide(case, floor)
-        case.state.route.choices.setdefault(case.max_lag, Decision("replica1", Reason.NO_TOKEN))
+        other = Choice(Decision("replica1", Reason.NO_TOKEN), floor, None)
+        case.state.route.choices.setdefault(case.max_lag, other)
         return found
 
     with paused(cluster):
@@ -506,7 +508,8 @@ def test_who_decides_anew_goes_where_another_thread_has_gone_meanwhile(
     def decide_second(case: Any, floor: Any) -> Any:
         found = decide(case, floor)
         assert is_replica(found.decision.alias)
-        case.state.route.choices[case.max_lag] = Decision("default", Reason.LAGGING)
+        late = Decision("default", Reason.LAGGING)
+        case.state.route.choices[case.max_lag] = Choice(late, floor, None)
         return found
 
     def action(request: Any) -> list[str]:
@@ -519,26 +522,66 @@ def test_who_decides_anew_goes_where_another_thread_has_gone_meanwhile(
     assert in_request(action) == ["default", "default"]
 
 
+def test_what_was_decided_by_less_is_not_followed_because_another_lag_was_decided_by_more(
+    cluster: Cluster, ann: User, monkeypatch: Patch
+) -> None:
+    """By two threads at once, of which one has met the user."""
+    decide = deciding.choose_server
+    is_deciding, has_decided = Event(), Event()
+
+    def read_under_another_lag() -> str:
+        with use_replica(max_lag=3600.0):
+            return route()
+
+    def action(request: Any) -> list[str]:
+        def decide_among_others(case: Any, floor: Any) -> Any:
+            if case.max_lag == 3600.0:
+                is_deciding.set()
+                assert has_decided.wait(30)
+            elif not others:
+                request.user = ann
+                others.append(pool.submit(copy_context().run, read_under_another_lag))
+                assert is_deciding.wait(30)
+            return decide(case, floor)
+
+        others: list[Any] = []
+        monkeypatch.setattr(usual.Usual, "choose", lambda *args: None)
+        monkeypatch.setattr(deciding, "choose_server", decide_among_others)
+        first = route()
+        has_decided.set()
+        return [first, others[0].result(), route()]
+
+    with paused(cluster), ThreadPoolExecutor(1) as pool:
+        write_as(ann)
+        try:
+            first, *later = in_request(action)
+        finally:
+            has_decided.set()
+            pool.submit(close_connections).result()
+    assert is_replica(first)
+    assert later == ["default", "default"]
+
+
 def test_a_choice_is_not_followed_that_another_thread_has_changed_since_it_was_looked_at(
     cluster: Cluster, ann: User, monkeypatch: Patch
 ) -> None:
     """By then nothing more was known of the reader; a moment later the other has found him."""
-    original = deciding.is_floor_new
+    original = deciding.holds
     others: list[str] = []
 
     def action(request: Any) -> str:
         assert is_replica(route())
 
-        def is_new_before_another_decides(scope: Any, state: Any) -> bool:
-            is_new = original(scope, state)
+        def held_before_another_decides(*args: Any) -> bool:
+            held = original(*args)
             if not others:
                 request.user = ann
                 others.append("")
                 others.append(in_thread(route)[1])
-                assert not is_new
-            return is_new
+                assert held
+            return held
 
-        monkeypatch.setattr(deciding, "is_floor_new", is_new_before_another_decides)
+        monkeypatch.setattr(deciding, "holds", held_before_another_decides)
         present = current_scope()
         assert present is not None
         present.shortcuts.clear()
@@ -584,7 +627,7 @@ def test_threads_that_would_rather_have_no_replica_than_the_primary_decide_anew_
 ) -> None:
     """Each of them drops the decision for the primary, and one of them finds it gone."""
 
-    class Vanishing(dict[float, Decision]):
+    class Vanishing(dict[float, Choice]):
         def get(self, lag: float, default: Any = None) -> Any:
             return super().pop(lag, default)
 
@@ -592,7 +635,7 @@ def test_threads_that_would_rather_have_no_replica_than_the_primary_decide_anew_
     with scope(), use_replica(max_lag=9.0, on_stale="raise"):
         present = current_scope()
         assert present is not None
-        late = Decision("default", Reason.LAGGING)
+        late = Choice(Decision("default", Reason.LAGGING), None, None)
         present.cluster("default").route.choices = Vanishing({9.0: late})
         assert is_replica(route())
 
@@ -782,17 +825,6 @@ def take_everybody_for_known(patch: Patch) -> None:
 
 def take_nobody_for_known(patch: Patch) -> None:
     patch.setattr(RequestIdentity, "_is_covered", lambda self, key: False)
-
-
-def go_by_the_floor_that_was_loaded(patch: Patch) -> None:
-    original = deciding.is_floor_new
-
-    def is_new(scope: Any, state: Any) -> bool:
-        state.route.floor = state.reader.floor
-        return original(scope, state)
-
-    for module in (deciding, leading):
-        patch.setattr(module, "is_floor_new", is_new)
 
 
 def keep_models(patch: Patch) -> None:

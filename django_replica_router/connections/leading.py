@@ -18,7 +18,7 @@ from django.db import connections, transaction
 
 from django_replica_router.conf import Config, get_config
 from django_replica_router.recording.writes import leave_unseen, note_shown
-from django_replica_router.routing.deciding import is_floor_new
+from django_replica_router.routing.deciding import holds
 from django_replica_router.routing.reads import route_read
 from django_replica_router.scopes.scope import Frame, get_frame, here
 from django_replica_router.transactions.blocks import keeps_reads
@@ -81,10 +81,8 @@ def _is_chosen(alias: RoutedAlias, primary: str, model: Any, config: Config, fra
         max_lag = override.max_lag
     if keeps_reads(connections[primary]) or config.is_primary_only(model):
         return False
-    if is_floor_new(scope, state):
-        return False
     choice = state.route.choices.get(max_lag)
-    return choice is not None and choice.alias == alias
+    return choice is not None and choice.decision.alias == alias and holds(choice, scope, state)
 
 
 def _lead(compiler: Any, *, writes: bool) -> None:

@@ -22,7 +22,7 @@ from django_replica_router.routing.balancers import Order, order_for, rendezvous
 from django_replica_router.routing.candidates import Target
 from django_replica_router.routing.search import Found, Search, find_at_once
 from django_replica_router.routing.shadowing import choose_in_shadow
-from django_replica_router.scopes.cluster import ClusterScope, Terms
+from django_replica_router.scopes.cluster import Choice, ClusterScope, Terms
 from django_replica_router.scopes.keys import EVERYBODY
 from django_replica_router.scopes.scope import Override, Scope
 from django_replica_router.scopes.written import WriteMark
@@ -52,7 +52,7 @@ class Case:
         config: the settings.
         monitor: what is known of the replicas.
         max_lag: seconds that a replica's data may be old.
-        choice: what was chosen before the user became known, or None.
+        choice: what was decided before the user became known, for a replica; or None.
         override: what a block around the code asks for.
         is_shadowed: the primary serves the reader, whatever is decided.
     """
@@ -64,7 +64,7 @@ class Case:
     config: Config
     monitor: Monitor
     max_lag: float
-    choice: Decision | None
+    choice: Choice | None
     override: Override
     is_shadowed: bool = False
 
@@ -119,7 +119,7 @@ def identifies_unknown_reader(model: Any, scope: Scope, state: ClusterScope) -> 
 
 def choose_server(case: Case, floor: Floor) -> Found:
     """Return the decision for a replica that has the floor, or for the primary, with its reason."""
-    bound = _bind(case, floor)
+    bound = Reason.LAGGING if _has_met_another(case) else _bind(case, floor)
     if isinstance(bound, Reason):
         return Found(Decision(case.primary, bound))
     wish = _wish(case, bound)
@@ -136,6 +136,18 @@ def choose_server(case: Case, floor: Floor) -> Found:
         )
     found = found or _search(case, wish)
     return found if found.decision.alias == case.primary else _admit(case, wish, found)
+
+
+def _has_met_another(case: Case) -> bool:
+    """Tell whether the scope was led to another replica, under another lag, than this read was before.
+
+    That one has shown what the user must see: here it may be missing.
+    """
+    if case.choice is None:
+        return False
+    mine = case.choice.decision.alias, case.primary
+    chosen = list(case.state.route.choices.values())
+    return any(choice.decision.alias not in mine for choice in chosen)
 
 
 def _choose_in_shadow(case: Case, wish: Wish) -> Decision:
@@ -206,7 +218,7 @@ def _wish(case: Case, floor: Floor) -> Wish:
     if case.choice is not None:
         # The user became known. Two reads of one request never go to two replicas: the one that
         # has served so far must pass again, or the primary takes over.
-        alias = case.choice.alias
+        alias = case.choice.decision.alias
         order = Order(alias, lambda: [alias])
     elif state.route.choices:
         so_far = _replica_so_far(primary, state)
@@ -234,8 +246,8 @@ def _wish(case: Case, floor: Floor) -> Wish:
 
 def _replica_so_far(primary: str, state: ClusterScope) -> Decision | None:
     """Return the decision for the replica that serves the scope where it allows another lag, or None."""
-    chosen = list(state.route.choices.values())
-    return next((choice for choice in chosen if choice.alias != primary), None)
+    chosen = [choice.decision for choice in list(state.route.choices.values())]
+    return next((decision for decision in chosen if decision.alias != primary), None)
 
 
 def _begin_with(first: str, order: Order) -> Order:

@@ -25,7 +25,7 @@ from django_replica_router.routing.choosing import (
 )
 from django_replica_router.routing.shadowing import count_in_shadow, is_shadowed
 from django_replica_router.routing.usual import usual_for
-from django_replica_router.scopes.cluster import ClusterScope
+from django_replica_router.scopes.cluster import Choice, ClusterScope
 from django_replica_router.scopes.scope import NO_OVERRIDE, Override, Scope
 from django_replica_router.stats import count
 from django_replica_router.values.tokens import Floor
@@ -41,14 +41,15 @@ def decide_by_token(
     override: Override = NO_OVERRIDE,
 ) -> Decision:
     """Return the decision that goes by what the reader must see: that of before, or one for the scope."""
-    state = scope.cluster(primary)
+    state, carried = scope.cluster(primary), scope.carried  # which may be more a moment later
     choices = state.route.choices  # where another thread writes meanwhile, there is a new one
     choice = choices.get(max_lag)
     if choice is not None:
-        if choice.alias == primary:
-            return choice
-        if _holds(choice, max_lag, scope, state):
-            return _follow(primary, choice, state, config)
+        if choice.decision.alias == primary:
+            return choice.decision
+        # Looked at once more: while it was asked, another thread may have decided by more.
+        if holds(choice, scope, state) and state.route.choices.get(max_lag) is choice:
+            return _follow(primary, choice.decision, state, config)
     if in_event_loop():
         # Asking the store or a replica would block the loop. The query itself runs in a thread
         # and asks again there.
@@ -66,32 +67,14 @@ def decide_by_token(
     usual = usual_for(primary, config)
     if not choices:
         decision = usual.choose(scope, state, connection, max_lag, floor)
-        if decision is not None and choices.setdefault(max_lag, decision) is decision:
-            state.route.floor = floor
-            _count(decision, config)
-            return decision
+        if decision is not None:
+            first = Choice(decision, floor, carried)
+            if choices.setdefault(max_lag, first) is first:
+                _count(decision, config)
+                return decision
     monitor = usual.monitor
     case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
-    return _decide_case(case, choices, floor)
-
-
-def _decide_case(case: Case, choices: dict[float, Decision], floor: Floor) -> Decision:
-    """Return the decision for a case, which holds from now on.
-
-    Args:
-        case: the case.
-        choices: those of the scope.
-        floor: what the reader must see.
-    """
-    route, carried = case.state.route, case.scope.carried  # which may be more a moment later
-    before = route.floor
-    was_raised = (before is None and bool(choices)) or route.carried is not carried
-    decision = _keep(case, choices, _choose(case, floor))
-    is_late = case.is_shadowed and case.choice is not None
-    if was_raised or before not in (None, floor) or is_late:
-        _leave_others(case.primary, choices, case.max_lag, decision)
-    route.floor, route.carried = floor, carried
-    return decision
+    return _keep(case, choices, Choice(_choose(case, floor), floor, carried))
 
 
 def _choose(case: Case, floor: Floor) -> Decision:
@@ -107,36 +90,29 @@ def _choose(case: Case, floor: Floor) -> Decision:
     return decision
 
 
-def _holds(choice: Decision, max_lag: float, scope: Scope, state: ClusterScope) -> bool:
-    """Tell whether the replica that was chosen before is to be followed."""
-    # Looked at once more: while it was asked, another thread may have decided by more.
-    return not is_floor_new(scope, state) and state.route.choices.get(max_lag) is choice
+def holds(choice: Choice, scope: Scope, state: ClusterScope) -> bool:
+    """Tell whether a choice of a replica goes by all users and tokens that are known of by now.
 
-
-def is_floor_new(scope: Scope, state: ClusterScope) -> bool:
-    """Tell whether a user, or a token, has become known that the decisions of the scope do not go by.
-
-    Who has asked the store for it may not have decided by it: another thread is about to, or it was
+    Who has asked the store for them may not have decided by them: another thread is about to, or it was
     asked for a token that leaves.
     """
-    users, floor = scope.identity.users(), state.reader.floor
-    if floor is None:
-        return True
-    if users != state.reader.users:
-        if not all(user in state.reader.records for user in users):
-            return True
+    users, reader = scope.identity.users(), state.reader
+    if reader.floor is None or reader.is_shadowed:
+        return False
+    if users != reader.users:
+        if not all(user in reader.records for user in users):
+            return False
         # The session's record had named them: their tokens are in the floor already.
-        state.reader.users = users
-    route = state.route
-    if scope.carried is not route.carried:
-        return True
-    return route.floor is not floor and route.floor != floor
+        reader.users = users
+    if scope.carried is not choice.carried:
+        return False
+    return choice.floor is reader.floor or choice.floor == reader.floor
 
 
 def _decide_without_store(
     primary: str,
     state: ClusterScope,
-    choices: dict[float, Decision],
+    choices: dict[float, Choice],
     max_lag: float,
     error: StoreError,
 ) -> Decision:
@@ -144,12 +120,13 @@ def _decide_without_store(
     note_unstored_reads(primary)
     state.reader.store_failed = True
     count(Reason.STORE_ERROR.event)
-    kept = choices.setdefault(max_lag, Decision(primary, Reason.STORE_ERROR))
-    if kept.alias != primary:
+    unstored = Choice(Decision(primary, Reason.STORE_ERROR), None, None)
+    kept = choices.setdefault(max_lag, unstored)
+    if kept.decision.alias != primary:
         # It was decided before a user became known, or by a thread that has not met him.
-        kept = choices[max_lag] = Decision(primary, Reason.STORE_ERROR)
+        kept = choices[max_lag] = unstored
         state.shortcuts.clear()
-    return kept
+    return kept.decision
 
 
 def _count(decision: Decision, config: Config) -> None:
@@ -167,30 +144,23 @@ def _enter(alias: str, state: ClusterScope) -> None:
         state.route.entered += (alias,)
 
 
-def _keep(case: Case, choices: dict[float, Decision], decision: Decision) -> Decision:
-    """Have the decision hold for the rest of the scope; return the one that does."""
-    primary, max_lag = case.primary, case.max_lag
-    kept = choices.setdefault(max_lag, decision)
-    if kept is case.choice:
-        kept = choices[max_lag] = decision
-        if kept.alias != case.choice.alias:
+def _keep(case: Case, choices: dict[float, Choice], choice: Choice) -> Decision:
+    """Have a choice hold for the rest of the scope; return the decision of the one that does."""
+    primary, max_lag, before = case.primary, case.max_lag, case.choice
+    kept = choices.setdefault(max_lag, choice)
+    if before is not None and kept is before:
+        kept = choices[max_lag] = choice
+        if choice.decision.alias != before.decision.alias:
             case.state.shortcuts.clear()  # of a thread that has followed it meanwhile
-    elif kept.alias not in (decision.alias, primary):
+    elif kept.decision.alias not in (choice.decision.alias, primary):
         # Another thread was first, and may not have known the user yet: it asked for less.
-        kept = choices[max_lag] = Decision(primary, Reason.LAGGING)
+        late = Decision(primary, Reason.LAGGING)
+        kept = choices[max_lag] = Choice(late, choice.floor, choice.carried)
         case.state.shortcuts.clear()
-    if case.config.BALANCER == "least_in_flight" and kept.alias != primary:
-        _enter(kept.alias, case.state)
-    return kept
-
-
-def _leave_others(
-    primary: str, choices: dict[float, Decision], max_lag: float, decision: Decision
-) -> None:
-    """Have the primary serve where another replica was chosen, under another lag, before a user became known."""
-    for lag, other in list(choices.items()):
-        if lag != max_lag and other.alias not in (decision.alias, primary):
-            choices[lag] = Decision(primary, Reason.LAGGING)
+    alias = kept.decision.alias
+    if case.config.BALANCER == "least_in_flight" and alias != primary:
+        _enter(alias, case.state)
+    return kept.decision
 
 
 def _follow(primary: str, choice: Decision, state: ClusterScope, config: Config) -> Decision:

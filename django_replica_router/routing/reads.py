@@ -154,7 +154,8 @@ def _is_kept(primary: str, decision: Decision, model: Any, scope: Scope, config:
         scope.identity.users()  # asked by nobody so far: whoever comes later would be news
         return True
     state = scope.clusters.get(primary)
-    return state is not None and state.route.choices.get(config.MAX_LAG) is decision
+    choice = None if state is None else state.route.choices.get(config.MAX_LAG)
+    return choice is not None and choice.decision is decision
 
 
 def _stand_in(primary: str, decision: Decision, scope: Scope, config: Config) -> Decision:
@@ -238,7 +239,7 @@ def _decide_without_primary(
     state = scope.cluster(primary)
     choices = state.route.choices  # where another thread writes meanwhile, there is a new one
     kept = choices.get(max_lag)
-    if kept is not None and kept.alias == primary:
+    if kept is not None and kept.decision.alias == primary:
         choices.pop(max_lag, None)  # a replica may have caught up since
     decision = decide_by_token(primary, connection, model, scope, max_lag, config, override)
     if (

@@ -89,15 +89,30 @@ class Reader:
         return self.shadow is not None and self.shadow.is_of_stranger
 
 
+class Choice:
+    """A decision for a scope, and what it goes by. Never changed: a thread may be about to follow it.
+
+    Args:
+        decision: the decision.
+        floor: what the reader had to see; None where the store did not tell.
+        carried: what the scope carried, which is no part of that.
+    """
+
+    __slots__ = ("carried", "decision", "floor")
+
+    def __init__(self, decision: Decision, floor: Floor | None, carried: Carried | None) -> None:
+        self.decision = decision
+        self.floor = floor
+        self.carried = carried
+
+
 class Route:
     """Where the reads of a scope go."""
 
     __slots__ = (
-        "carried",
         "choices",
         "entered",
         "failed",
-        "floor",
         "lives",
         "shown",
         "stand_in",
@@ -106,12 +121,8 @@ class Route:
     )
 
     def __init__(self) -> None:
-        self.choices: dict[float, Decision] = {}
-        """The decision that holds for the rest of the scope, by allowed lag."""
-        self.floor: Floor | None = None
-        """What the reader had to see when these were made: they do not hold for who has to see more by now."""
-        self.carried: Carried | None = None
-        """What the scope carried then, which is no part of that."""
+        self.choices: dict[float, Choice] = {}
+        """What was decided for the rest of the scope, by allowed lag. It does not hold for who has to see more by now."""
         self.lives: dict[str, tuple[Any, ...] | None] = {}
         """The replicas that were chosen, each with the server, and the life of it, that it was chosen for; None
         where nobody knows."""
