@@ -27,8 +27,8 @@ from testproject.notes.models import Note, Tag
 from tests.conftest import stand_still, wait_until_known
 from tests.faulty import find_serving
 from tests.reading import browser, note
+from tests.shortcuts import refuse, route, route_by_shortcut
 from tests.site import visit
-from tests.test_shortcuts import refuse, route, route_by_shortcut
 
 __all__ = ["browser", "note"]
 

@@ -2,94 +2,48 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import copy_context
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from threading import Event, Thread, get_ident
+from threading import Thread, get_ident
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import AnonymousUser, User
-from django.db import connections, router, transaction
-from django.http import HttpRequest, HttpResponse
-from django.test import Client, RequestFactory, override_settings
-from django.utils.functional import SimpleLazyObject
+from django.contrib.auth.models import User
+from django.db import connections, transaction
+from django.test import Client, override_settings
 
 from django_replica_router import (
     current_scope,
-    current_token,
-    receivers,
     routers,
     scope,
-    see,
-    track,
     use_primary,
     use_replica,
 )
-from django_replica_router.middleware import ReplicaRouterMiddleware
-from django_replica_router.policy import Decision, Reason
-from django_replica_router.recording import floors
 from django_replica_router.routers import ReplicaRouter
-from django_replica_router.routing import choosing, deciding, reads, usual
+from django_replica_router.routing import choosing, reads, usual
 from django_replica_router.scopes import scope as context
-from django_replica_router.scopes.cluster import Choice
-from django_replica_router.scopes.identity import RequestIdentity
-from django_replica_router.stores.store import get_store
 from django_replica_router.transactions import blocks as transactions
 from testproject.cluster import Cluster
 from testproject.notes.models import Note, Tag
-from tests.conftest import PATIENT, forget_the_server, stand_still, wait_until_known
-from tests.controls import go_by_the_floor_that_was_loaded
+from tests.conftest import wait_until_known
+from tests.controls import fail_without
+from tests.shortcuts import (
+    close_connections,
+    in_request,
+    in_thread,
+    is_replica,
+    paused,
+    refuse,
+    route,
+    route_by_shortcut,
+)
 from tests.site import sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
 Patch = pytest.MonkeyPatch
-
-
-def route(model: Any = Tag, **hints: Any) -> str:
-    """Return the alias that Django would read from."""
-    alias: str = router.db_for_read(model, **hints)
-    return alias
-
-
-def route_by_shortcut(model: Any = Tag) -> str:
-    """Return the same, and make sure that the second time it comes from a shortcut."""
-    first = route(model)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReplicaRouter, "_route", refuse)
-        assert route(model) == first
-    return first
-
-
-def refuse(*args: Any) -> str:
-    """Take the place of the long way, which must not be gone."""
-    pytest.fail("there was no shortcut")
-
-
-def is_replica(alias: str) -> bool:
-    return alias.startswith("replica")
-
-
-def in_request(action: Callable[[HttpRequest], Any], **cookies: str) -> Any:
-    """Run the action inside a request that passes the middleware alone."""
-    found = []
-
-    def view(request: HttpRequest) -> HttpResponse:
-        found.append(action(request))
-        return HttpResponse()
-
-    request = RequestFactory().get("/")
-    request.COOKIES.update(cookies)
-    ReplicaRouterMiddleware(view)(request)
-    return found[0]
-
-
-# Shortcuts are there
 
 
 def test_a_repeated_decision_takes_the_shortcut(cluster: Cluster, ann: User) -> None:
@@ -244,31 +198,6 @@ def test_it_is_no_other_threads(cluster: Cluster) -> None:
     assert is_replica(seen[0])
 
 
-def close_connections() -> None:
-    """Close those of the present thread."""
-    for alias in connections:
-        connections[alias].close()
-    get_store("default")._client.connection_pool.disconnect()  # type: ignore[attr-defined]
-
-
-def in_thread(action: Callable[[], Any]) -> tuple[int, Any]:
-    """Run the action in a thread that takes the scope along; return its number and the result."""
-
-    def run() -> Any:
-        try:
-            return action()
-        finally:
-            close_connections()
-
-    found: list[Any] = []
-    number = []
-    run_here = copy_context().run
-    thread = Thread(target=lambda: (number.append(get_ident()), found.append(run_here(run))))
-    thread.start()
-    thread.join()
-    return number[0], found[0]
-
-
 def test_it_is_not_left_to_the_next_thread_of_that_number(cluster: Cluster) -> None:
     """The operating system gives a number again: the new thread may be in a transaction."""
 
@@ -319,512 +248,11 @@ def test_what_is_decided_while_another_thread_writes_is_dropped(
         assert route() == "default"
 
 
-def test_who_knows_the_user_does_not_take_the_choice_of_who_did_not(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """Two threads decide at once for the first time, and one of them has not met the user yet."""
-    decide = deciding.choose_server
-
-    def decide_second(case: Any, floor: Any) -> Any:
-        found = decide(case, floor)
-        other = Choice(Decision("replica1", Reason.NO_TOKEN), floor, None)
-        case.state.route.choices.setdefault(case.max_lag, other)
-        return found
-
-    with paused(cluster):
-        write_as(ann)
-        monkeypatch.setattr(deciding, "choose_server", decide_second)
-        with scope(user=ann):
-            assert route() == "default"
-            assert route() == "default"
-
-
-@contextmanager
-def paused(cluster: Cluster) -> Iterator[None]:
-    """Let every replica show the present for ever."""
-    stand_still(cluster)
-    try:
-        yield
-    finally:
-        for replica in cluster.replicas:
-            replica.resume()
-
-
-def write_as(user: User) -> None:
-    """Let the user have written something that no replica has."""
-    with scope(user=user):
-        Tag.objects.create(name=f"of {user.username}")
-
-
-@pytest.mark.parametrize("way", ["set", "replaced", "lazy", "session", "cached"])
-def test_a_user_who_becomes_known_ends_it(cluster: Cluster, ann: User, way: str) -> None:
-    """However the user becomes known in the middle of the request, his token counts from then."""
-
-    def action(request: Any) -> str:
-        if way == "replaced":
-            request.user = AnonymousUser()
-        elif way == "lazy":
-            request.user = SimpleLazyObject(lambda: ann)
-        elif way == "session":
-            request.session = Session()
-        assert is_replica(route_by_shortcut())
-        if way in {"set", "replaced"}:
-            request.user = ann
-        elif way == "lazy":
-            assert request.user.username == "ann"
-        elif way == "session":
-            request.session._session_cache = {"_auth_user_id": str(ann.pk)}
-        else:
-            request._cached_user = ann
-        return route()
-
-    with paused(cluster):
-        write_as(ann)
-        assert in_request(action) == "default"
-
-
-class Session:
-    """A session that has not been loaded."""
-
-
-def test_a_user_whom_the_token_store_cannot_tell_of_ends_it(
-    cluster: Cluster, ann: User, settings: Any
-) -> None:
-    """What he has written is not known: the primary serves, and not what served before."""
-
-    def action(request: Any) -> list[str]:
-        assert is_replica(route_by_shortcut())
-        request.user = ann
-        assert cluster.cache is not None
-        cluster.cache.suspend()
-        return [route(), route()]
-
-    settings.REPLICA_ROUTER = {**PATIENT, "STORE_TIMEOUT": 0.25}
-    forget_the_server()
-    with paused(cluster):
-        write_as(ann)
-        try:
-            assert in_request(action) == ["default", "default"]
-        finally:
-            assert cluster.cache is not None
-            cluster.cache.resume_process()
-
-
-def route_when_found(ann: User, cluster: Cluster, then: Callable[[], object]) -> str:
-    """Return where a request reads on that has read by a shortcut before she stood on it.
-
-    She has written what no replica has.
-
-    Args:
-        ann: the user.
-        cluster: with the replicas.
-        then: is called between the two reads, when she stands there.
-    """
-
-    def action(request: Any) -> str:
-        assert is_replica(route_by_shortcut())
-        request.user = ann
-        then()
-        return route()
-
-    with paused(cluster):
-        write_as(ann)
-        return str(in_request(action))
-
-
-def test_a_user_found_by_somebody_else_ends_it(cluster: Cluster, ann: User) -> None:
-    """Whoever asks the identity first does not keep the news to himself."""
-
-    def ask() -> None:
-        present = current_scope()
-        assert present is not None
-        assert present.identity.users()
-
-    assert route_when_found(ann, cluster, ask) == "default"
-
-
-def test_a_user_whose_token_has_left_ends_it(cluster: Cluster, ann: User) -> None:
-    """His record was loaded for that: what was decided before does not go by it all the same."""
-
-    assert route_when_found(ann, cluster, current_token) == "default"
-
-
-def test_a_key_whose_token_has_left_ends_it(cluster: Cluster) -> None:
-    """As where a task is queued between ``see()`` and the next read."""
-    with paused(cluster):
-        with scope():
-            track("of the team")
-            Tag.objects.create(name="of another")
-        with scope():
-            assert is_replica(route_by_shortcut())
-            see(key="of the team")
-            current_token()
-            assert route() == "default"
-
-
-def test_an_object_is_not_read_again_by_what_was_decided_before(
-    cluster: Cluster, ann: User
-) -> None:
-    """Its alias names the replica, and leads to where its reader reads now."""
-
-    def action(request: Any) -> bool:
-        tag = Tag.objects.get(name="old")
-        assert is_replica(tag._state.db or "")
-        request.user = ann
-        current_token()
-        return Tag.objects.using(tag._state.db).filter(name="of ann").exists()
-
-    Tag.objects.create(name="old")
-    wait_until_known(cluster)
-    with paused(cluster):
-        write_as(ann)
-        assert in_request(action)
-
-
-def test_nobody_follows_it_while_another_thread_decides_by_more(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """That one has loaded the user's token, and may be waiting for a replica to have it."""
-    decide = deciding.choose_server
-    seen: list[list[str]] = []
-
-    def decide_second(*args: Any) -> Any:
-        if not seen:
-            seen.append([])
-            seen.append(in_thread(lambda: [route(), route()])[1])
-        return decide(*args)
-
-    put = partial(monkeypatch.setattr, deciding, "choose_server", decide_second)
-    assert route_when_found(ann, cluster, put) == "default"
-    assert seen == [[], ["default", "default"]]
-
-
-def test_who_decides_anew_goes_where_another_thread_has_gone_meanwhile(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """What that one has shown on the primary, a replica may not have yet."""
-    decide = deciding.choose_server
-
-    def decide_second(case: Any, floor: Any) -> Any:
-        found = decide(case, floor)
-        assert is_replica(found.decision.alias)
-        late = Decision("default", Reason.LAGGING)
-        case.state.route.choices[case.max_lag] = Choice(late, floor, None)
-        return found
-
-    def action(request: Any) -> list[str]:
-        assert is_replica(route_by_shortcut())
-        request.user = ann
-        monkeypatch.setattr(deciding, "choose_server", decide_second)
-        return [route(), route()]
-
-    wait_until_known(cluster)
-    assert in_request(action) == ["default", "default"]
-
-
-def test_what_was_decided_by_less_is_not_followed_because_another_lag_was_decided_by_more(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """By two threads at once, of which one has met the user."""
-    decide = deciding.choose_server
-    is_deciding, has_decided = Event(), Event()
-
-    def read_under_another_lag() -> str:
-        with use_replica(max_lag=3600.0):
-            return route()
-
-    def action(request: Any) -> list[str]:
-        def decide_among_others(case: Any, floor: Any) -> Any:
-            if case.max_lag == 3600.0:
-                is_deciding.set()
-                assert has_decided.wait(30)
-            elif not others:
-                request.user = ann
-                others.append(pool.submit(copy_context().run, read_under_another_lag))
-                assert is_deciding.wait(30)
-            return decide(case, floor)
-
-        others: list[Any] = []
-        monkeypatch.setattr(usual.Usual, "choose", lambda *args: None)
-        monkeypatch.setattr(deciding, "choose_server", decide_among_others)
-        first = route()
-        has_decided.set()
-        return [first, others[0].result(), route()]
-
-    with paused(cluster), ThreadPoolExecutor(1) as pool:
-        write_as(ann)
-        try:
-            first, *later = in_request(action)
-        finally:
-            has_decided.set()
-            pool.submit(close_connections).result()
-    assert is_replica(first)
-    assert later == ["default", "default"]
-
-
-def test_a_choice_is_not_followed_that_another_thread_has_changed_since_it_was_looked_at(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """By then nothing more was known of the reader; a moment later the other has found him."""
-    original = deciding.holds
-    others: list[str] = []
-
-    def action(request: Any) -> str:
-        assert is_replica(route())
-
-        def held_before_another_decides(*args: Any) -> bool:
-            held = original(*args)
-            if not others:
-                request.user = ann
-                others.append("")
-                others.append(in_thread(route)[1])
-                assert held
-            return held
-
-        monkeypatch.setattr(deciding, "holds", held_before_another_decides)
-        present = current_scope()
-        assert present is not None
-        present.shortcuts.clear()
-        return route()
-
-    with paused(cluster):
-        write_as(ann)
-        assert in_request(action) == "default"
-    assert others == ["", "default"]
-
-
-def test_moving_to_the_primary_ends_those_of_threads_that_have_read_meanwhile(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """One read on between the answer of the token store and what was made of it."""
-    floor_of = floors._floor_of
-    others: list[str] = []
-
-    def action(request: Any) -> tuple[str, str]:
-        assert is_replica(route_by_shortcut())
-        request.user = ann
-        run = copy_context().run
-
-        def floor_after_another_has_read(*args: Any) -> Any:
-            others.append(pool.submit(run, route_by_shortcut).result())
-            return floor_of(*args)
-
-        monkeypatch.setattr(floors, "_floor_of", floor_after_another_has_read)
-        here = route()
-        return here, pool.submit(run, route).result()
-
-    with paused(cluster), ThreadPoolExecutor(1) as pool:
-        write_as(ann)
-        try:
-            assert in_request(action) == ("default", "default")
-        finally:
-            pool.submit(close_connections).result()
-    assert len(others) == 1
-
-
-def test_threads_that_would_rather_have_no_replica_than_the_primary_decide_anew_at_once(
-    cluster: Cluster,
-) -> None:
-    """Each of them drops the decision for the primary, and one of them finds it gone."""
-
-    class Vanishing(dict[float, Choice]):
-        def get(self, lag: float, default: Any = None) -> Any:
-            return super().pop(lag, default)
-
-    wait_until_known(cluster)
-    with scope(), use_replica(max_lag=9.0, on_stale="raise"):
-        present = current_scope()
-        assert present is not None
-        late = Choice(Decision("default", Reason.LAGGING), None, None)
-        present.cluster("default").route.choices = Vanishing({9.0: late})
-        assert is_replica(route())
-
-
-def test_a_user_found_by_two_threads_ends_it(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """One of them has loaded his token before the other has looked whether it was there already."""
-    is_covered = RequestIdentity._is_covered
-
-    def is_covered_meanwhile(self: Any, key: str) -> bool:
-        in_thread(current_token)
-        return is_covered(self, key)
-
-    put = partial(monkeypatch.setattr, RequestIdentity, "_is_covered", is_covered_meanwhile)
-    assert route_when_found(ann, cluster, put) == "default"
-
-
-def test_a_shortcut_that_was_dropped_is_not_followed_because_another_thread_has_one(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """That one has decided anew since."""
-    users = RequestIdentity.users
-    others: list[str] = []
-
-    def users_before_another_reads(self: Any) -> Any:
-        found = users(self)
-        if not others:
-            others.append("")
-            others.extend(in_thread(lambda: [route(), route()])[1])
-        return found
-
-    put = partial(monkeypatch.setattr, RequestIdentity, "users", users_before_another_reads)
-    assert route_when_found(ann, cluster, put) == "default"
-    assert others == ["", "default", "default"]
-
-
-_read_meanwhile: list[Callable[[], str]] = []
-
-
-def identify_slowly(request: HttpRequest) -> list[str]:
-    """Name a reader, while another thread reads."""
-    for read in _read_meanwhile:
-        assert is_replica(read())
-    return ["somebody"]
-
-
-def test_a_reader_whom_the_site_names_ends_what_another_thread_has_decided_meanwhile(
-    cluster: Cluster, settings: Any, monkeypatch: Patch
-) -> None:
-    """``IDENTITY`` was asked where a token left, say, and took its time."""
-    settings.REPLICA_ROUTER = settings.REPLICA_ROUTER | {"IDENTITY": f"{__name__}.identify_slowly"}
-
-    def write(request: HttpRequest) -> None:
-        Tag.objects.create(name="of somebody")
-
-    def action(request: Any) -> str:
-        run = copy_context().run
-        read = partial(pool.submit, run, route)
-        monkeypatch.setattr(f"{__name__}._read_meanwhile", [lambda: read().result()])
-        current_token()
-        return read().result()
-
-    with paused(cluster), ThreadPoolExecutor(1) as pool:
-        in_request(write)
-        try:
-            assert in_request(action) == "default"
-        finally:
-            pool.submit(close_connections).result()
-
-
-def test_the_user_whom_the_session_has_named_does_not_end_it(cluster: Cluster, ann: User) -> None:
-    """His token came with the session's record, and is in the floor already."""
-
-    def action(request: Any) -> str:
-        first = route_by_shortcut()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ReplicaRouter, "_route", refuse)
-            request.user = ann
-            assert route() == first
-        present = current_scope()
-        assert present is not None
-        assert present.identity.users()
-        return first
-
-    session = sign_in(ann).cookies["sessionid"].value
-    wait_until_known(cluster)
-    assert is_replica(in_request(action, sessionid=session))
-
-
-# One question to the token store
-
-
-def commands(cluster: Cluster) -> int:
-    """Return how many commands the cache server has been sent by clients to read tokens."""
-    assert cluster.cache is not None
-    statistics = cluster.cache.command("INFO", "commandstats")
-    # Of a script that it does not have yet it says so, and is sent it.
-    return sum(
-        int(values["calls"]) - int(values["failed_calls"])
-        for name, values in statistics.items()
-        if name in READING_COMMANDS
-    )
-
-
-READING_COMMANDS = {"cmdstat_mget", "cmdstat_evalsha", "cmdstat_eval"}
-
-
-def test_session_and_user_cost_one_question(
-    cluster: Cluster, ann: User, monkeypatch: Patch
-) -> None:
-    """The first time, when the session's record names its user, and each time after."""
-    browser = sign_in(ann)
-    wait_until_known(cluster)  # else the primary answers, and what it shows is remembered
-    asked: list[int] = []
-    original = floors.get_store
-
-    def get_store(alias: str) -> Any:
-        asked.append(1)
-        return original(alias)
-
-    monkeypatch.setattr(floors, "get_store", get_store)
-    for _ in range(2):
-        asked.clear()
-        before = commands(cluster)
-        browser.get("/")
-        assert len(asked) == 1
-        # A script counts the MGET that it runs itself.
-        assert commands(cluster) - before <= 2
-        assert commands(cluster) - before >= 1
-
-
-def test_nobody_in_particular_asks_once_in_a_while(cluster: Cluster, monkeypatch: Patch) -> None:
-    """Visitors without a session share one question a second."""
-    now = [time.monotonic()]
-    # Not in the module of that name, by which other threads go as well.
-    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
-    monkeypatch.setattr(floors, "time", clock)
-    floors.forget_everybody()
-    before = commands(cluster)
-    for _ in range(5):
-        assert is_replica(in_request(lambda request: route()))
-    assert commands(cluster) - before == 1
-    now[0] += floors.EVERYBODY_SECONDS + 0.01
-    assert is_replica(in_request(lambda request: route()))
-    assert commands(cluster) - before == 2
-
-
-def test_the_last_app_of_a_migration_waits(cluster: Cluster, monkeypatch: Patch) -> None:
-    """Afterwards no process goes by an older record for everybody."""
-    waited: list[float] = []
-    monkeypatch.setattr(receivers, "is_under_test", lambda: False)
-    monkeypatch.setattr(receivers, "time", SimpleNamespace(sleep=waited.append))
-    configs = [config for config in receivers.apps.get_app_configs() if config.models_module]
-    for config in configs:
-        receivers.on_post_migrate(sender=config, using="default", plan=[object()])
-    assert waited == [floors.EVERYBODY_SECONDS]
-
-
 # Negative controls
 
 
 def without_atomic_replicas(patch: Patch) -> None:
     patch.setattr(routers, "replicas_in_transaction", frozenset())
-
-
-def without_news(patch: Patch) -> None:
-    patch.setattr(RequestIdentity, "has_news", lambda self: self._size < 0)
-
-
-def keep_shortcuts_of_users(patch: Patch) -> None:
-    original = RequestIdentity.users
-
-    def users(self: Any) -> Any:
-        kept, self.shortcuts = self.shortcuts, None
-        try:
-            return original(self)
-        finally:
-            self.shortcuts = kept
-
-    patch.setattr(RequestIdentity, "users", users)
-
-
-def take_everybody_for_known(patch: Patch) -> None:
-    patch.setattr(RequestIdentity, "_is_covered", lambda self, key: True)
-
-
-def take_nobody_for_known(patch: Patch) -> None:
-    patch.setattr(RequestIdentity, "_is_covered", lambda self, key: False)
 
 
 def keep_models(patch: Patch) -> None:
@@ -874,28 +302,8 @@ def keep_among_blocks(patch: Patch) -> None:
     patch.setattr(context.Frame, "__init__", init)
 
 
-CONTROLS = [
+CONTROLS: list[tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]]] = [
     (without_atomic_replicas, test_a_transaction_on_a_replica_suspends_it, {}),
-    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "set"}),
-    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "replaced"}),
-    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "lazy"}),
-    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "session"}),
-    (without_news, test_a_user_who_becomes_known_ends_it, {"way": "cached"}),
-    (keep_shortcuts_of_users, test_a_user_found_by_somebody_else_ends_it, {}),
-    (take_everybody_for_known, test_a_user_found_by_somebody_else_ends_it, {}),
-    (go_by_the_floor_that_was_loaded, test_a_user_whose_token_has_left_ends_it, {}),
-    (go_by_the_floor_that_was_loaded, test_a_key_whose_token_has_left_ends_it, {}),
-    (
-        go_by_the_floor_that_was_loaded,
-        test_an_object_is_not_read_again_by_what_was_decided_before,
-        {},
-    ),
-    (
-        go_by_the_floor_that_was_loaded,
-        test_nobody_follows_it_while_another_thread_decides_by_more,
-        {},
-    ),
-    (take_nobody_for_known, test_the_user_whom_the_session_has_named_does_not_end_it, {}),
     (keep_models, test_a_changed_setting_ends_it, {}),
     (keep_models, test_another_router_ends_it, {}),
     (share_among_threads, test_it_is_no_other_threads, {}),
@@ -905,23 +313,12 @@ CONTROLS = [
 ]
 
 
-def name_of(control: Any) -> str:
-    """Return what tells a control from the others."""
-    take_out, test, arguments = control
-    return "-".join([take_out.__name__, test.__name__.removeprefix("test_"), *arguments.values()])
-
-
-@pytest.mark.parametrize("control", CONTROLS, ids=name_of)
+@pytest.mark.parametrize(
+    "control", CONTROLS, ids=[f"{c[0].__name__}-{n}" for n, c in enumerate(CONTROLS)]
+)
 def test_the_test_of_a_rule_fails_without_the_rule(
     control: tuple[Callable[[Patch], None], Callable[..., None], dict[str, Any]],
-    cluster: Cluster,
-    ann: User,
+    request: pytest.FixtureRequest,
 ) -> None:
     """A test that cannot fail would prove nothing."""
-    take_out, test, arguments = control
-    names = test.__code__.co_varnames[: test.__code__.co_argcount]
-    with pytest.MonkeyPatch.context() as patch:
-        given = {"cluster": cluster, "ann": ann, "monkeypatch": patch} | arguments
-        take_out(patch)
-        with pytest.raises((AssertionError, pytest.fail.Exception)):
-            test(**{name: given[name] for name in names})
+    fail_without(*control, request)
