@@ -9,14 +9,12 @@ from copy import copy
 from types import CodeType, TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args, overload
 
-from asgiref.sync import sync_to_async
-
 from django_replica_router.callers import find_frame
 from django_replica_router.conf import get_config
 from django_replica_router.decorating import decorate
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.recording.carrying import token_of
-from django_replica_router.recording.finishing import finish_scope, needs_finish
+from django_replica_router.recording.finishing import afinish_scope, finish_scope
 from django_replica_router.routing.deciding import release_scope
 from django_replica_router.scopes.identity import NamedIdentity
 from django_replica_router.scopes.scope import Frame, Override, Scope, current_frame, get_frame
@@ -221,6 +219,7 @@ class ScopeBlock:
     def _open(self) -> OpenedScope:
         outer = get_frame()
         self._outer = outer.scope
+        self.scope.has_ended = False
         if self.scope.source is None:
             self.scope.source = _opener()
         if self._outer is not None:
@@ -259,8 +258,7 @@ class ScopeBlock:
     async def __aexit__(self, *error: object) -> None:
         self._hand_over()
         try:
-            if needs_finish(self.scope):
-                await sync_to_async(finish_scope)(self.scope)
+            await afinish_scope(self.scope)
         finally:
             self._close()
 

@@ -15,7 +15,7 @@ from django_replica_router.conf import Config, get_config
 from django_replica_router.errors import ReplicasLagError
 from django_replica_router.logs import fields, logger
 from django_replica_router.recording.carrying import token_of
-from django_replica_router.recording.finishing import finish_scope, needs_finish, unsent_records
+from django_replica_router.recording.finishing import afinish_scope, finish_scope, unsent_records
 from django_replica_router.routing.deciding import release_scope
 from django_replica_router.scopes.cookies import set_cookie
 from django_replica_router.scopes.headers import read_header, set_header
@@ -60,7 +60,7 @@ class ReplicaRouterMiddleware:
         try:
             response: HttpResponseBase = self.get_response(request)
             sent = identity.sent_session(response)
-            if (scope.clusters or sent) and finish_scope(scope, sent):
+            if finish_scope(scope, sent):
                 records = unsent_records(scope)
                 if records:
                     set_cookie(request, response, records, config.TOKEN_TTL)
@@ -107,8 +107,7 @@ class ReplicaRouterMiddleware:
             try:
                 response: HttpResponseBase = await self.get_response(request)
                 sent = identity.sent_session(response)
-                if needs_finish(scope, sent):
-                    await sync_to_async(finish_scope)(scope, sent)
+                await afinish_scope(scope, sent)
                 records = unsent_records(scope)
                 if records:
                     set_cookie(request, response, records, config.TOKEN_TTL)
@@ -116,8 +115,7 @@ class ReplicaRouterMiddleware:
                     await sync_to_async(_send_header)(response, scope, config.HEADER)
                 streams = _wrap_stream(response, scope, config.HEADER)
             except BaseException:
-                if needs_finish(scope):
-                    await sync_to_async(finish_scope)(scope)
+                await afinish_scope(scope)
                 raise
             finally:
                 if not streams:
@@ -155,6 +153,7 @@ def _wrap_stream(response: HttpResponseBase, scope: Scope, header: str | None) -
         return False  # a file reads no database, and may be sent by the server's own means
     if header is not None:
         patch_vary_headers(response, (header,))
+    scope.has_ended = False
     body: Any = response
     if body.is_async:
         body.streaming_content = _AsyncStream(body._iterator, scope)
@@ -257,6 +256,5 @@ class _AsyncStream:
 
     async def _finish(self) -> None:
         self._has_ended = True
-        if needs_finish(self._scope):
-            await sync_to_async(finish_scope)(self._scope)
+        await afinish_scope(self._scope)
         release_scope(self._scope)

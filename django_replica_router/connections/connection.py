@@ -21,6 +21,7 @@ from django_replica_router.connections.read_only import Unrouted
 from django_replica_router.connections.rerouting import open_on_primary
 from django_replica_router.observations import note_decision, observers
 from django_replica_router.policy import Reason, ReplicaState
+from django_replica_router.recording.finishing import finish_late
 from django_replica_router.recording.writes import note_shown
 from django_replica_router.replicas.attempts import open_within_bound
 from django_replica_router.replicas.attributes import Around, Attributes
@@ -131,6 +132,11 @@ class ClusterConnection(Attributes, _Wrapper):
             look_where_expected(self)
         super().set_autocommit(autocommit, *args, **kwargs)
         note_transaction(self)
+
+    def run_and_clear_commit_hooks(self) -> None:
+        """Run what the code has put off until the commit, behind which its reader's token must stand by then."""
+        finish_late(self)
+        super().run_and_clear_commit_hooks()
 
 
 def _watching(make: Callable[..., CursorWrapper]) -> Callable[..., CursorWrapper]:

@@ -14,6 +14,7 @@ from django_replica_router.connections.mending import find_remedy, leave_for_now
 from django_replica_router.connections.proving import proof_for
 from django_replica_router.connections.read_only import reading_only
 from django_replica_router.connections.rerouting import open_on_primary
+from django_replica_router.recording.finishing import finish_late
 from django_replica_router.recording.writes import find_state, mark_written, note_shown
 from django_replica_router.replicas.sights import look_where_expected
 from django_replica_router.scopes.scope import get_frame
@@ -133,6 +134,7 @@ class WatchedCursor(CursorWrapper):
         finally:
             if find_state(alias) is not None:
                 mark_written(alias, uncertain=is_unanswered(raw), past=True)
+                finish_late(self.db)
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 
 from django_replica_router.connections.commits import CarryingCursor, let_carry
 from django_replica_router.connections.read_only import guard
+from django_replica_router.recording.finishing import finish_late
 from django_replica_router.recording.writes import (
     mark_written,
     note_change,
@@ -58,7 +59,11 @@ class OnPrimary(Around):
         else:
             state = frame.scope.cluster(self.primary)
             run = partial(execute, executor=executor)
-            result = self._run_in_scope(state, frame, cursor, run, sql, params, many)
+            try:
+                result = self._run_in_scope(state, frame, cursor, run, sql, params, many)
+            finally:
+                if frame.scope.has_ended:
+                    finish_late(connection)
         if kind_of(sql) in OF_SESSION:
             note_session(self.primary, connection, sql, params)
         return result

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from asgiref.sync import sync_to_async
 from django.db import connections
 
 from django_replica_router.conf import Config, get_config
@@ -22,7 +23,7 @@ from django_replica_router.recording.writes import (
 from django_replica_router.replicas.registry import get_monitor
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.keys import store_key
-from django_replica_router.scopes.scope import Scope
+from django_replica_router.scopes.scope import OUTSIDE, Scope, current_frame, current_scope
 from django_replica_router.scopes.written import WriteMark
 from django_replica_router.stats import count
 from django_replica_router.stores.store import get_store
@@ -63,11 +64,21 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> bool:
     Returns:
         whether there was anything to store, or has been before.
     """
+    scope.has_ended = True  # first: whoever writes after what is stored now stores it
     # What is read from now on counts anew: it has been seen after what is stored now.
     scope.shortcuts.clear()
     if sent_session is None and all(map(_is_unchanged, list(scope.clusters.values()))):
         return False
-    config = get_config()
+    # Outside of it: what a cache in the database writes for this is nobody's write.
+    token = current_frame.set(OUTSIDE)
+    try:
+        _finish_clusters(scope, get_config(), sent_session)
+    finally:
+        current_frame.reset(token)
+    return True
+
+
+def _finish_clusters(scope: Scope, config: Config, sent_session: str | None) -> None:
     _look(scope)
     for primary in _untouched(scope, sent_session):
         try:
@@ -79,7 +90,29 @@ def finish_scope(scope: Scope, sent_session: str | None = None) -> bool:
             _finish_cluster(_Ending(primary, scope, state, config, sent_session))
         except Exception as error:  # the response is ready, and must leave
             report_unrecorded(primary, error)
-    return True
+
+
+async def afinish_scope(scope: Scope, sent_session: str | None = None) -> None:
+    """Do the same in async code, without blocking the event loop."""
+    scope.has_ended = True
+    if needs_finish(scope, sent_session):
+        await sync_to_async(finish_scope)(scope, sent_session)
+
+
+def finish_late(connection: Any) -> None:
+    """Store what a thread or task has written in a scope that has ended: nobody else does so.
+
+    Call it after what may have written, and after a transaction.
+
+    Args:
+        connection: on which that was.
+    """
+    scope = current_scope()
+    if scope is None or not scope.has_ended or connection.in_atomic_block:
+        return
+    state = scope.clusters.get(connection.alias)
+    if state is not None and state.has_pending:
+        finish_scope(scope)
 
 
 def _is_unchanged(state: ClusterScope) -> bool:

@@ -136,6 +136,7 @@ class Scope:
         "carried",
         "clusters",
         "decisions",
+        "has_ended",
         "identity",
         "learned",
         "published",
@@ -166,6 +167,8 @@ class Scope:
         # replica is known by it the next time.
         self.source = source
         self.learned = False
+        # Nobody will store what is written from now on by a thread or task that goes on, but that one.
+        self.has_ended = False
         # What came with the request, and with any token; the keys whose writes must be seen, and those
         # that what is written here is remembered under.
         self.arrived: Carried | None = None
@@ -290,9 +293,10 @@ class Frame:
         self.shortcuts = scope.shortcuts if scope is not None and override is None else None
 
 
-_OUTSIDE = Frame()
+OUTSIDE = Frame()
+"""That of code which no scope is open around."""
 
-current_frame: ContextVar[Frame] = ContextVar("replica_router_frame", default=_OUTSIDE)
+current_frame: ContextVar[Frame] = ContextVar("replica_router_frame", default=OUTSIDE)
 
 get_frame = current_frame.get
 """Return the present frame. Each statement asks for it: a method of an imported object is looked up each time."""
