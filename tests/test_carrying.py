@@ -25,12 +25,14 @@ from django_replica_router import (
 )
 from django_replica_router.errors import ConfigurationError, StoreError
 from django_replica_router.recording import carrying
+from django_replica_router.replicas.registry import find_monitor
+from django_replica_router.routing import choosing
 from django_replica_router.stores.store import RedisStore
 from django_replica_router.values.carried import Entry
 from django_replica_router.values.tokens import Position, Record
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import wait_until, wait_until_known
+from tests.conftest import stand_still, wait_until, wait_until_known
 from tests.helpers import Served
 
 pytestmark = pytest.mark.usefixtures("note")
@@ -157,6 +159,50 @@ def test_two_lags_of_a_scope_are_both_raised(lagging: Cluster) -> None:
         with use_replica(max_lag=100.0):
             assert Note.objects.get().title == "second"
         assert Note.objects.get().title == "second"
+
+
+def test_what_has_expired_binds_a_report_that_allows_more_lag(
+    cluster: Cluster, settings: Any
+) -> None:
+    """A replica that lags by more than tokens live may lack what one of them was made for."""
+    brief = {"MAX_LAG": 0.2, "WAIT": 0, "TOKEN_TTL": 1.3}
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, **brief}
+    stand_still(cluster)
+    with scope() as opened:
+        change("second")
+        track("order:1")
+    token = str(opened.token)
+    monitor = find_monitor("default")
+    assert monitor is not None
+    wait_until(lambda: min(r.age for r in monitor.health.replicas()) > 1.5, "the token to expire")
+
+    def report(key: str = "", **kwargs: Any) -> str:
+        with scope(**kwargs), use_replica(max_lag=3600.0):
+            if key:
+                see(key=key)
+            return Note.objects.get().title
+
+    assert report() == "first"
+    assert report(token=token) == "second"
+    assert report(key="order:1") == "second"
+
+
+@pytest.mark.parametrize("what", ["outlives", "is_bound"])
+def test_without_the_rule_it_does_not_bind(
+    what: str, cluster: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: of a token, and of a key."""
+    raised, wish = choosing.raised_by_carried, choosing._wish
+    if what == "outlives":
+        monkeypatch.setattr(choosing, "raised_by_carried", lambda *args, outlives: raised(*args))
+    else:
+        monkeypatch.setattr(
+            choosing,
+            "_wish",
+            lambda case, floor: wish(case, floor)._replace(is_bound=False, max_lag=case.max_lag),
+        )
+    with pytest.raises(AssertionError, match="first"):
+        test_what_has_expired_binds_a_report_that_allows_more_lag(cluster, settings)
 
 
 def test_outside_of_a_scope_there_is_nothing_to_see(cluster: Cluster) -> None:

@@ -19,7 +19,9 @@ from django_replica_router import current_scope, scope, use_primary, use_replica
 from django_replica_router.conf import get_config
 from django_replica_router.errors import ConfigurationError
 from django_replica_router.policy import ReplicaState
+from django_replica_router.recording import carrying
 from django_replica_router.recording.finishing import finish_scope
+from django_replica_router.recording.tracking import tracked_key
 from django_replica_router.replicas import registry
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Reading, Sample
@@ -27,8 +29,10 @@ from django_replica_router.routing.balancers import least_in_flight
 from django_replica_router.routing.reads import route_read
 from django_replica_router.scopes.keys import EVERYBODY, digest, store_key
 from django_replica_router.scopes.scope import Override, current_frame
+from django_replica_router.scopes.signing import Token
 from django_replica_router.scopes.written import WriteMark
 from django_replica_router.stores.store import LocMemStore, get_store
+from django_replica_router.values.carried import Entry
 from django_replica_router.values.tokens import Position, Record
 from testproject.notes.models import Note
 from tests.decorating import (  # noqa: F401 - fixtures
@@ -220,6 +224,61 @@ def test_larger_lag_does_not_outlive_tokens(monitor: Monitor) -> None:
     publish(monitor, age=200.0)
     with scope(user=5), use_replica(max_lag=300.0):
         assert read() == "default"
+
+
+def by_key(lsn: int) -> Any:
+    """Return a scope that sees what was written under a key, whose record has expired."""
+    block = scope()
+    block.scope.see_key(tracked_key("order:7"))
+    return block
+
+
+def by_token(lsn: int) -> Any:
+    """Return a scope that goes by a token of a position, which has expired."""
+    record = Record(Position(1, lsn), round(time.time() * 1000) - 40_000)
+    return scope(token=Token({SYSTEM: Entry(record)}))
+
+
+def by_cookie(lsn: int) -> Any:
+    """Return a scope of somebody without a session, whose cookie has expired."""
+    return scope()
+
+
+SYSTEM = 7
+
+
+@pytest.mark.parametrize(
+    "settings_of_lag", [{"FALLBACK_LAG": 300.0}, {}], ids=["fallback", "block"]
+)
+@pytest.mark.parametrize(
+    ("block", "lsn", "expected"),
+    [
+        (by_key, 500, "default"),
+        (by_token, 500, "default"),
+        (by_token, 100, "replica1"),  # it has replayed that
+        (by_cookie, 500, "default"),
+    ],
+)
+def test_larger_lag_does_not_outlive_what_binds_nobody_in_particular(
+    block: Any,
+    lsn: int,
+    expected: str,
+    settings_of_lag: dict[str, float],
+    monitor: Monitor,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A key, a token that came along, and a cookie bind whose user nobody knows, too."""
+    monkeypatch.setattr(carrying, "system_of", lambda primary: SYSTEM)
+    own = {"COOKIE": block is by_cookie, **settings_of_lag}
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, **own}
+    max_lag = None if settings_of_lag else 300.0
+    publish(monitor, age=200.0)
+    with block(lsn), use_replica(max_lag=max_lag):
+        assert read() == expected
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "COOKIE": False}
+    with scope(), use_replica(max_lag=max_lag):
+        assert read() == "replica1"  # nobody, of whom nothing was ever told
 
 
 def test_larger_lag_admits_a_replica_that_lags_more(monitor: Monitor) -> None:

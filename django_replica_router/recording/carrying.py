@@ -141,12 +141,22 @@ def _inside_transaction(primary: str, state: ClusterScope, config: Config) -> En
 # What comes back.
 
 
-def raised_by_carried(primary: str, scope: Scope, floor: Floor, config: Config) -> Floor:
-    """Return the floor of a reader after taking into account what came with a token."""
+def raised_by_carried(
+    primary: str, scope: Scope, floor: Floor, config: Config, *, outlives: bool = False
+) -> Floor:
+    """Return the floor of a reader after taking into account what came with a token.
+
+    Args:
+        primary: alias of the primary.
+        scope: has the token.
+        floor: of the reader.
+        config: the settings.
+        outlives: a replica may serve that lags by more than tokens live: one that has expired binds as well.
+    """
     carried = scope.carried
     if not carried:
         return floor
-    now_ms, latest_ms = wall_clock_ms(), expiry_ms(config)
+    now_ms, latest_ms = 0 if outlives else wall_clock_ms(), expiry_ms(config)
     for entry in _entries_here(primary, scope, carried, config):
         floor = floor.raised_by(clamped(entry.record, latest_ms), now_ms)
     return floor

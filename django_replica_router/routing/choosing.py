@@ -84,6 +84,7 @@ class Wish(NamedTuple):
         usual: the replica where the reader reads as a rule: what is shown there is recorded nowhere.
         so_far: what was decided in the scope under another lag, for a replica.
         is_somebody: the reader can be told from others.
+        is_bound: what the reader has written may have been forgotten with its token.
         is_moved: another replica was the usual one a moment ago.
         may_yield: what was seen, not written, may be given up.
     """
@@ -94,6 +95,7 @@ class Wish(NamedTuple):
     usual: str | None
     so_far: Decision | None
     is_somebody: bool
+    is_bound: bool
     is_moved: bool
     may_yield: bool
 
@@ -166,7 +168,8 @@ def _bind(case: Case, floor: Floor) -> Floor | Reason:
     """Return what the reader must see, or why no replica is known to have it whatever it has replayed."""
     primary, state, config = case.primary, case.state, case.config
     if case.scope.carried is not None:
-        floor = raised_by_carried(primary, case.scope, floor, config)
+        is_wide = max(case.max_lag, config.FALLBACK_LAG or 0.0) > config.token_bound
+        floor = raised_by_carried(primary, case.scope, floor, config, outlives=is_wide)
     timeline = case.monitor.history.timeline
     everybody = record_of_everybody(state.reader.records.get(EVERYBODY), timeline)
     if everybody is None or primary in unstored:
@@ -231,14 +234,17 @@ def _wish(case: Case, floor: Floor) -> Wish:
     elif primary in config.topology.settling:
         is_moved = _is_moved(primary, reader, usual, config)
     # Not where the scope has decided under another lag: it must not go back in time.
+    # What came with a token has a position yet: see ``_bind``.
+    is_bound = bool(reader or case.scope.seen_keys or config.COOKIE)
     may_yield = config.yields and (case.choice is not None or not state.route.choices)
     return Wish(
         floor,
-        min(case.max_lag, config.token_bound if reader else math.inf),
+        min(case.max_lag, config.token_bound if is_bound else math.inf),
         order,
         usual,
         so_far,
         bool(reader),
+        is_bound,
         is_moved,
         may_yield,
     )
@@ -289,7 +295,7 @@ def _fallback_lag(case: Case, wish: Wish) -> float | None:
     config = case.config
     if case.spares_primary or config.FALLBACK_LAG is None:
         return None
-    return min(config.FALLBACK_LAG, config.token_bound) if wish.is_somebody else config.FALLBACK_LAG
+    return min(config.FALLBACK_LAG, config.token_bound) if wish.is_bound else config.FALLBACK_LAG
 
 
 def _search_once(case: Case, wish: Wish) -> Found:

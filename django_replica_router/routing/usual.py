@@ -75,8 +75,8 @@ class Usual:
         if self._is_unusual(scope, state, floor):
             return None
         reader = state.reader.name
-        if reader:
-            max_lag = min(max_lag, self._token_bound)
+        if max_lag > self._token_bound:  # more is granted by the long way, where nobody is bound
+            max_lag = self._token_bound
         alias = self._first_of(reader) if reader and self._first_of else self._draw()
         life = self._servers.life(alias)  # before the reading, which may be newer
         if not self._health.may_serve(alias, floor.position, max_lag):
