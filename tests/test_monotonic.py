@@ -16,10 +16,11 @@ from django.test import Client
 from django_replica_router import current_scope, use_primary
 from django_replica_router.connections import on_primary
 from django_replica_router.policy import ReplicaState
-from django_replica_router.recording import finishing
+from django_replica_router.recording import finishing, floors
 from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.replicas.waiting import Waiting
 from django_replica_router.routing import choosing, reads
+from django_replica_router.scopes.identity import RequestIdentity
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.backend import is_pinned
@@ -37,7 +38,9 @@ from tests.conftest import (
 )
 from tests.faulty import backend
 from tests.helpers import Served
-from tests.site import sign_in, visit
+from tests.site import PASSWORD, sign_in, visit
+
+Patch = pytest.MonkeyPatch
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -243,6 +246,143 @@ def test_leaving_the_usual_replica_does_not_go_back_in_time(
                 assert visit(client, title) == "new"
     finally:
         mine.start()
+
+
+@pytest.mark.parametrize("balancer", ["random", "round_robin", "least_in_flight"])
+def test_another_replica_each_time_does_not_go_back_in_time(
+    balancer: str, ann: User, note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """What one of them has shown the next one must have, where nobody has a replica of their own."""
+    own = {"BALANCER": balancer, "MONOTONIC_SHARE": 1.0}
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, **own}
+    client = sign_in(ann)
+    wait_until_known(cluster)
+    mine, other = cluster.replicas
+    other.pause()
+    by_somebody_else(cluster, "new")
+    mine.wait_replayed(cluster.primary.flush())
+    wait_until(lambda: visit(client, title) == "new", "the one that has it to be drawn")
+    for _ in range(20):
+        assert visit(client, title) == "new"
+
+
+@pytest.mark.parametrize("balancer", ["random", "round_robin"])
+def test_without_recording_what_each_has_shown_it_does(
+    balancer: str, ann: User, note: Note, cluster: Cluster, settings: Any, monkeypatch: Patch
+) -> None:
+    """Control: as if whichever was drawn were the reader's own."""
+    wish = choosing._wish
+
+    def wish_for_the_first(case: Any, floor: Any) -> Any:
+        wished = wish(case, floor)
+        return wished._replace(usual=wished.order.first)
+
+    monkeypatch.setattr(choosing, "_wish", wish_for_the_first)
+    with pytest.raises(AssertionError, match="old"):
+        test_another_replica_each_time_does_not_go_back_in_time(
+            balancer, ann, note, cluster, settings
+        )
+
+
+# Whom a reader is taken for
+
+
+ORGANISATIONS: list[str] = []
+
+
+def organisation(request: HttpRequest) -> list[str]:
+    """Name whom else a request is for, as the site's ``IDENTITY``."""
+    return ORGANISATIONS
+
+
+BASIC = {"HTTP_AUTHORIZATION": "Basic c3RhZ2luZzpzdGFnaW5n"}
+
+
+def alias(request: HttpRequest) -> str:
+    """Return where the note is read."""
+    return str(Note.objects.get()._state.db)
+
+
+def alias_for_user(request: HttpRequest) -> str:
+    """Return the same, where it is known who reads before anything is read."""
+    assert request.session["_auth_user_id"]
+    return alias(request)
+
+
+@pytest.fixture
+def _nobody_asks(settings: Any) -> None:
+    """A site where the view alone asks who it is, and needs no database for it."""
+    asks = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if name != asks]
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+
+
+@pytest.mark.usefixtures("_nobody_asks")
+def test_whom_the_site_names_does_not_change_where_a_user_reads(
+    ann: User, note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """A user reads in one place, whether or not a request has found the user before it reads."""
+    settings.REPLICA_ROUTER = {
+        **settings.REPLICA_ROUTER,
+        "IDENTITY": f"{__name__}.{organisation.__name__}",
+    }
+    client = sign_in(ann)
+    wait_until_known(cluster)
+    for number in range(20):
+        ORGANISATIONS[:] = [f"organisation:{number}"]
+        assert visit(client, alias) == visit(client, alias_for_user) != "default"
+
+
+@pytest.mark.usefixtures("_nobody_asks")
+def test_a_credential_that_all_share_does_not_change_where_a_user_reads(
+    ann: User, note: Note, cluster: Cluster
+) -> None:
+    """As that of a test site: it is taken for whoever was there last."""
+    client = sign_in(ann)
+    visit(client, alias_for_user, **BASIC)
+    wait_until_known(cluster)
+    found = {visit(client, alias, **BASIC)}
+    for number in range(12):
+        other = sign_in(User.objects.create_user(f"bob{number}", password=PASSWORD))
+        visit(other, alias_for_user, **BASIC)
+        wait_until_known(cluster)
+        found.add(visit(client, alias, **BASIC))
+    assert len(found) == 1
+    assert found != {"default"}
+
+
+def name_by_the_site(patch: Patch) -> None:
+    """Take whom the site names before whom the session does."""
+    patch.setattr(RequestIdentity, "owner", lambda self: next(iter(self.users()), ""))
+
+
+def name_by_the_credential(patch: Patch) -> None:
+    """Take whom the credential stands for before whom the session does."""
+    owners = floors.known_owners
+    patch.setattr(floors, "known_owners", lambda state: owners(state)[::-1])
+
+
+@pytest.mark.usefixtures("_nobody_asks")
+@pytest.mark.parametrize(
+    ("take_out", "test"),
+    [
+        (name_by_the_site, test_whom_the_site_names_does_not_change_where_a_user_reads),
+        (
+            name_by_the_credential,
+            test_a_credential_that_all_share_does_not_change_where_a_user_reads,
+        ),
+    ],
+)
+def test_without_the_order_of_names_it_does(
+    take_out: Any, test: Any, ann: User, note: Note, cluster: Cluster, settings: Any
+) -> None:
+    """Control: each is about whom the reader is taken for."""
+    names = test.__code__.co_varnames[: test.__code__.co_argcount]
+    given = {"ann": ann, "note": note, "cluster": cluster, "settings": settings}
+    with Patch.context() as patch:
+        take_out(patch)
+        with pytest.raises(AssertionError):
+            test(**{name: given[name] for name in names})
 
 
 @pytest.mark.not_pooled(

@@ -64,6 +64,11 @@ def has_another_balancer(first: First) -> None:
     first.patch.setitem(first.config.__dict__, "BALANCER", "round_robin")
 
 
+def has_no_replica_of_their_own(first: First) -> None:
+    first.patch.setitem(first.config.__dict__, "BALANCER", "random")
+    first.state.reader.name = "ann"
+
+
 def carries_a_token(first: First) -> None:
     first.scope.carried = Carried()
 
@@ -146,6 +151,7 @@ def session_has_a_setting(first: First) -> None:
 UNUSUAL = [
     is_in_shadow,
     has_another_balancer,
+    has_no_replica_of_their_own,
     carries_a_token,
     may_have_been_forgotten,
     has_written,

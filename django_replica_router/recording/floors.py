@@ -42,8 +42,10 @@ def load_floor(primary: str, scope: Scope, config: Config) -> Floor:
         if named or carried or _take_last_everybody(primary, state, config) is None:
             _load(primary, state, config, named, carried)
             owners = known_owners(state) if carried else ()
-            # The user where one is known, so that all devices of a user meet the same replica.
-            reader.name = next(iter((*users, *owners, *carried)), "")
+            # The user where one is known, so that all devices of a user meet the same replica; and before
+            # whomever IDENTITY names: those are known sooner than the user, or later.
+            signed_in = users if config.IDENTITY is None else filter(None, [identity.owner()])
+            reader.name = next(iter((*signed_in, *owners, *users, *carried)), "")
             reader.is_stranger = not users and not owners
     elif users == reader.users:
         return reader.floor
@@ -139,10 +141,11 @@ def forget_everybody() -> None:
 
 
 def known_owners(state: ClusterScope) -> tuple[str, ...]:
-    """Return the users whom the records of session and credential name."""
+    """Return the users whom the records of session and credential name, that of the session first."""
     # A copy: another thread of the scope may add to them.
     records = list(state.reader.records.values())
-    return tuple({record.owner for record in records if record and record.owner})
+    owners = [record.owner for record in records if record and record.owner]
+    return tuple(dict.fromkeys(owners))  # a credential may be one for all, as that of a test site
 
 
 def may_be_forgotten(records: Mapping[str, Record | None], store: TokenStore) -> bool:

@@ -81,7 +81,8 @@ class Wish(NamedTuple):
         floor: what a replica must have.
         max_lag: seconds that its data may be old.
         order: of the replicas, the reader's usual one first.
-        usual: the replica where the reader reads as a rule: what is shown there is recorded nowhere.
+        usual: the replica where the reader reads as a rule: what is shown there is recorded nowhere. None where
+            there is no such one.
         so_far: what was decided in the scope under another lag, for a replica.
         is_somebody: the reader can be told from others.
         is_bound: what the reader has written may have been forgotten with its token.
@@ -218,6 +219,8 @@ def _wish(case: Case, floor: Floor) -> Wish:
     reader = state.reader.name
     order = order_for(config.BALANCER, primary, reader, config.topology.clusters[primary])
     usual, so_far, is_moved = order.first, None, False
+    if reader and config.BALANCER != "rendezvous":
+        usual = None  # by any other balancer nobody has a replica of their own
     if case.choice is not None:
         # The user became known. Two reads of one request never go to two replicas: the one that
         # has served so far must pass again, or the primary takes over.
@@ -266,7 +269,7 @@ def _is_moved(primary: str, reader: str, usual: str | None, config: Config) -> b
     What was shown there is recorded nowhere, and another process may show it yet.
     """
     if not reader or not config.MONOTONIC_READS or config.BALANCER != "rendezvous":
-        return False  # by any other balancer no reader has a replica of his own
+        return False
     settling = config.topology.settling[primary]
     is_over = time.monotonic() >= settling.until
     return not is_over and rendezvous(reader, settling.before)[:1] != [usual]
@@ -333,7 +336,7 @@ def _stays_unrecorded(case: Case, wish: Wish) -> bool:
     Who is nobody in particular cannot be shown less than before, but by this very scope. What an
     endpoint shows is remembered: another server has it, or does not serve.
     """
-    if not case.config.MONOTONIC_READS or not wish.is_somebody:
+    if not case.config.MONOTONIC_READS or not wish.is_somebody or wish.usual is None:
         return False
     return wish.usual not in case.monitor.servers.endpoints
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django_replica_router.conf import Config
@@ -56,9 +57,12 @@ class Usual:
             and not config.shadows
             and primary not in topology.settling
         )
-        self._draw = random_table(primary, weights).draw
-        ranks = config.BALANCER == "rendezvous"
-        self._first_of = rendezvous_table(primary, weights).first if ranks else None
+        draw = self._draw = random_table(primary, weights).draw
+        self._first_of: Callable[[str], str] | None = None
+        if config.BALANCER == "rendezvous":
+            self._first_of = rendezvous_table(primary, weights).first
+        elif not config.MONOTONIC_READS:  # else what is shown has to be recorded
+            self._first_of = lambda reader: draw()
 
     def choose(
         self, scope: Scope, state: ClusterScope, connection: Any, max_lag: float, floor: Floor
@@ -77,7 +81,12 @@ class Usual:
         reader = state.reader.name
         if max_lag > self._token_bound:  # more is granted by the long way, where nobody is bound
             max_lag = self._token_bound
-        alias = self._first_of(reader) if reader and self._first_of else self._draw()
+        if not reader:
+            alias = self._draw()
+        elif self._first_of is not None:
+            alias = self._first_of(reader)
+        else:
+            return None
         life = self._servers.life(alias)  # before the reading, which may be newer
         if not self._health.may_serve(alias, floor.position, max_lag):
             return None
