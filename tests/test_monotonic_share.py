@@ -17,7 +17,7 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.recording import finishing
 from django_replica_router.recording.writes import store_for_everybody
 from django_replica_router.replicas.registry import find_monitor
-from django_replica_router.routing import candidates, reads, search
+from django_replica_router.routing import candidates, deciding, search
 from django_replica_router.routing.budget import Budget
 from django_replica_router.routing.search import Search
 from django_replica_router.scopes.identity import user_key
@@ -47,7 +47,7 @@ STRICT = {**PATIENT, "MONOTONIC_SHARE": 1}
 def allot(patch: Patch, free: int) -> None:
     """Let so many reads go to the primary, and, with a share of 0, no more."""
     budget = Budget(clock=lambda: 0.0, free=free)
-    patch.setattr(reads, "monotonic_budget", budget)
+    patch.setattr(deciding, "monotonic_budget", budget)
     patch.setattr(search, "monotonic_budget", budget)
 
 

@@ -24,7 +24,7 @@ from django_replica_router.replicas.connecting import refused_replicas
 from django_replica_router.replicas.monitor import Monitor
 from django_replica_router.replicas.readings import Reading, Sample
 from django_replica_router.replicas.registry import find_monitor, stop_monitors
-from django_replica_router.routing import candidates, reads, search, waiting
+from django_replica_router.routing import candidates, deciding, search, waiting
 from django_replica_router.routing.balancers import Order
 from django_replica_router.routing.budget import Budget
 from django_replica_router.routing.candidates import Target
@@ -533,7 +533,7 @@ def test_the_primarys_share_holds_where_all_refuse(
     """That no replica can be connected to is no reason to drown the primary."""
     settings.REPLICA_ROUTER = {**PATIENT, "PRIMARY_SHARE": 0.1}
     budget = Budget(clock=lambda: 0.0)
-    monkeypatch.setattr(reads, "primary_budget", budget)
+    monkeypatch.setattr(deciding, "primary_budget", budget)
     monkeypatch.setattr(search, "primary_budget", budget)
     disconnect(site.replicas)
     with refusing(site.replicas):
