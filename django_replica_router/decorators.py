@@ -238,9 +238,12 @@ class ScopeBlock:
         release_scope(self.scope)
 
     def _hand_over(self) -> None:
-        # What was written inside must be seen by the rest of the scope outside, and by its user.
+        # What was written inside must be seen by the rest of the scope outside, and by its user; and what was
+        # seen inside by its user the next time.
         if self._outer is not None:
             self._outer.inherit_writes(self.scope)
+            if get_config().MONOTONIC_READS:
+                self._outer.inherit_seen(self.scope)
 
     def __enter__(self) -> OpenedScope:
         return self._open()

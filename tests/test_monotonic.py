@@ -13,7 +13,7 @@ from django.db import DatabaseError, connection, connections, router
 from django.http import HttpRequest
 from django.test import Client
 
-from django_replica_router import current_scope, use_primary
+from django_replica_router import current_scope, scope, use_primary
 from django_replica_router.connections import on_primary
 from django_replica_router.policy import ReplicaState
 from django_replica_router.recording import finishing, floors
@@ -21,6 +21,7 @@ from django_replica_router.replicas.registry import find_monitor
 from django_replica_router.replicas.waiting import Waiting
 from django_replica_router.routing import choosing, reads
 from django_replica_router.scopes.identity import RequestIdentity
+from django_replica_router.scopes.scope import Scope
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.backend import is_pinned
@@ -163,9 +164,9 @@ def seen_after_bookkeeping(client: Client, cache: DatabaseCache) -> str:
         assert cache.get("nothing") is None
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
-        scope = current_scope()
-        assert scope is not None
-        return str(scope.cluster("default").seen_elsewhere_on)
+        present = current_scope()
+        assert present is not None
+        return str(present.cluster("default").seen_elsewhere_on)
 
     return str(visit(client, action))
 
@@ -282,6 +283,52 @@ def test_without_recording_what_each_has_shown_it_does(
         test_another_replica_each_time_does_not_go_back_in_time(
             balancer, ann, note, cluster, settings
         )
+
+
+def on_the_primary(request: HttpRequest) -> str:
+    """Read in a scope inside that of the request, for nobody, on the primary."""
+    with scope(), use_primary():
+        return title(request)
+
+
+def on_the_others_replica(request: HttpRequest) -> str:
+    """Read in such scopes, for others, until one of them meets the other replica."""
+    assert request.user.is_authenticated
+    for pk in range(1000, 1100):
+        with scope(user=pk):
+            note = Note.objects.get()
+        if note.title == "new":
+            return note.title
+    return "old"
+
+
+@pytest.mark.parametrize("inside", [on_the_primary, on_the_others_replica])
+def test_what_a_scope_inside_has_shown_is_not_taken_back(
+    inside: Any, ann: User, note: Note, cluster: Cluster, served: Served
+) -> None:
+    """Whomever it works for, the reader of the request has seen it."""
+    client = sign_in(ann)
+    wait_until_known(cluster)
+    visit(client, title)
+    (usual,) = served.aliases("notes_note") - {"default"}
+    mine = next(replica for replica in cluster.replicas if replica.name == usual)
+    other = next(replica for replica in cluster.replicas if replica.name != usual)
+    mine.pause()
+    by_somebody_else(cluster, "new")
+    other.wait_replayed(cluster.primary.flush())
+    assert visit(client, title) == "old"
+    assert visit(client, inside) == "new"
+    assert visit(client, title) == "new"
+
+
+@pytest.mark.parametrize("inside", [on_the_primary, on_the_others_replica])
+def test_without_handing_it_on_it_is_taken_back(
+    inside: Any, ann: User, note: Note, cluster: Cluster, served: Served, monkeypatch: Patch
+) -> None:
+    """Control: nobody else tells the request's own scope."""
+    monkeypatch.setattr(Scope, "inherit_seen", lambda self, inner: None)
+    with pytest.raises(AssertionError, match="old"):
+        test_what_a_scope_inside_has_shown_is_not_taken_back(inside, ann, note, cluster, served)
 
 
 # Whom a reader is taken for

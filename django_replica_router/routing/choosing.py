@@ -352,9 +352,8 @@ def _admit(case: Case, wish: Wish, found: Found) -> Found:
         return Found(Decision(primary, Reason.SETTINGS))
     # What was seen on the primary is no less than what any replica shows.
     is_another = alias != wish.usual or wish.is_moved or is_endpoint
-    if is_another and case.config.MONOTONIC_READS and state.seen_elsewhere_on != primary:
-        # One position covers what two servers have shown only where it is the primary's.
-        state.seen_elsewhere_on = alias if state.seen_elsewhere_on in (None, alias) else primary
+    if is_another and case.config.MONOTONIC_READS:
+        state.note_seen_elsewhere(alias, primary)
     if is_endpoint and is_pooled(replica):
         state.route.agree(alias, _terms(case, wish, found.decision.reason))
     return found

@@ -175,6 +175,12 @@ class ClusterScope(Written):
         self.is_unstored = False
         """The token store has refused that."""
 
+    def note_seen_elsewhere(self, alias: str, primary: str) -> None:
+        """Remember that the reader is shown by a server what must not be missing the next time."""
+        before = self.seen_elsewhere_on
+        # One position covers what two servers have shown only where it is the primary's.
+        self.seen_elsewhere_on = alias if before in (None, alias) else primary
+
     def decide_anew(self) -> None:
         """Forget where reads go."""
         self.route.choices = {}  # another one: who is deciding at this moment puts his into the old

@@ -235,6 +235,13 @@ class Scope:
             if pending is not None and not pending.is_empty:
                 self.cluster(primary).add_write(pending)
 
+    def inherit_seen(self, inner: Scope) -> None:
+        """Take over what a scope inside this one has been shown by servers that this one was not sent to."""
+        for primary, state in list(inner.clusters.items()):
+            mine = self.cluster(primary)
+            for alias in {state.seen_elsewhere_on, *state.route.lives} - {None, *mine.route.lives}:
+                mine.note_seen_elsewhere(str(alias), primary)
+
     def note_decision(self, decision: Decision) -> None:
         """Keep a decision for the developer, where the setting DEBUG asks for it."""
         if self.decisions is not None and len(self.decisions) < _MAX_DECISIONS:
