@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -234,6 +235,30 @@ def test_a_cache_in_the_database_writes_for_nobody(ann: User, note: Note) -> Non
             cursor.execute("DROP TABLE cached")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_what_a_forked_process_writes_is_seen(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """It has a copy of the scope that it was forked in, and nobody else is told what it writes there."""
+
+    def action(request: HttpRequest) -> int:
+        ask(request)
+        connections.close_all()  # they are the parent's
+        pid = os.fork()
+        if pid == 0:
+            try:
+                update_in_block()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    stand_still(cluster)
+    assert visit(signed_in, action) == 0
+    wrote(ann)
+    assert visit(signed_in, title) == "second"
+
+
 def store_nothing_late(patch: Patch) -> None:
     for module in (on_primary, cursors, connection_class):
         patch.setattr(module, "finish_late", lambda connection: None)
@@ -248,11 +273,13 @@ def store_inside(patch: Patch) -> None:
     patch.setattr(finishing, "current_frame", stays)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(
     ("take_out", "test"),
     [
         (store_nothing_late, test_what_a_task_writes_after_the_response_is_seen),
         (store_nothing_late, test_what_a_thread_writes_after_its_block_is_seen),
+        (store_nothing_late, test_what_a_forked_process_writes_is_seen),
         (store_nothing_late, test_the_token_stands_before_the_code_is_told_of_the_commit),
         (end_at_once, test_what_a_thread_writes_after_its_block_is_seen),
         (end_at_once, test_what_a_stream_writes_is_stored_at_its_end),

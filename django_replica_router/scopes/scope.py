@@ -7,6 +7,7 @@ from collections.abc import Container, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from django_replica_router.forking import after_fork
 from django_replica_router.policy import Decision
 from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.written import WriteMark
@@ -312,3 +313,12 @@ get_frame = current_frame.get
 def current_scope() -> Scope | None:
     """Return the scope that the calling code runs in, or None."""
     return get_frame().scope
+
+
+@after_fork
+def _end_scope() -> None:
+    scope = current_scope()
+    if scope is not None:
+        scope.has_ended = (
+            True  # the parent, which will store what is written in it, is told nothing of this one
+        )
