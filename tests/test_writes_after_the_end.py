@@ -49,9 +49,11 @@ def _each_engine(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[N
 class Later:
     """Work that a thread does in the scope in which it was begun, when it is told to."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(self, work: Callable[[], Any], *, at_once: bool = False) -> None:
         self._work = work
         self._may_go_on = threading.Event()
+        if at_once:
+            self._may_go_on.set()
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,))
         self._thread.start()
@@ -128,6 +130,36 @@ def test_what_a_thread_writes_after_the_response_is_seen(
 
     stand_still(cluster)
     visit(signed_in, action)
+    begun[0].go_on()
+    wrote(ann)
+    assert visit(signed_in, title) == "second"
+
+
+@pytest.mark.usefixtures("_each_engine")
+def test_what_a_thread_commits_after_the_response_is_seen(
+    signed_in: Client, ann: User, note: Note, cluster: Cluster
+) -> None:
+    """Of a transaction that has written before, a token of the response would say too little."""
+    has_written, may_commit = threading.Event(), threading.Event()
+    begun: list[Later] = []
+
+    def work() -> None:
+        with transaction.atomic():
+            update()
+            has_written.set()
+            assert may_commit.wait(TIMEOUT)
+
+    def action(request: HttpRequest) -> None:
+        ask(request)
+        begun.append(Later(work, at_once=True))
+        assert has_written.wait(TIMEOUT)
+
+    stand_still(cluster)
+    visit(signed_in, action)
+    for replica in cluster.replicas:
+        replica.resume()
+    stand_still(cluster)  # with all that the response's own token could say
+    may_commit.set()
     begun[0].go_on()
     wrote(ann)
     assert visit(signed_in, title) == "second"
@@ -264,6 +296,10 @@ def store_nothing_late(patch: Patch) -> None:
         patch.setattr(module, "finish_late", lambda connection: None)
 
 
+def take_all_transactions(patch: Patch) -> None:
+    patch.setattr(finishing, "has_begun", lambda raw: False)
+
+
 def end_at_once(patch: Patch) -> None:
     patch.setattr(Scope, "has_ended", property(lambda self: True, lambda self, value: None))
 
@@ -281,6 +317,7 @@ def store_inside(patch: Patch) -> None:
         (store_nothing_late, test_what_a_thread_writes_after_its_block_is_seen),
         (store_nothing_late, test_what_a_forked_process_writes_is_seen),
         (store_nothing_late, test_the_token_stands_before_the_code_is_told_of_the_commit),
+        (take_all_transactions, test_what_a_thread_commits_after_the_response_is_seen),
         (end_at_once, test_what_a_thread_writes_after_its_block_is_seen),
         (end_at_once, test_what_a_stream_writes_is_stored_at_its_end),
         (store_inside, test_a_cache_in_the_database_writes_for_nobody),

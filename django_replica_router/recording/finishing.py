@@ -25,6 +25,7 @@ from django_replica_router.scopes.cluster import ClusterScope
 from django_replica_router.scopes.keys import store_key
 from django_replica_router.scopes.scope import OUTSIDE, Scope, current_frame, current_scope
 from django_replica_router.scopes.written import WriteMark
+from django_replica_router.sql.states import has_begun
 from django_replica_router.stats import count
 from django_replica_router.stores.store import get_store
 from django_replica_router.transactions.blocks import keeps_reads
@@ -225,7 +226,8 @@ def _is_unlinked(state: ClusterScope, key: str, owner: str) -> bool:
 
 def _finish_cluster(end: _Ending) -> None:
     primary, scope, state, config, sent_session = end
-    pending = state.take_pending()
+    mine = connections[primary].connection
+    pending = state.take_pending(lambda raw: raw is not mine and has_begun(raw))
     seen_elsewhere_on, state.seen_elsewhere_on = state.seen_elsewhere_on, None
     primary_when_met, state.reader.primary_when_met = state.reader.primary_when_met, None
     if state.reader.is_shadowed_as_stranger and _is_routed_from_now_on(end):

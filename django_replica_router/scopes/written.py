@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -59,6 +60,20 @@ class WriteMark:
         self.noted = [known for known in self.noted if known is not raw]
         self.changed = [known for known in self.changed if known is not raw]
         return found
+
+    def part_from(self, is_others: Callable[[Any], bool]) -> WriteMark | None:
+        """Take out the transactions that are others'; return their mark, or None where there are none."""
+        others = [raw for raw in self.transactions if is_others(raw)]
+        if not others:
+            return None
+        mark = WriteMark(
+            transactions=others,
+            noted=[raw for raw in self.noted if _is_among(raw, others)],
+            changed=[raw for raw in self.changed if _is_among(raw, others)],
+        )
+        for raw in others:
+            self.remove(raw)
+        return mark
 
     @property
     def is_empty(self) -> bool:
@@ -223,13 +238,18 @@ class Written:
                 self.pending.committed = True
                 self.last_write = object()
 
-    def take_pending(self) -> WriteMark | None:
-        """Return the writes that no token covers yet, and leave them to the caller."""
+    def take_pending(self, is_others: Callable[[Any], bool]) -> WriteMark | None:
+        """Return the writes that no token covers yet, and leave them to the caller.
+
+        Args:
+            is_others: tells of the driver's connection of a transaction whether another thread has that open
+                yet, which will take what it has written at its end.
+        """
         if self.pending is None and not self.carried:
             return None
         with _lock:
-            pending, self.pending = self.pending, None
-            self.carried = 0
+            pending, self.carried = self.pending, 0
+            self.pending = None if pending is None else pending.part_from(is_others)
         return None if pending is None or pending.is_empty else pending
 
     @property

@@ -11,6 +11,15 @@ READ_ONLY_SQL_TRANSACTION = "25006"
 """SQLSTATE of a write on a standby (PostgreSQL documentation, appendix A)."""
 
 
+def has_begun(connection: object) -> bool:
+    """Tell whether a transaction is open on a connection, of whichever thread, that stands."""
+    return (
+        isinstance(connection, psycopg.Connection)
+        and not connection.closed
+        and connection.info.transaction_status != pq.TransactionStatus.IDLE
+    )
+
+
 def has_failed(connection: psycopg.Connection[Any]) -> bool:
     """Tell whether the open transaction has failed, so that all it can do is to be rolled back."""
     return connection.info.transaction_status == pq.TransactionStatus.INERROR
