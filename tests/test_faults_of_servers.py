@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, connections
+from django.db import connection, connections, router
 from django.http import HttpRequest
 from django.test import Client
 
 from django_replica_router import scope
 from django_replica_router.policy import ReplicaState
 from django_replica_router.replicas.registry import stop_monitors
+from django_replica_router.sql import answering
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.conftest import wait_until, wait_until_known
@@ -36,6 +39,42 @@ def test_a_promoted_replica_is_left_with_its_next_answer(note: Note, healed: Clu
     before, title = visit(Client(), action)
     assert before.startswith("replica")
     assert title == "first"
+
+
+@pytest.mark.parametrize("lock_wait", [1.0, None])
+@pytest.mark.parametrize("is_open", [True, False], ids=["open connection", "new connection"])
+def test_a_select_that_writes_writes_nothing_on_a_promoted_replica(
+    is_open: bool, lock_wait: float | None, note: Note, healed: Cluster, settings: Any
+) -> None:
+    """Its function would write to another history, and once more where it should."""
+    settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "LOCK_WAIT": lock_wait}
+    connections.close_all()
+
+    def action(request: HttpRequest) -> list[int]:
+        alias, replica = find_serving(healed)
+        if not is_open:
+            connections[alias].close()
+            find_serving(healed)  # over one that has asked nothing by itself
+        replica.promote()
+        with connections[router.db_for_read(Note)].cursor() as cursor:
+            cursor.execute("SELECT notes_touch(%s)", [note.pk])
+            ((here,),) = cursor.fetchall()
+        ((there,),) = replica.execute("SELECT version FROM notes_note", dbname="app")
+        return [here, there]
+
+    assert visit(Client(), action) == [note.version + 1, note.version]
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["open connection", "new connection"])
+def test_without_sessions_that_stay_read_only_it_does(
+    is_open: bool, note: Note, healed: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: the server's next answer tells of the promotion, and comes too late."""
+    monkeypatch.setattr(answering, "_STAYS_READ_ONLY", "{is_local} IS NOT NULL")
+    with pytest.raises(AssertionError):
+        test_a_select_that_writes_writes_nothing_on_a_promoted_replica(
+            is_open, 1.0, note, healed, settings
+        )
 
 
 def test_a_connection_that_the_code_has_opened_is_watched_as_well(

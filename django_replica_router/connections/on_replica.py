@@ -270,7 +270,8 @@ def _message(proof: Proof | None, connection: Any, cursor: Any, sql: Any) -> str
     """Return what is sent for a statement that asks along who answers it."""
     if proof is not None:
         return proof.message(sql, cursor.cursor)
-    return ask_along(sql, lock_wait_ms(), connection.connection.info.backend_pid)
+    sight, pid = connection.sight, connection.connection.info.backend_pid
+    return ask_along(sql, lock_wait_ms(), pid, is_first=sight is not None and sight.is_expected)
 
 
 def _was_cancelled_at_once(error: Exception, connection: BaseDatabaseWrapper) -> bool:

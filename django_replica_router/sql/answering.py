@@ -37,6 +37,10 @@ _SERVER_SQL = (
 # would write there is refused as on any, and written once, where it should be.
 _READ_ONLY = "set_config('transaction_read_only', 'on', true) IS NOT NULL"
 
+# For as long as the connection stands: a server that is promoted tells so with its next answer, when it would
+# have written already.
+_STAYS_READ_ONLY = "set_config('default_transaction_read_only', 'on', {is_local}) IS NOT NULL"
+
 # Behind the statement: that it sees no more than was replayed by then.
 _BOUND_SQL = "SELECT pg_last_wal_replay_lsn()::text"
 
@@ -129,6 +133,7 @@ def ask_along(
     question: Question = Question.WHO,
     *,
     asks_bound: bool = False,
+    is_first: bool = False,
 ) -> str:
     """Return a message that asks who answers, and then does what the query does.
 
@@ -141,11 +146,14 @@ def ask_along(
             later statements of the connection may wait no longer either.
         question: what is asked.
         asks_bound: behind the query, ask what it can have seen at most.
+        is_first: nobody has looked where the connection leads. Where that is straight to a server, later
+            statements of it may write nothing either.
     """
     is_pooled = f"pg_backend_pid() <> {backend_pid}"
-    wait = _bound_lock_wait(lock_wait_ms, is_local=is_pooled) if lock_wait_ms else " WHERE true"
+    wait = _bound_lock_wait(lock_wait_ms, is_local=is_pooled) if lock_wait_ms else "true"
     bound = f"\n;{_BOUND_SQL}" if asks_bound else ""
-    return f"{question.value}{wait} AND {_READ_ONLY};\n{query}{bound}"
+    stays = f" AND {_STAYS_READ_ONLY.format(is_local=is_pooled)}" if is_first else ""
+    return f"{question.value} WHERE {wait}{stays} AND {_READ_ONLY};\n{query}{bound}"
 
 
 def can_ask_bound(query: str, cursor: Any) -> bool:
@@ -164,7 +172,7 @@ def _bound_lock_wait(milliseconds: int, *, is_local: str, condition: str = "true
     Where the role or the database has a bound of its own, that one holds.
     """
     return (
-        f" WHERE CASE WHEN {condition} AND current_setting('lock_timeout') = '0' THEN "
+        f"CASE WHEN {condition} AND current_setting('lock_timeout') = '0' THEN "
         f"set_config('lock_timeout', '{milliseconds}', {is_local}) IS NOT NULL "
         f"ELSE true END"
     )
@@ -230,13 +238,16 @@ def ask_server(connection: psycopg.Connection[Any]) -> Answerer:
     return _answerer(ask(connection, _SERVER_SQL, "its replay position", kinds))
 
 
-def identify(connection: psycopg.Connection[Any], lock_wait_ms: int = 0) -> ServerIdentity:
+def identify(
+    connection: psycopg.Connection[Any], lock_wait_ms: int | None = None
+) -> ServerIdentity:
     """Return which server, and which life of it, the connection reaches.
 
     Args:
         connection: at rest.
-        lock_wait_ms: milliseconds that its statements may wait for a lock from now on; 0 leaves that
-            as it is. A pooler's connection is left as it is: others use its server, too.
+        lock_wait_ms: milliseconds that its statements may wait for a lock from now on, where they may write
+            nothing either, whatever becomes of a standby; 0 for as long as it takes. None leaves all as it
+            is. A pooler's connection is left as it is: others use its server, too.
 
     Raises:
         psycopg.Error: the server cannot be asked.
@@ -244,9 +255,15 @@ def identify(connection: psycopg.Connection[Any], lock_wait_ms: int = 0) -> Serv
     """
     kinds = ((str,), (bool,), (int,), *LIFE_KINDS)
     question = _IDENTITY_SQL
-    if lock_wait_ms:
+    if lock_wait_ms is not None:
         is_direct = f"pg_backend_pid() = {connection.info.backend_pid}"
-        question += _bound_lock_wait(lock_wait_ms, is_local="false", condition=is_direct)
+        stays = _STAYS_READ_ONLY.format(is_local="false")
+        question += (
+            f" WHERE CASE WHEN {is_direct} AND pg_is_in_recovery() THEN {stays} ELSE true END"
+        )
+        if lock_wait_ms:
+            wait = _bound_lock_wait(lock_wait_ms, is_local="false", condition=is_direct)
+            question += f" AND {wait}"
     system, in_recovery, pid, *life = ask(connection, question, "its identity", kinds)
     # A pooler makes up the process id that libpq is told when it connects: it stands for the
     # pooler's own client, so that a cancel request can be led to whatever server that has then.
