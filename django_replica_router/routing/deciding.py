@@ -51,8 +51,6 @@ def decide_by_token(
         if holds(choice, scope, state) and state.route.choices.get(max_lag) is choice:
             return _follow(primary, choice.decision, state, config)
     if in_event_loop():
-        # Asking the store or a replica would block the loop. The query itself runs in a thread
-        # and asks again there.
         return Decision(primary, Reason.EVENT_LOOP)
     if choice is None and is_learned(scope, config):
         count(Reason.LEARNED.event)
@@ -61,8 +59,7 @@ def decide_by_token(
         floor = load_floor(primary, scope, config)
     except StoreError as error:
         return _decide_without_store(primary, state, choices, max_lag, error)
-    is_named = choice is None and state.reader.name
-    if is_named and identifies_unknown_reader(model, scope, state):
+    if choice is None and state.reader.name and identifies_unknown_reader(model, scope, state):
         return Decision(primary, Reason.UNKNOWN_SESSION)
     usual = usual_for(primary, config)
     if not choices:
@@ -72,8 +69,7 @@ def decide_by_token(
             if choices.setdefault(max_lag, first) is first:
                 _count(decision, config)
                 return decision
-    monitor = usual.monitor
-    case = Case(primary, connection, scope, state, config, monitor, max_lag, choice, override)
+    case = Case(primary, connection, scope, state, config, usual.monitor, max_lag, choice, override)
     return _keep(case, choices, Choice(_choose(case, floor), floor, carried))
 
 
@@ -193,7 +189,10 @@ def is_unrouted(primary: str, scope: Scope, config: Config) -> bool:
 
 
 def in_event_loop() -> bool:
-    """Tell whether an event loop runs in this thread, which must not wait for anything."""
+    """Tell whether an event loop runs in this thread, which asking the store or a replica would block.
+
+    The query itself runs in another thread, and asks again there.
+    """
     return asyncio._get_running_loop() is not None
 
 
