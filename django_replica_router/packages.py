@@ -55,6 +55,16 @@ def _flags_are_old(config: Config) -> bool:
     )
 
 
+def _settings_are_old(config: Config) -> bool:
+    backend = str(getattr(settings, "CONSTANCE_BACKEND", ""))
+    is_cached = getattr(settings, "CONSTANCE_DATABASE_CACHE_BACKEND", None)
+    return (
+        backend.endswith(".DatabaseBackend")
+        and bool(is_cached)
+        and _reads_from_replicas("constance", config)
+    )
+
+
 def _cached_models() -> Iterator[Any]:
     """Return the models that cacheops keeps without being asked to each time."""
     raw = getattr(settings, "CACHEOPS", None) or {}
@@ -244,6 +254,14 @@ NEIGHBOURS = (
         "django-debug-toolbar keeps its history in the database: where it is read from a replica, the last "
         "request is missing, and who writes it reads everything else from the primary.",
         "Add 'debug_toolbar' to 'PRIMARY_ONLY'. See docs/observing.md.",
+    ),
+    Neighbour(
+        "W026",
+        "constance",
+        _settings_are_old,
+        "constance keeps in the cache, for everybody and for a day, settings that it has read from a replica: "
+        "what was changed a moment ago may stay as it was.",
+        f"Add 'constance' to REPLICA_ROUTER['PRIMARY_ONLY']. {_SHARED}",
     ),
 )
 

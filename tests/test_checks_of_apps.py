@@ -33,6 +33,10 @@ class MyRouter(ReplicaRouter):
     """Stand for a site's own version of the router."""
 
 
+CONSTANCE = {
+    "CONSTANCE_BACKEND": "constance.backends.database.DatabaseBackend",
+    "CONSTANCE_DATABASE_CACHE_BACKEND": "default",
+}
 ALL = {"notes.note": {"ops": "all", "timeout": 9}}
 IMMEDIATE = {"default": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"}}
 OSCAR = {"OSCAR_BASKET_COOKIE_OPEN": "oscar_open_basket"}
@@ -55,6 +59,15 @@ GETS = {"NOTES.*": {"timeout": 9}}
         (None, "cacheops", {}, {}),
         ("W025", "debug_toolbar", {}, {}),
         (None, "debug_toolbar", NOTES, {}),
+        ("W026", "constance", {}, CONSTANCE),
+        (None, "constance", NOTES, CONSTANCE),
+        (None, "constance", {}, {**CONSTANCE, "CONSTANCE_DATABASE_CACHE_BACKEND": None}),
+        (
+            None,
+            "constance",
+            {},
+            {**CONSTANCE, "CONSTANCE_BACKEND": "constance.backends.redisd.RedisBackend"},
+        ),
         ("W015", "cachalot", {}, {}),
         ("W015", "cachalot", {}, {"CACHALOT_DATABASES": ["default", "replica2"]}),
         (None, "cachalot", {}, {"CACHALOT_DATABASES": ["default"]}),
