@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Thread
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import DatabaseError, connection, transaction
 from django.http import HttpRequest
 
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import TIMEOUT, wait_until, wait_until_known
-from tests.site import sign_in, visit
+from tests.conftest import TIMEOUT, stand_still, wait_until, wait_until_known
+from tests.site import PASSWORD, sign_in, visit
 
 pytestmark = pytest.mark.usefixtures("test_site")
 
@@ -70,3 +71,47 @@ def test_the_primary_may_not_show_yet_what_a_replica_has_shown(
         wait_until(lambda: is_shown(cluster), "the change")
         assert [visit(client, title), visit(client, title, "post")] == ["new", "old"]
     assert visit(client, title, "post") == "new"
+
+
+WAITS = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+def end_the_wait(cluster: Cluster, function: str) -> None:
+    """End by hand the one commit that waits for a standby."""
+    wait_until(lambda: cluster.primary.execute(WAITS, dbname="app"), "a commit that waits")
+    ((pid,),) = cluster.primary.execute(WAITS, dbname="app")
+    cluster.primary.execute(f"SELECT {function}({pid})", dbname="app")
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["autocommit", "atomic"])
+@pytest.mark.parametrize(
+    ("function", "told"), [("pg_cancel_backend", "done"), ("pg_terminate_backend", "error")]
+)
+def test_a_write_whose_wait_for_a_standby_is_ended_is_seen_by_its_user(
+    ann: User, cluster: Cluster, function: str, told: str, blocks: bool
+) -> None:
+    """It is there, whatever its writer was told, and replicas that have not replayed it do not serve them."""
+    client, other = sign_in(ann), sign_in(User.objects.create_user("bob", password=PASSWORD))
+    Note.objects.create(owner=ann, title="old")
+    wait_until_known(cluster)
+    stand_still(cluster)
+
+    def write(request: HttpRequest) -> str:
+        assert request.user.is_authenticated
+        try:
+            with transaction.atomic() if blocks else nullcontext():
+                Note.objects.update(title="new")
+        except DatabaseError:
+            connection.close()  # as the end of a request does outside of tests
+            return "error"
+        return "done"
+
+    cluster.primary.configure(synchronous_standby_names="nobody")
+    ending = Thread(target=end_the_wait, args=[cluster, function])
+    try:
+        ending.start()
+        assert visit(client, write, "post") == told
+    finally:
+        ending.join(TIMEOUT)
+        cluster.primary.configure(synchronous_standby_names=None)
+    assert [visit(client, title), visit(other, title)] == ["new", "old"]
