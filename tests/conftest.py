@@ -347,7 +347,7 @@ def clean_up(cluster: Cluster) -> None:
     """Empty tables and cache, and have all replicas replay."""
     for replica in cluster.replicas:
         replica.resume()
-    tables = connection.introspection.django_table_names(only_existing=True)
+    tables = connection.introspection.django_table_names()
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT quote_ident(relname) FROM pg_class WHERE relname = ANY(%s) "
