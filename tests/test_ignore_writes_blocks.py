@@ -436,7 +436,9 @@ def test_forty_users_are_served_by_replicas_and_lose_nothing(
     assert counts["replicas"] >= 0.9 * counts["oracle"], counts
 
 
-def test_without_the_rule_few_are(request: pytest.FixtureRequest) -> None:
+def test_without_the_rule_few_are(request: pytest.FixtureRequest, monkeypatch: Patch) -> None:
     """Control: the test above fails."""
+    # Fewer clicks show as much here; in a first round alone, on a quick machine, too few writes are old.
+    monkeypatch.setitem(globals(), "ROUNDS", 2)
     test: Any = test_forty_users_are_served_by_replicas_and_lose_nothing
     fail_without(forget_the_rule, test, {"record_property": print}, request)
