@@ -236,9 +236,9 @@ def _wish(case: Case, floor: Floor) -> Wish:
             floor = replace(floor, position=floor.written)
     elif primary in config.topology.settling:
         is_moved = _is_moved(primary, reader, usual, config)
-    # Not where the scope has decided under another lag: it must not go back in time.
     # What came with a token has a position yet: see ``_bind``.
     is_bound = bool(reader or case.scope.seen_keys or config.COOKIE)
+    # Not where the scope has decided under another lag: it must not go back in time.
     may_yield = config.yields and (case.choice is not None or not state.route.choices)
     return Wish(
         floor,

@@ -317,8 +317,7 @@ def current_scope() -> Scope | None:
 
 @after_fork
 def _end_scope() -> None:
+    # The parent, which stores what is written in it there, is told nothing of what is written here.
     scope = current_scope()
     if scope is not None:
-        scope.has_ended = (
-            True  # the parent, which will store what is written in it, is told nothing of this one
-        )
+        scope.has_ended = True
