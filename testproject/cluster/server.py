@@ -77,6 +77,7 @@ class Server:
         self._workspace = workspace
         self._process: subprocess.Popen[bytes] | None = None
         self._has_run = False
+        self._is_suspended = False
 
     def __repr__(self) -> str:
         state = f"pid {self.pid}" if self.is_running else "stopped"
@@ -148,11 +149,12 @@ class Server:
             self._process.wait()
             self._workspace.forget(self._process)
             self._process = None
+        self._is_suspended = False
 
     def _stop_by(self, number: Signals) -> None:
         process = self._process
         if process is not None and process.poll() is None:
-            continue_family(process.pid)
+            self._let_go_on(process.pid)
             process.send_signal(number)
             wait_until(
                 lambda: process.poll() is not None,
@@ -171,7 +173,7 @@ class Server:
     def ask_to_end(self) -> None:
         """Make the server end at once, without care for its data, and do not wait for it."""
         if self._process is not None and self._process.poll() is None:
-            continue_family(self._process.pid)
+            self._let_go_on(self._process.pid)
             self._process.send_signal(self.end_signal)
 
     def ensure_ended(self) -> None:
@@ -183,8 +185,16 @@ class Server:
 
     def suspend(self) -> None:
         """Freeze the server: it keeps its port and its connections, and answers nothing."""
-        suspend_family(self.pid)
+        pid = self.pid
+        self._is_suspended = True
+        suspend_family(pid)
 
     def resume_process(self) -> None:
         """Let a suspended server go on."""
-        continue_family(self.pid)
+        self._let_go_on(self.pid)
+
+    def _let_go_on(self, pid: int) -> None:
+        # To find the children of one that was never suspended takes a look at all processes of the machine.
+        if self._is_suspended:
+            continue_family(pid)
+            self._is_suspended = False
