@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -24,11 +25,12 @@ from django_replica_router.policy import ReplicaState
 from django_replica_router.recording import carrying
 from django_replica_router.recording.carrying import token_of
 from django_replica_router.replicas.health import Health
+from django_replica_router.replicas.pollers import ReplicaPoller
 from django_replica_router.replicas.registry import stop_monitors
 from django_replica_router.stores.store import RedisStore
 from testproject.cluster import Cluster
 from testproject.notes.models import Note
-from tests.conftest import stand_still, wait_until_known
+from tests.conftest import TIMEOUT, stand_still, wait_until_known
 
 pytestmark = pytest.mark.usefixtures("note")
 
@@ -271,7 +273,16 @@ def test_the_first_task_of_a_process_gets_to_know_the_replicas(
     settings.REPLICA_ROUTER = {**settings.REPLICA_ROUTER, "WAIT": 0.0}
     monkeypatch.setattr(background, "_FIRST_LOOK", 60.0 if waits else 0.0)
     stop_monitors()
+    look, has_read = ReplicaPoller.look, threading.Event()
+
+    def look_afterwards(self: ReplicaPoller, connection: Any) -> None:
+        assert has_read.wait(TIMEOUT)
+        look(self, connection)
+
+    if not waits:  # however long the read takes
+        monkeypatch.setattr(ReplicaPoller, "look", look_afterwards)
     run = Run("")
     alias = str(Note.objects.get()._state.db)
+    has_read.set()
     run.close()
     assert (alias != "default") is waits

@@ -65,6 +65,7 @@ def test_a_select_that_writes_writes_nothing_on_a_promoted_replica(
     assert visit(Client(), action) == [note.version + 1, note.version]
 
 
+@pytest.mark.not_pooled("each statement is read-only by itself there")
 @pytest.mark.parametrize("is_open", [True, False], ids=["open connection", "new connection"])
 def test_without_sessions_that_stay_read_only_it_does(
     is_open: bool, note: Note, healed: Cluster, settings: Any, monkeypatch: pytest.MonkeyPatch
