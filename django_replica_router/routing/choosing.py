@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -148,9 +149,8 @@ def _has_met_another(case: Case) -> bool:
     """
     if case.choice is None:
         return False
-    mine = case.choice.decision.alias, case.primary
-    chosen = list(case.state.route.choices.values())
-    return any(choice.decision.alias not in mine for choice in chosen)
+    mine = case.choice.decision.alias
+    return any(decision.alias != mine for decision in _for_replicas(case.primary, case.state))
 
 
 def _choose_in_shadow(case: Case, wish: Wish) -> Decision:
@@ -255,8 +255,14 @@ def _wish(case: Case, floor: Floor) -> Wish:
 
 def _replica_so_far(primary: str, state: ClusterScope) -> Decision | None:
     """Return the decision for the replica that serves the scope where it allows another lag, or None."""
-    chosen = [choice.decision for choice in list(state.route.choices.values())]
-    return next((decision for decision in chosen if decision.alias != primary), None)
+    return next(_for_replicas(primary, state), None)
+
+
+def _for_replicas(primary: str, state: ClusterScope) -> Iterator[Decision]:
+    """Yield the decisions for replicas that the scope has made, whatever lag each allows."""
+    for choice in list(state.route.choices.values()):  # another thread may decide meanwhile
+        if choice.decision.alias != primary:
+            yield choice.decision
 
 
 def _begin_with(first: str, order: Order) -> Order:
