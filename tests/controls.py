@@ -455,8 +455,9 @@ def fail_without(
     test: Callable[..., None],
     arguments: dict[str, Any],
     request: pytest.FixtureRequest,
+    by: type[Exception] = Exception,
 ) -> None:
-    """Run a test with a rule taken out, and fail where it passes."""
+    """Run a test with a rule taken out, and fail where it passes, or fails by another error."""
     skip_where_pooled(getattr(test, "pytestmark", ()))
     names = [name for name in inspect.signature(test).parameters if name not in arguments]
     arguments = arguments | {name: request.getfixturevalue(name) for name in names}
@@ -466,7 +467,7 @@ def fail_without(
             test(**arguments)
         except (AttributeError, NameError, TypeError):
             raise  # the rule was not taken out: its replacement does not fit any more
-        except (Exception, pytest.fail.Exception):
+        except (by, pytest.fail.Exception):
             return
     pytest.fail(f"{test.__name__} passes although the rule is taken out")
 

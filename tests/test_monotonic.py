@@ -22,7 +22,7 @@ from django_replica_router.replicas.waiting import Waiting
 from django_replica_router.routing import choosing, reads
 from django_replica_router.scopes.identity import RequestIdentity
 from django_replica_router.scopes.scope import Scope
-from testproject.cluster import Cluster
+from testproject.cluster import Cluster, ReplicaServer
 from testproject.notes.models import Note
 from tests.backend import is_pinned
 from tests.conftest import (
@@ -37,6 +37,7 @@ from tests.conftest import (
     wait_until_known,
     wait_until_reachable,
 )
+from tests.controls import fail_without
 from tests.faulty import backend
 from tests.helpers import Served
 from tests.site import PASSWORD, sign_in, visit
@@ -198,18 +199,25 @@ def test_without_telling_it_apart_it_would_be(
     assert seen_after_bookkeeping(sign_in(ann), database_cache) == "default"
 
 
+def replicas_for(
+    client: Client, cluster: Cluster, served: Served
+) -> tuple[ReplicaServer, ReplicaServer]:
+    """Return the replica where somebody reads as a rule, and the other one."""
+    visit(client, title)
+    (usual,) = served.aliases("notes_note") - {"default"}
+    one, other = cluster.replicas
+    return (one, other) if one.name == usual else (other, one)
+
+
 def test_what_one_replica_showed_is_not_taken_back_by_the_other(
     ann: User, note: Note, cluster: Cluster, served: Served, settings: Any
 ) -> None:
     """Where the usual replica comes back after a failure, it must have what its stand-in showed."""
     client = sign_in(ann)
     wait_until_known(cluster)
-    visit(client, title)
-    (usual,) = served.aliases("notes_note") - {"default"}
-    mine = next(replica for replica in cluster.replicas if replica.name == usual)
+    mine, other = replicas_for(client, cluster, served)
     mine.kill()
     by_somebody_else(cluster, "new")
-    other = next(replica for replica in cluster.replicas if replica.name != usual)
     other.wait_replayed(cluster.primary.flush())
     for _ in range(3):
         assert visit(client, title) == "new"
@@ -218,7 +226,7 @@ def test_what_one_replica_showed_is_not_taken_back_by_the_other(
     monitor = find_monitor("default")
     assert monitor is not None
     wait_until(
-        lambda: monitor.known.readings[usual].state is ReplicaState.STREAMING,
+        lambda: monitor.known.readings[mine.name].state is ReplicaState.STREAMING,
         "it to be known again",
     )
     for _ in range(3):
@@ -231,18 +239,15 @@ def test_leaving_the_usual_replica_does_not_go_back_in_time(
     """What the usual replica showed is recorded nowhere, and must not be missing on its stand-in."""
     client = sign_in(ann)
     wait_until_known(cluster)
-    visit(client, title)
-    (usual,) = served.aliases("notes_note") - {"default"}
-    mine = next(replica for replica in cluster.replicas if replica.name == usual)
-    other = next(replica for replica in cluster.replicas if replica.name != usual)
+    mine, other = replicas_for(client, cluster, served)
     other.pause()
     by_somebody_else(cluster, "new")
     mine.wait_replayed(cluster.primary.flush())
     assert visit(client, title) == "new"
     mine.kill()
-    connections[usual].close()  # as a worker that has not met it yet
+    connections[mine.name].close()  # as a worker that has not met it yet
     try:
-        with impatient(cluster, usual):
+        with impatient(cluster, mine.name):
             for _ in range(5):
                 assert visit(client, title) == "new"
     finally:
@@ -309,10 +314,7 @@ def test_what_a_scope_inside_has_shown_is_not_taken_back(
     """Whomever it works for, the reader of the request has seen it."""
     client = sign_in(ann)
     wait_until_known(cluster)
-    visit(client, title)
-    (usual,) = served.aliases("notes_note") - {"default"}
-    mine = next(replica for replica in cluster.replicas if replica.name == usual)
-    other = next(replica for replica in cluster.replicas if replica.name != usual)
+    mine, other = replicas_for(client, cluster, served)
     mine.pause()
     by_somebody_else(cluster, "new")
     other.wait_replayed(cluster.primary.flush())
@@ -421,15 +423,10 @@ def name_by_the_credential(patch: Patch) -> None:
     ],
 )
 def test_without_the_order_of_names_it_does(
-    take_out: Any, test: Any, ann: User, note: Note, cluster: Cluster, settings: Any
+    take_out: Any, test: Any, request: pytest.FixtureRequest
 ) -> None:
     """Control: each is about whom the reader is taken for."""
-    names = test.__code__.co_varnames[: test.__code__.co_argcount]
-    given = {"ann": ann, "note": note, "cluster": cluster, "settings": settings}
-    with Patch.context() as patch:
-        take_out(patch)
-        with pytest.raises(AssertionError):
-            test(**{name: given[name] for name in names})
+    fail_without(take_out, test, {}, request, AssertionError)
 
 
 @pytest.mark.not_pooled(

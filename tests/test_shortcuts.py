@@ -321,4 +321,4 @@ def test_the_test_of_a_rule_fails_without_the_rule(
     request: pytest.FixtureRequest,
 ) -> None:
     """A test that cannot fail would prove nothing."""
-    fail_without(*control, request)
+    fail_without(*control, request, AssertionError)

@@ -29,6 +29,7 @@ from testproject.cluster import Cluster
 from testproject.notes.models import Note
 from tests.backend import DJANGO, OWN, engine
 from tests.conftest import TIMEOUT, stand_still
+from tests.controls import fail_without
 from tests.site import PASSWORD, avisit, visit
 from tests.written import note, record_of, signed_in, wrote  # noqa: F401 - fixtures
 
@@ -326,18 +327,10 @@ def store_inside(patch: Patch) -> None:
 def test_without_its_rule_it_fails(
     take_out: Callable[[Patch], None],
     test: Callable[..., None],
-    signed_in: Client,
-    ann: User,
-    note: Note,
-    cluster: Cluster,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Control: each test is about what is taken out."""
-    names = test.__code__.co_varnames[: test.__code__.co_argcount]
-    given = {"signed_in": signed_in, "ann": ann, "note": note, "cluster": cluster}
-    with Patch.context() as patch:
-        take_out(patch)
-        with pytest.raises(AssertionError):
-            test(**{name: given[name] for name in names})
+    fail_without(take_out, test, {}, request, AssertionError)
 
 
 @pytest.mark.usefixtures("_each_engine")
