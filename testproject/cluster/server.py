@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from signal import SIGTERM, Signals
 
 from testproject.cluster.errors import ClusterError
@@ -34,13 +39,37 @@ def free_port() -> int:
     1. Not port 0: the kernel would choose among the ports that it also gives to outgoing
        connections, and one of those could take the port of a server that is down for a moment.
     2. Not the ``random`` module: test runners seed it, and parallel runs would choose alike.
-    3. No port twice in one process: it may belong to a server that is down for a moment.
+    3. No port twice, be it in one process or in several that run side by side: it may belong to
+       a server that is down for a moment, or has not come up yet.
     """
     while True:
-        port = 10_240 + secrets.randbelow(32_768 - 10_240)
-        if port not in _ports_given and _is_free(port):
+        port = _any_port()
+        if port not in _ports_given and _reserve(port) and _is_free(port):
             _ports_given.add(port)
             return port
+
+
+def _any_port() -> int:
+    return 10_240 + secrets.randbelow(32_768 - 10_240)
+
+
+def _reserve(port: int) -> bool:
+    """Keep other processes of this user from being given the port while this one lives.
+
+    By a lock on one byte of a file that they share: the kernel releases it however a process ends.
+    """
+    file = _shared_file()
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except (BlockingIOError, PermissionError):  # POSIX leaves open which of them it is
+        return False
+    return True
+
+
+@cache
+def _shared_file() -> int:
+    path = Path(tempfile.gettempdir(), f"django-replica-router-ports-{os.getuid()}")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 def _is_free(port: int) -> bool:
