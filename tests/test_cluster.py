@@ -159,6 +159,16 @@ class TestCluster:
         assert replica.port == port
         assert not reads(replica, "lost")
 
+    def test_heal_takes_away_what_was_added(self, cluster: Cluster) -> None:
+        """After heal() there are the replicas of the start, and no others."""
+        replicas = list(cluster.replicas)
+        added = cluster.add_replica()
+
+        cluster.heal()
+
+        assert cluster.replicas == replicas
+        assert not added.is_running
+
     def test_after_heal_the_primary_sends_to_all(self, cluster: Cluster) -> None:
         """Also where it was started anew, and has nothing new for them: they connect a little later."""
         # Else the moment decides whether they have.

@@ -266,10 +266,15 @@ class Cluster(Managed):
             _start_replica(replica)
             self._lead_pooler(replica.name, replica.port)
         except BaseException:
-            replica.kill()
-            self.replicas.remove(replica)
+            self._remove_replica(replica)
             raise
         return replica
+
+    def _remove_replica(self, replica: ReplicaServer) -> None:
+        if replica.name in self.poolers:
+            self.poolers.pop(replica.name).kill()
+        replica.kill()
+        self.replicas.remove(replica)
 
     def _new_replica(self) -> ReplicaServer:
         primary = self.present_primary
@@ -302,9 +307,11 @@ class Cluster(Managed):
         """Bring all servers back to how they were at the start, data aside.
 
         Start what was stopped, let go on what was suspended, and undo delays, pauses, cuts and
-        promotions: a replica with a history of its own becomes a new copy of ``primary``. Return
-        when all replicas receive from it.
+        promotions: a replica with a history of its own becomes a new copy of ``primary``, and those
+        that were added are gone. Return when all replicas receive from it.
         """
+        for replica in self.replicas[self._replica_count :]:
+            self._remove_replica(replica)
         for server in self._servers():
             if server.is_running:
                 server.resume_process()

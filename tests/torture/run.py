@@ -167,7 +167,16 @@ def new_cluster(replicas: int) -> Cluster:
 
 
 def run(plan: Plan, cluster: Cluster, tell: Callable[[str], None] = lambda line: None) -> Result:
-    """Run the plan on a cluster that has been started, and check what happened."""
+    """Run the plan on a cluster that has been started, and check what happened.
+
+    Raises:
+        ArenaError: the cluster is not what the plan is for.
+    """
+    if len(cluster.replicas) != plan.replicas:
+        raise ArenaError(
+            f"The plan is for {plan.replicas} replicas, and the cluster has "
+            f"{len(cluster.replicas)}. Start it by new_cluster({plan.replicas}), or heal() it."
+        )
     recorder = Recorder()
     ended = threading.Event()
     with ExitStack() as stack:
