@@ -38,7 +38,9 @@ LOSS_SECONDS = 0.5
 """So long users write what no replica gets."""
 
 EVICTIONS = 5
-EVICTED_BYTES = 2000
+EVICTED_BYTES = 500
+"""Some five keys. Of a cache that drops most of what it holds nobody takes it that it holds all."""
+
 CACHE_MEMORY = str(1 << 30)
 EVICTING = {"maxmemory": CACHE_MEMORY, "maxmemory-policy": "allkeys-random"}
 """Settings of a cache that drops keys to make room."""
