@@ -39,7 +39,7 @@ LOSS_SECONDS = 0.5
 
 EVICTIONS = 5
 EVICTED_BYTES = 500
-"""Some five keys. Of a cache that drops most of what it holds nobody takes it that it holds all."""
+"""Some five keys. Where most are dropped, the store is found to have been emptied, by other means."""
 
 CACHE_MEMORY = str(1 << 30)
 EVICTING = {"maxmemory": CACHE_MEMORY, "maxmemory-policy": "allkeys-random"}
