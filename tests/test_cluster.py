@@ -358,7 +358,8 @@ def test_port_of_another_process_is_not_given(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr("testproject.cluster.server._any_port", lambda: next(ports))
         assert free_port() > port
         other.communicate("\n")
-    monkeypatch.setattr("testproject.cluster.server._any_port", lambda: port)
+    once = iter([port])
+    monkeypatch.setattr("testproject.cluster.server._any_port", lambda: next(once))
     assert free_port() == port
 
 
