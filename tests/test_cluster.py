@@ -168,6 +168,7 @@ class TestCluster:
 
         assert cluster.replicas == replicas
         assert not added.is_running
+        assert not added.data_directory.exists()
 
     def test_after_heal_the_primary_sends_to_all(self, cluster: Cluster) -> None:
         """Also where it was started anew, and has nothing new for them: they connect a little later."""
@@ -354,12 +355,11 @@ def test_port_of_another_process_is_not_given(monkeypatch: pytest.MonkeyPatch) -
         assert other.stdout is not None
         port = int(other.stdout.readline())
         # Nobody listens on it, and still it is passed over.
-        ports = iter([port, *range(port + 1, port + 1000)])
+        ports = iter(range(port, port + 1000))
         monkeypatch.setattr("testproject.cluster.server._any_port", lambda: next(ports))
         assert free_port() > port
         other.communicate("\n")
-    once = iter([port])
-    monkeypatch.setattr("testproject.cluster.server._any_port", lambda: next(once))
+    ports = iter([port])
     assert free_port() == port
 
 

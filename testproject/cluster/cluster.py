@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -272,9 +273,10 @@ class Cluster(Managed):
 
     def _remove_replica(self, replica: ReplicaServer) -> None:
         if replica.name in self.poolers:
-            self.poolers.pop(replica.name).kill()
+            self.poolers.pop(replica.name).remove()
         replica.kill()
         self.replicas.remove(replica)
+        shutil.rmtree(replica.data_directory)
 
     def _new_replica(self) -> ReplicaServer:
         primary = self.present_primary
