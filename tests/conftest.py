@@ -40,6 +40,7 @@ from testproject.cluster import Cluster
 from testproject.cluster.pgbouncer import answers
 from testproject.notes.models import Note
 from tests.helpers import Served
+from tests.kept_connections import monitors_keep_connections
 from tests.site import PASSWORD
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -393,13 +394,14 @@ def cluster(
     for alias in connections:
         if connections[alias].connection is not None and not connections[alias].is_usable():
             connections[alias].close()
-    # How long replicas took to catch up in another test, the monitor is not to expect in this one.
-    stop_monitors()
-    clean_up(real_cluster)
-    if real_cluster.pooler:
-        for alias in connections:
-            wait_until_reachable(alias)
-    wait_until_known(real_cluster)
+    with monitors_keep_connections():
+        # How long replicas took to catch up in another test, the monitor is not to expect in this one.
+        stop_monitors()
+        clean_up(real_cluster)
+        if real_cluster.pooler:
+            for alias in connections:
+                wait_until_reachable(alias)
+        wait_until_known(real_cluster)
     yield real_cluster
     for alias in connections:
         connections[alias].close_if_unusable_or_obsolete()
