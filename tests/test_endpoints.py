@@ -146,9 +146,8 @@ def test_a_writer_is_not_served_by_the_one_that_lacks_it(
         assert {title for title, _, _ in seen} == {"second"}
         return servers_of(endpoint, seen[-12:]) == {"replica1": 6, "primary": 6}
 
-    wait_until(
-        are_served_so, "the one that has it to serve each time"
-    )  # unless the machine is busy
+    # Each time, unless the machine is busy.
+    wait_until(are_served_so, "the one that has it to serve")
 
 
 @pytest.mark.parametrize("kind", [*BALANCED, "session"])

@@ -8,7 +8,7 @@ import pytest
 
 from django_replica_router.replicas.registry import get_monitor, stop_monitors
 from testproject.cluster import Cluster
-from tests.conftest import wait_until_known
+from tests.conftest import wait_until, wait_until_known
 from tests.kept_connections import monitors_keep_connections
 
 pytestmark = pytest.mark.not_pooled("which server's process answers is the pooler's affair")
@@ -31,9 +31,8 @@ def renew(cluster: Cluster, meanwhile: Callable[[], None] = lambda: None) -> lis
 
 
 def test_the_next_monitor_takes_them(cluster: Cluster) -> None:
-    """All three."""
-    first = renew(cluster)
-    assert renew(cluster) == first
+    """All three, unless the machine is busy: a thread that ends too late keeps its own."""
+    wait_until(lambda: renew(cluster) == renew(cluster), "the same processes to serve the next one")
 
 
 def test_outside_the_block_it_opens_its_own(cluster: Cluster) -> None:
@@ -46,7 +45,11 @@ def test_outside_the_block_it_opens_its_own(cluster: Cluster) -> None:
 
 def test_one_whose_server_was_started_anew_is_not_taken(healed: Cluster) -> None:
     """The others are."""
-    primary, one, other = renew(healed)
-    again = renew(healed, healed.replicas[0].restart)
-    assert (again[0], again[2]) == (primary, other)
-    assert again[1] != one
+
+    def are_the_others_taken() -> bool:
+        primary, one, other = renew(healed)
+        again = renew(healed, healed.replicas[0].restart)
+        assert again[1] != one
+        return (again[0], again[2]) == (primary, other)
+
+    wait_until(are_the_others_taken, "the same processes of the others to serve the next one")
