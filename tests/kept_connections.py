@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 import psycopg
 import pytest
 from django.db import connections
-from psycopg.pq import TransactionStatus
 
 from django_replica_router.replicas.pollers import Poller
 from django_replica_router.sql import opening
+from django_replica_router.sql.states import can_be_asked
 
 _opened: WeakKeyDictionary[psycopg.Connection[Any], str] = WeakKeyDictionary()
 """The connections that such a block has opened, and under which settings. What a test opens is not kept."""
@@ -32,14 +32,14 @@ def monitors_keep_connections() -> Iterator[None]:
     def connect_or_take(alias: str, timeout: float) -> psycopg.Connection[Any]:
         under = repr(connections.settings[alias])
         connection = kept.pop(under, None)
-        if connection is None or not answers(connection):
+        if connection is None or not is_alive(connection):
             connection = connect(alias, timeout)
             _opened[connection] = under
         return connection
 
     def keep_or_close(poller: Poller) -> None:
         connection = poller._connection
-        if connection in _opened and poller.known.stopped and is_at_rest(connection):
+        if connection in _opened and poller.known.stopped and can_be_asked(connection):
             kept[_opened[connection]] = connection
             poller._connection = None
         close(poller)
@@ -54,13 +54,8 @@ def monitors_keep_connections() -> Iterator[None]:
                 connection.close()
 
 
-def is_at_rest(connection: psycopg.Connection[Any]) -> bool:
-    """Tell whether a connection is open, and nothing is under way on it."""
-    return connection.info.transaction_status is TransactionStatus.IDLE
-
-
-def answers(connection: psycopg.Connection[Any]) -> bool:
-    """Tell whether a server answers on a connection: it may have been stopped meanwhile."""
+def is_alive(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether the server answers on a connection, and close it if not: it may have been stopped meanwhile."""
     with suppress(psycopg.Error):
         return connection.execute("SELECT 1").fetchone() == (1,)
     connection.close()
